@@ -1,0 +1,116 @@
+"""Rows of identity: domain > project > user > key pair, and the policies that say what they may use.
+
+Slot amounts in ``total_resource_slots`` are integers in the slot's own base unit (see
+``spawner.scheduler.slots``); None means unlimited, an amount of 0 means nothing.
+"""
+
+import datetime as dt
+import uuid
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, String, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from store.base import Base, JsonDict
+
+
+class DomainRow(Base):
+    """A domain: the outermost payer."""
+
+    __tablename__ = "domains"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    description: Mapped[str] = mapped_column(Text, default="")
+    is_active: Mapped[bool] = mapped_column(default=True)
+    total_resource_slots: Mapped[JsonDict | None]
+    allowed_vfolder_hosts: Mapped[JsonDict | None]
+    created_at: Mapped[dt.datetime]
+
+
+class ProjectRow(Base):
+    """A project (Backend.AI: group) of a domain."""
+
+    __tablename__ = "projects"
+    __table_args__ = (UniqueConstraint("domain", "name", name="uq_projects_domain_name"),)
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    domain: Mapped[str] = mapped_column(ForeignKey("domains.name"))
+    name: Mapped[str] = mapped_column(String(64))
+    description: Mapped[str] = mapped_column(Text, default="")
+    is_active: Mapped[bool] = mapped_column(default=True)
+    total_resource_slots: Mapped[JsonDict | None]
+    allowed_vfolder_hosts: Mapped[JsonDict | None]
+    created_at: Mapped[dt.datetime]
+
+
+class UserRow(Base):
+    """A person. ``username`` is the JupyterHub name; ``password_hash`` is argon2id or None (log-in elsewhere)."""
+
+    __tablename__ = "users"
+    __table_args__ = (
+        CheckConstraint("role IN ('user', 'admin', 'superadmin')", name="role"),
+        CheckConstraint("status IN ('active', 'inactive', 'before-verification')", name="status"),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    username: Mapped[str] = mapped_column(String(64), unique=True)
+    email: Mapped[str] = mapped_column(String(254), unique=True)
+    full_name: Mapped[str] = mapped_column(String(254), default="")
+    password_hash: Mapped[str | None] = mapped_column(Text)
+    password_changed_at: Mapped[dt.datetime | None]
+    domain: Mapped[str] = mapped_column(ForeignKey("domains.name"))
+    role: Mapped[str] = mapped_column(String(16), default="user")
+    status: Mapped[str] = mapped_column(String(24), default="active")
+    main_access_key: Mapped[str | None] = mapped_column(String(20))
+    created_at: Mapped[dt.datetime]
+
+
+class MembershipRow(Base):
+    """A user's place in a project."""
+
+    __tablename__ = "memberships"
+
+    user_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("users.id", ondelete="CASCADE"), primary_key=True
+    )
+    project_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True
+    )
+
+
+class KeyPairPolicyRow(Base):
+    """What holders of key pairs under this policy may use; None means unlimited, 0 nothing."""
+
+    __tablename__ = "keypair_policies"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    total_resource_slots: Mapped[JsonDict | None]
+    max_concurrent_sessions: Mapped[int | None]
+    max_pending_sessions: Mapped[int | None]
+    max_containers_per_session: Mapped[int] = mapped_column(default=1)
+    max_session_lifetime: Mapped[int | None] = mapped_column(BigInteger)
+    """Seconds."""
+    max_priority: Mapped[int] = mapped_column(default=10)
+    idle_timeout: Mapped[int | None] = mapped_column(BigInteger)
+    """Seconds."""
+    max_vfolder_count: Mapped[int | None]
+    allowed_vfolder_hosts: Mapped[JsonDict | None]
+    created_at: Mapped[dt.datetime]
+
+
+class KeyPairRow(Base):
+    """An access key with its secret. HMAC needs the secret itself, so it cannot be stored hashed."""
+
+    __tablename__ = "keypairs"
+
+    access_key: Mapped[str] = mapped_column(String(20), primary_key=True)
+    secret_key: Mapped[str] = mapped_column(String(64))
+    user_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("users.id", ondelete="CASCADE"), index=True
+    )
+    policy: Mapped[str] = mapped_column(ForeignKey("keypair_policies.name"))
+    is_active: Mapped[bool] = mapped_column(default=True)
+    is_admin: Mapped[bool] = mapped_column(default=False)
+    rate_limit: Mapped[int] = mapped_column(default=30000)
+    """Requests per rolling 15 minutes."""
+    created_at: Mapped[dt.datetime]
+    last_used: Mapped[dt.datetime | None]

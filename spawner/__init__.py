@@ -1,0 +1,1 @@
+"""The engine: from "please" to a running container."""

@@ -1,0 +1,1 @@
+"""Plug-ins that find devices, say which slots they offer and how an allocation reaches a kernel."""

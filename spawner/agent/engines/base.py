@@ -1,0 +1,151 @@
+"""The interface of an engine and the facts it reports. Conformance tests: ``tests/integration/engines``.
+
+Every method may be called again after it was interrupted anywhere: the outcome is the same as
+calling it once. Objects of the engine carry ``Identity`` (as labels or a file), so that an agent that
+restarts finds everything it made with ``list``; objects without our labels are never touched.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from spawner.agent.protocol import ImageReport, KernelSpec, Share
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Names one run of one kernel; written on everything that an engine creates for it."""
+
+    kernel_id: str
+    session_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the kernel may use, derived from its shares by the accelerator plug-ins."""
+
+    cpu_quota: float | None = None
+    """CPUs' worth of time."""
+    cpuset: str | None = None
+    memory_bytes: int | None = None
+    shm_bytes: int = 64 * 1024 * 1024
+    pids: int = 4096
+    environ: Mapping[str, str] = field(default_factory=dict)
+    devices: tuple[str, ...] = ()
+    """Device nodes to pass through."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundMount:
+    """A mount whose source the agent has resolved and checked on this host."""
+
+    source: str
+    target: str
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a port of a kernel is reached from the proxy."""
+
+    name: str
+    protocol: str
+    container_port: int
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What the engine knows of one kernel's container or process."""
+
+    identity: Identity
+    phase: str
+    """``created``, ``running`` or ``exited``."""
+    native_id: str
+    endpoints: tuple[Endpoint, ...]
+    shares: tuple[Share, ...]
+    started_at: float | None = None
+    exit_code: int | None = None
+    oom_killed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEvent:
+    """Something happened to a kernel; the agent looks again. ``what``: ``exited`` or ``removed``."""
+
+    identity: Identity
+    what: str
+
+
+class EngineError(Exception):
+    """The engine refused or failed; the sentence is for the user, ``retriable`` for the agent."""
+
+    def __init__(self, message: str, *, retriable: bool = False) -> None:
+        super().__init__(message)
+        self.retriable = retriable
+
+
+class Engine(abc.ABC):
+    """Runs kernels. Implementations are chosen by entry point ``perijove.engines``."""
+
+    name: str
+
+    @abc.abstractmethod
+    async def open(self, config: Mapping[str, Any]) -> None:
+        """Connect and prepare (networks, folders). Raises ``EngineError`` if it cannot work here."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Let go of connections; running kernels go on."""
+
+    @abc.abstractmethod
+    async def images(self) -> tuple[ImageReport, ...]:
+        """Images that a kernel can be created from now."""
+
+    @abc.abstractmethod
+    async def ensure_image(self, name: str) -> AsyncIterator[str]:
+        """Make ``name`` present, yielding progress sentences; raises ``EngineError`` if it cannot."""
+        yield ""
+
+    @abc.abstractmethod
+    async def create(
+        self, spec: KernelSpec, limits: Limits, mounts: tuple[BoundMount, ...]
+    ) -> EngineState:
+        """Create (not start) the container of ``spec``; returns the present one if it is there."""
+
+    @abc.abstractmethod
+    async def start(self, identity: Identity) -> EngineState:
+        """Start what was created; harmless when it runs already."""
+
+    @abc.abstractmethod
+    async def stop(self, identity: Identity, grace: float) -> None:
+        """End it: SIGTERM, after ``grace`` seconds SIGKILL; returns when nothing of it runs."""
+
+    @abc.abstractmethod
+    async def remove(self, identity: Identity) -> None:
+        """Remove container, scratch and ports of a stopped kernel; harmless when nothing is there."""
+
+    @abc.abstractmethod
+    async def list(self) -> tuple[EngineState, ...]:
+        """Everything of ours, in any phase."""
+
+    @abc.abstractmethod
+    async def inspect(self, identity: Identity) -> EngineState | None:
+        """State of one kernel, or None when nothing of it exists."""
+
+    @abc.abstractmethod
+    async def logs(self, identity: Identity, tail: int) -> str:
+        """The last ``tail`` lines of its output (stdout and stderr in order)."""
+
+    @abc.abstractmethod
+    def events(self) -> AsyncIterator[EngineEvent]:
+        """Hints that something changed; may miss some, so the agent also lists on a slow tick."""
+
+    @abc.abstractmethod
+    async def session_address(self) -> str:
+        """The host address that sessions of this engine use to reach hub and manager."""

@@ -1,0 +1,212 @@
+"""The conversation between manager and agent: JSON text frames over one WebSocket that the agent dials.
+
+The agent opens ``<manager>/agents/connect`` with ``Authorization: Bearer <agent token>`` and sends
+``Hello``. The manager answers ``Welcome`` and, then and whenever something changes (and as a slow
+tick every ``sync_interval``), ``Wanted``: the *whole* set of kernels that this agent should run. The
+agent makes reality match and sends ``Report`` for each kernel whose state changed, and a whole
+``Report`` after each ``Hello``; a report is repeated until ``Ack``. ``Call``/``Answer`` carry
+questions of the manager (logs). A frame is one of these structs with its ``kind``.
+
+Fencing: a kernel is named by id *and* epoch. The agent never starts an epoch lower than the highest
+it has seen for that kernel, and the manager ignores reports of any epoch but the current one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+MAX_FRAME_BYTES = 4 * 1024 * 1024
+PROTOCOL_VERSION = 1
+
+
+class DeviceReport(msgspec.Struct, frozen=True):
+    """One slot of one device that the agent offers, in base units."""
+
+    slot: str
+    device_id: str
+    capacity: int
+    numa_node: int | None = None
+    model: str = ""
+    attributes: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class ImageReport(msgspec.Struct, frozen=True):
+    """An image present on the agent."""
+
+    name: str
+    architecture: str
+    digest: str | None
+    size_bytes: int
+    labels: dict[str, str]
+
+
+class Share(msgspec.Struct, frozen=True):
+    """An allocated amount of one slot of one device."""
+
+    slot: str
+    device_id: str
+    amount: int
+
+
+class Mount(msgspec.Struct, frozen=True):
+    """A vfolder to mount: the agent resolves ``path`` beneath its own root of ``volume``."""
+
+    volume: str
+    path: str
+    target: str
+    read_only: bool = False
+
+
+class Port(msgspec.Struct, frozen=True):
+    """A port inside the kernel that the proxy may reach."""
+
+    name: str
+    container_port: int
+    protocol: str = "http"
+
+
+class KernelSpec(msgspec.Struct, frozen=True):
+    """All an agent needs to run one kernel."""
+
+    kernel_id: str
+    session_id: str
+    epoch: int
+    session_name: str
+    owner: str
+    hostname: str
+    image: str
+    command: tuple[str, ...]
+    """Empty: the image's own (label ``ai.perijove.command``)."""
+    environ: dict[str, str]
+    mounts: tuple[Mount, ...]
+    ports: tuple[Port, ...]
+    """The first one is the main port; the kernel runs once it accepts connections."""
+    shares: tuple[Share, ...]
+    shm_bytes: int
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    start_timeout: float = 300.0
+
+
+class KernelReport(msgspec.Struct, frozen=True):
+    """What an agent sees of one kernel.
+
+    ``status`` is PREPARING (image, mounts), CREATING (container), RUNNING, TERMINATING or
+    TERMINATED. ``progress`` is a sentence for the user. ``failure`` names why it ended when it was
+    not asked to: ``create-failed``, ``exited``, ``oom-killed``, ``removed``, ``start-timeout``.
+    """
+
+    kernel_id: str
+    session_id: str
+    epoch: int
+    status: str
+    progress: str = ""
+    container_id: str | None = None
+    url: str | None = None
+    ports: tuple[dict[str, Any], ...] = ()
+    """``{"name", "protocol", "container_port", "host", "port"}`` each."""
+    shares: tuple[Share, ...] = ()
+    exit_code: int | None = None
+    failure: str | None = None
+    log_tail: str = ""
+    started_at: float | None = None
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="kind"):
+    """Base of all frames."""
+
+
+class Hello(Message, tag="hello"):
+    """First frame of the agent."""
+
+    protocol: int
+    agent_id: str
+    resource_group: str
+    version: str
+    architecture: str
+    engine: str
+    address: str
+    devices: tuple[DeviceReport, ...]
+    images: tuple[ImageReport, ...]
+    max_containers: int | None = None
+
+
+class Welcome(Message, tag="welcome"):
+    """The manager's answer to ``Hello``."""
+
+    heartbeat_interval: float
+    sync_interval: float
+
+
+class Wanted(Message, tag="wanted"):
+    """The whole set of kernels that the agent should run; anything else of ours it ends.
+
+    ``drain`` lists kernels (id, epoch) that should end; a kernel of ours in neither list is an
+    orphan and ends after the agent's grace period.
+    """
+
+    kernels: tuple[KernelSpec, ...]
+    drain: tuple[tuple[str, int], ...]
+
+
+class Report(Message, tag="report"):
+    """Kernels as the agent sees them; ``whole`` means that there are no others."""
+
+    sequence: int
+    kernels: tuple[KernelReport, ...]
+    whole: bool = False
+
+
+class Ack(Message, tag="ack"):
+    """The manager has durably recorded reports up to ``sequence``."""
+
+    sequence: int
+
+
+class Heartbeat(Message, tag="heartbeat"):
+    """The agent lives; ``images`` and ``devices`` only when they changed."""
+
+    images: tuple[ImageReport, ...] | None = None
+    devices: tuple[DeviceReport, ...] | None = None
+
+
+class Call(Message, tag="call"):
+    """A question of the manager: ``method`` is ``logs`` (params ``kernel_id``, ``tail`` lines)."""
+
+    call_id: int
+    method: str
+    params: dict[str, Any]
+
+
+class Answer(Message, tag="answer"):
+    """The agent's answer to a ``Call``."""
+
+    call_id: int
+    value: Any = None
+    error: str | None = None
+
+
+AnyMessage = Hello | Welcome | Wanted | Report | Ack | Heartbeat | Call | Answer
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER: msgspec.json.Decoder[AnyMessage] = msgspec.json.Decoder(AnyMessage)
+
+
+class ProtocolError(ValueError):
+    """A frame that cannot be understood; the connection is closed with its sentence."""
+
+
+def encode(message: Message) -> str:
+    """One text frame."""
+    return _ENCODER.encode(message).decode()
+
+
+def decode(frame: str | bytes) -> AnyMessage:
+    """The message of a frame. Raises ``ProtocolError`` naming the field that is wrong."""
+    if len(frame) > MAX_FRAME_BYTES:
+        raise ProtocolError(f"frame of {len(frame)} bytes: at most {MAX_FRAME_BYTES} are allowed")
+    try:
+        return _DECODER.decode(frame)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"frame not understood: {error}") from error

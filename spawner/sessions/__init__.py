@@ -1,0 +1,1 @@
+"""Session and kernel state machines, the ledger, and the reconciler that carries plans out."""

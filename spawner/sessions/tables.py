@@ -1,0 +1,255 @@
+"""Rows of sessions, kernels, agents, devices, allocations, history, groups, presets and images.
+
+Slot amounts are integers in the slot's base unit (``spawner.scheduler.slots``).
+"""
+
+import datetime as dt
+import uuid
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from store.base import Base, JsonDict
+
+LIVE = text("status NOT IN ('TERMINATED', 'CANCELLED', 'ERROR')")
+
+
+class ResourceGroupRow(Base):
+    """Agents scheduled together (Backend.AI: scaling group). ``options``: sequencer, selector, ..."""
+
+    __tablename__ = "resource_groups"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    description: Mapped[str] = mapped_column(Text, default="")
+    is_active: Mapped[bool] = mapped_column(default=True)
+    is_default: Mapped[bool] = mapped_column(default=False)
+    options: Mapped[JsonDict]
+    created_at: Mapped[dt.datetime]
+
+
+class PresetRow(Base):
+    """A named bundle of slots; ``resource_group`` None means offered in every group."""
+
+    __tablename__ = "resource_presets"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    resource_slots: Mapped[JsonDict]
+    shared_memory: Mapped[int | None] = mapped_column(BigInteger)
+    resource_group: Mapped[str | None] = mapped_column(ForeignKey("resource_groups.name"))
+    rank: Mapped[int] = mapped_column(default=0)
+
+
+class ImageRow(Base):
+    """An image that some agent has or can get; ``labels`` as the engine reports them."""
+
+    __tablename__ = "images"
+
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    architecture: Mapped[str] = mapped_column(String(16), primary_key=True)
+    engine: Mapped[str] = mapped_column(String(16))
+    digest: Mapped[str | None] = mapped_column(String(128))
+    size_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    labels: Mapped[JsonDict]
+    is_enabled: Mapped[bool] = mapped_column(default=True)
+    created_at: Mapped[dt.datetime]
+
+
+class AgentRow(Base):
+    """A node's daemon, and the node."""
+
+    __tablename__ = "agents"
+    __table_args__ = (CheckConstraint("status IN ('ALIVE', 'LOST', 'TERMINATED')", name="status"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    resource_group: Mapped[str] = mapped_column(ForeignKey("resource_groups.name"))
+    status: Mapped[str] = mapped_column(String(16))
+    schedulable: Mapped[bool] = mapped_column(default=True)
+    architecture: Mapped[str] = mapped_column(String(16))
+    engine: Mapped[str] = mapped_column(String(16))
+    version: Mapped[str] = mapped_column(String(32))
+    address: Mapped[str] = mapped_column(String(255))
+    """Where the proxy reaches this agent's sessions (a host name or address)."""
+    max_containers: Mapped[int | None]
+    images: Mapped[list[Any]]
+    first_contact: Mapped[dt.datetime]
+    last_seen: Mapped[dt.datetime]
+    lost_at: Mapped[dt.datetime | None]
+
+
+class AgentTokenRow(Base):
+    """A secret with which an agent dials in; only its SHA-256 is kept. ``agent_id`` None: any agent."""
+
+    __tablename__ = "agent_tokens"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    agent_id: Mapped[str | None] = mapped_column(String(64))
+    note: Mapped[str] = mapped_column(Text, default="")
+    created_at: Mapped[dt.datetime]
+    revoked_at: Mapped[dt.datetime | None]
+
+
+class AgentDeviceRow(Base):
+    """The ledger's account of one slot of one device: never ``used > capacity``.
+
+    ``reported`` is what the agent offers now. ``capacity`` equals it, except while a device that
+    shrank is still held by more: then it is what is held, and falls back as kernels leave.
+    """
+
+    __tablename__ = "agent_devices"
+    __table_args__ = (
+        CheckConstraint("used >= 0", name="used_not_negative"),
+        CheckConstraint("used <= capacity", name="not_overcommitted"),
+        CheckConstraint("reported >= 0", name="reported"),
+    )
+
+    agent_id: Mapped[str] = mapped_column(
+        ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True
+    )
+    slot: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    reported: Mapped[int] = mapped_column(BigInteger)
+    capacity: Mapped[int] = mapped_column(BigInteger)
+    used: Mapped[int] = mapped_column(BigInteger, default=0)
+    numa_node: Mapped[int | None]
+    model: Mapped[str] = mapped_column(String(128), default="")
+    attributes: Mapped[JsonDict]
+
+
+class SessionRow(Base):
+    """What a user asked for. User actions change ``target`` only; the reconciler moves ``status``."""
+
+    __tablename__ = "sessions"
+    __table_args__ = (
+        CheckConstraint("target IN ('RUNNING', 'TERMINATED')", name="target"),
+        CheckConstraint("priority BETWEEN 0 AND 100", name="priority"),
+        Index(
+            "uq_sessions_owner_name",
+            "owner_id",
+            "name",
+            unique=True,
+            sqlite_where=LIVE,
+            postgresql_where=LIVE,
+        ),
+        Index("ix_sessions_status", "status"),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    owner_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id"), index=True)
+    access_key: Mapped[str] = mapped_column(String(20))
+    domain: Mapped[str] = mapped_column(ForeignKey("domains.name"))
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
+    resource_group: Mapped[str] = mapped_column(ForeignKey("resource_groups.name"))
+    type: Mapped[str] = mapped_column(String(16))
+    cluster_mode: Mapped[str] = mapped_column(String(16), default="single-node")
+    cluster_size: Mapped[int] = mapped_column(default=1)
+    priority: Mapped[int] = mapped_column(default=10)
+    image: Mapped[str] = mapped_column(String(255))
+    architecture: Mapped[str] = mapped_column(String(16))
+    requested_slots: Mapped[JsonDict]
+    resource_opts: Mapped[JsonDict]
+    designated_agents: Mapped[list[Any]]
+    status: Mapped[str] = mapped_column(String(16))
+    target: Mapped[str] = mapped_column(String(16), default="RUNNING")
+    forced: Mapped[bool] = mapped_column(default=False)
+    status_info: Mapped[str] = mapped_column(Text, default="")
+    """Why the session is in this status: a sentence for its owner."""
+    status_data: Mapped[JsonDict]
+    """While it waits: the scheduler's structured explanation."""
+    result: Mapped[str] = mapped_column(String(16), default="undefined")
+    tag: Mapped[str | None] = mapped_column(String(64))
+    callback_url: Mapped[str | None] = mapped_column(Text)
+    origin: Mapped[JsonDict]
+    """Who asked: ``{"hub": "<hub id>", "server": "<server name>"}`` or ``{}``."""
+    request_id: Mapped[str] = mapped_column(String(64))
+    starts_at: Mapped[dt.datetime | None]
+    created_at: Mapped[dt.datetime]
+    scheduled_at: Mapped[dt.datetime | None]
+    started_at: Mapped[dt.datetime | None]
+    terminated_at: Mapped[dt.datetime | None]
+
+
+class KernelRow(Base):
+    """One container of a session. ``epoch`` grows with each (re)start; stale epochs are refused."""
+
+    __tablename__ = "kernels"
+    __table_args__ = (Index("ix_kernels_agent_status", "agent_id", "status"),)
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    session_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("sessions.id", ondelete="CASCADE"), index=True
+    )
+    cluster_role: Mapped[str] = mapped_column(String(16), default="main")
+    cluster_index: Mapped[int] = mapped_column(default=1)
+    hostname: Mapped[str] = mapped_column(String(64), default="main1")
+    epoch: Mapped[int] = mapped_column(default=0)
+    status: Mapped[str] = mapped_column(String(16))
+    agent_id: Mapped[str | None] = mapped_column(ForeignKey("agents.id"))
+    image: Mapped[str] = mapped_column(String(255))
+    slots: Mapped[JsonDict]
+    spec: Mapped[JsonDict]
+    """What the agent needs besides: command, environ, mounts, ports, shm bytes, ..."""
+    container_id: Mapped[str | None] = mapped_column(String(128))
+    url: Mapped[str | None] = mapped_column(String(255))
+    """Where the proxy reaches the main port of this kernel."""
+    ports: Mapped[list[Any]]
+    exit_code: Mapped[int | None]
+    status_info: Mapped[str] = mapped_column(Text, default="")
+    last_stat: Mapped[JsonDict]
+    last_log: Mapped[str] = mapped_column(Text, default="")
+    """The tail of the log of a kernel that ended."""
+    created_at: Mapped[dt.datetime]
+    started_at: Mapped[dt.datetime | None]
+    terminated_at: Mapped[dt.datetime | None]
+
+
+class AllocationRow(Base):
+    """Amount of one slot of one device that a kernel holds until ``freed_at``."""
+
+    __tablename__ = "allocations"
+    __table_args__ = (CheckConstraint("amount > 0", name="amount"),)
+
+    kernel_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("kernels.id", ondelete="CASCADE"), primary_key=True
+    )
+    epoch: Mapped[int] = mapped_column(primary_key=True)
+    agent_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    slot: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    amount: Mapped[int] = mapped_column(BigInteger)
+    allocated_at: Mapped[dt.datetime]
+    freed_at: Mapped[dt.datetime | None]
+
+
+class HistoryRow(Base):
+    """A transition (or attempt) of a session, kernel or agent, with its cause; the object's story."""
+
+    __tablename__ = "history"
+    __table_args__ = (Index("ix_history_object", "kind", "object_id", "id"),)
+
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"),
+        primary_key=True,
+        autoincrement=True,
+    )
+    kind: Mapped[str] = mapped_column(String(16))
+    object_id: Mapped[str] = mapped_column(String(64))
+    session_id: Mapped[uuid.UUID | None] = mapped_column(index=True)
+    at: Mapped[dt.datetime]
+    from_status: Mapped[str | None] = mapped_column(String(16))
+    to_status: Mapped[str] = mapped_column(String(16))
+    cause: Mapped[str] = mapped_column(Text)
+    """A sentence."""
+    request_id: Mapped[str] = mapped_column(String(64))
+    data: Mapped[JsonDict]

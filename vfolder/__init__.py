@@ -1,0 +1,1 @@
+"""Storage folders (vfolders): volumes over fsspec, ownership, quotas, confined paths."""
