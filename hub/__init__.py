@@ -1,0 +1,1 @@
+"""The front door: everything that speaks HTTP or a command line."""

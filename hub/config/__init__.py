@@ -1,0 +1,1 @@
+"""The deployment: state folder, secrets and the ready-made JupyterHub configuration."""

@@ -1,0 +1,1 @@
+"""Image recipes and the little that runs inside a container."""

@@ -1,0 +1,1 @@
+"""What people import in a notebook; nothing of the server side."""
