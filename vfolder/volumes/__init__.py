@@ -1,0 +1,1 @@
+"""Volumes: where the bytes of vfolders live. Entry points ``perijove.volumes``."""
