@@ -5,6 +5,7 @@ String checks cannot do this (a link can be swapped in between check and use), s
 that never follows a link. Source: openat2(2).
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -110,10 +111,8 @@ def make_directories(root_fd: int, path: str, mode: int = 0o711) -> int:
     current = os.dup(root_fd)
     try:
         for part in components(path):
-            try:
+            with contextlib.suppress(FileExistsError):  # opening it says whether it is a directory
                 os.mkdir(part, mode, dir_fd=current)
-            except FileExistsError:
-                pass  # opening it below says whether it is a directory
             following = open_beneath(current, part)
             os.close(current)
             current = following
