@@ -1,0 +1,1 @@
+"""Subcommands of ``perijove``, one module each, imported only when they are called."""

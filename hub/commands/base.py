@@ -1,0 +1,205 @@
+"""What all commands share: the configuration file, the deployment, output and errors."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from traitlets import Bool, Unicode
+from traitlets.config import Application, Configurable
+from traitlets.utils.importstring import import_item
+
+from authenticator.problems import InvalidParameters, Problem
+from hub.config.deployment import Deployment, DeploymentError
+
+CONFIG_FILE = "perijove_config.py"
+LOG_FORMAT = "[%(levelname)1.1s %(asctime)s.%(msecs).03d %(name)s] %(message)s"
+
+
+class CommandError(Exception):
+    """The command cannot do it; one sentence for the person, and the exit status."""
+
+    def __init__(self, sentence: str, status: int = 1) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class UsageError(CommandError):
+    """The command was called wrongly."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, 2)
+
+
+class Command(Application):
+    """Base of ``perijove`` and of its subcommands."""
+
+    version = importlib.metadata.version("perijove")
+    config_file = Unicode(
+        help=f"""Configuration file to load. Default: the environment variable PERIJOVE_CONFIG, or
+        {CONFIG_FILE} in the working directory if there is one.""",
+    ).tag(config=True)
+    generate_config = Bool(
+        False, help=f"Write {CONFIG_FILE} with every trait, its help and its default, and end."
+    ).tag(config=True)
+
+    aliases: ClassVar[dict[Any, Any]] = {
+        ("f", "config"): ("Command.config_file", "Configuration file to load."),
+        "state-dir": ("Deployment.state_dir", "State folder of the deployment."),
+        "db-url": ("Deployment.db_url", "SQLAlchemy URL of the manager's database."),
+        "log-level": "Application.log_level",
+    }
+    flags: ClassVar[dict[Any, Any]] = {
+        "debug": ({"Application": {"log_level": 10}}, "Log everything."),
+        "generate-config": (
+            {"Command": {"generate_config": True}},
+            f"Write {CONFIG_FILE} with every trait and its help, and end.",
+        ),
+    }
+    classes: ClassVar[list[Any]] = [Deployment]
+    arguments: ClassVar[tuple[str, ...]] = ()
+    """Names of the positional arguments; a trailing ``?`` marks an optional one."""
+
+    def _log_format_default(self) -> str:
+        return LOG_FORMAT
+
+    def initialize(self, argv: Sequence[str] | None = None) -> None:
+        """Read the command line, then the configuration file, with the command line on top."""
+        self.parse_command_line(list(argv) if argv is not None else None)
+        if self.subapp is not None:
+            return
+        path = self.config_path()
+        if path is not None and not self.generate_config:
+            self.load_config_file(path.name, path=str(path.parent))
+            self.update_config(self.cli_config)
+
+    def print_help(self, classes: bool = False) -> None:
+        """Show help; with ``classes`` that of every configurable class too."""
+        if classes:
+            self.classes = all_classes()
+        super().print_help(classes)
+
+    def config_path(self) -> Path | None:
+        """The configuration file in use, absolute; raises ``UsageError`` if a named one is missing."""
+        named = self.config_file or os.environ.get("PERIJOVE_CONFIG", "")
+        path = Path(named or CONFIG_FILE).absolute()
+        if path.is_file() or (self.generate_config and named):
+            return path
+        if named:
+            raise UsageError(f"the configuration file {path} does not exist")
+        return None
+
+    def start(self) -> None:
+        """Run the subcommand, or this command."""
+        if self.subapp is not None:
+            self.subapp.start()
+            return
+        if self.generate_config:
+            self.write_config_file()
+            return
+        self.act(*self.positional())
+
+    def positional(self) -> list[str]:
+        """The positional arguments, as many as ``arguments`` wants; raises ``UsageError``."""
+        wanted = [name for name in self.arguments if not name.endswith("?")]
+        given = list(self.extra_args)
+        if any(word.startswith("-") for word in given):
+            raise UsageError(f"unknown option {given[0]}; see `{self.name} --help`")
+        if not len(wanted) <= len(given) <= len(self.arguments):
+            usage = " ".join(
+                f"[{name[:-1]}]" if name.endswith("?") else name for name in self.arguments
+            )
+            raise UsageError(f"usage: {self.name} {usage}".rstrip() + f"; see `{self.name} --help`")
+        return given
+
+    def act(self, *arguments: str) -> None:
+        """Do what the command is for."""
+        raise UsageError(f"say what to do; see `{self.name} --help`")
+
+    def deployment(self) -> Deployment:
+        """The deployment that configuration and command line name."""
+        return Deployment(parent=self)
+
+    def write_config_file(self) -> None:
+        """Write the documented configuration file; an existing one stays."""
+        path = Path(self.config_file or CONFIG_FILE).absolute()
+        self.classes = all_classes()
+        try:
+            with path.open("x") as file:
+                file.write(self.generate_config_file())
+        except FileExistsError as error:
+            raise CommandError(f"{path} exists already; it was not changed") from error
+        except OSError as error:
+            raise CommandError(f"{path} cannot be written: {error.strerror}") from error
+        say(f"Wrote {path}")
+
+
+class Group(Command):
+    """A command that only has subcommands."""
+
+    def act(self, *arguments: str) -> None:
+        """Without a subcommand, say which there are."""
+        known = ", ".join(self.subcommands)
+        if arguments:
+            raise UsageError(f"{self.name} has no subcommand {arguments[0]!r}: choose {known}")
+        raise UsageError(f"usage: {self.name} COMMAND, where COMMAND is one of {known}")
+
+    def positional(self) -> list[str]:
+        """Everything is passed on to ``act``, which refuses it."""
+        return list(self.extra_args)
+
+
+CONFIGURABLES = (
+    "hub.config.deployment.Deployment",
+    "hub.commands.up.Up",
+)
+"""Every configurable class of the product, by import path; the reference is generated from them."""
+
+
+def all_classes() -> list[type[Configurable]]:
+    """Import every class of ``CONFIGURABLES``."""
+    return [import_item(path) for path in CONFIGURABLES]
+
+
+def say(text: str) -> None:
+    """Write a line for the person to standard output, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows as left-aligned columns under ``header``."""
+    lines = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def run_command(launch: Callable[[], None]) -> int:
+    """Run ``launch``; expected failures become one sentence on standard error and an exit status."""
+    try:
+        launch()
+    except CommandError as error:
+        return _fail(str(error), error.status)
+    except InvalidParameters as problem:
+        return _fail(problem.sentence(), 2)
+    except Problem as problem:
+        return _fail(str(problem), 1)
+    except DeploymentError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        return 1
+    return 0
+
+
+def _fail(sentence: str, status: int) -> int:
+    sys.stderr.write(f"perijove: {sentence}\n")
+    return status

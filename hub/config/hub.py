@@ -1,0 +1,116 @@
+"""What JupyterHub must be told to be the front of a Perijove deployment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from traitlets.config import Config, PyFileConfigLoader
+
+from hub.config.deployment import Addresses, Deployment, DeploymentError
+
+WEB = Path(__file__).parent.parent / "web"
+CUSTOM_SCOPES = {
+    "custom:perijove:sessions": {
+        "description": "Create, change and end sessions",
+        "subscopes": ["custom:perijove:sessions:read"],
+    },
+    "custom:perijove:sessions:read": {"description": "See sessions, their logs and their progress"},
+    "custom:perijove:vfolder:write": {
+        "description": "Create and delete storage folders",
+        "subscopes": ["custom:perijove:vfolder:read"],
+    },
+    "custom:perijove:vfolder:read": {"description": "See storage folders"},
+    "custom:perijove:admin": {
+        "description": "Use the owner's administrator rights in Perijove, if they have any"
+    },
+}
+USER_SCOPES = [
+    "access:services!service=perijove",
+    "custom:perijove:sessions!user",
+    "custom:perijove:vfolder:write!user",
+    "custom:perijove:admin",
+]
+"""Added to every user's role. ``admin`` grants nothing by itself: the manager asks for the role too."""
+SERVICE_SCOPES = [scope for scope in USER_SCOPES if scope.startswith("custom:")]
+SERVER_SCOPES = ["custom:perijove:sessions:read!user"]
+
+
+def configure(c: Any, config: Config) -> None:
+    """Fill JupyterHub's configuration ``c`` for the deployment that ``config`` describes.
+
+    Secrets come from the environment; those missing there from the deployment's ``secrets.json``.
+    """
+    deployment = Deployment(config=config)
+    addresses = deployment.addresses()
+    try:
+        for name, value in deployment.secrets().environ().items():
+            os.environ.setdefault(name, value)
+    except DeploymentError:
+        if "PERIJOVE_SERVICE_TOKEN" not in os.environ:
+            raise
+    os.environ.setdefault("PERIJOVE_MANAGER_URL", addresses.manager_url)
+    _places(c, deployment, addresses)
+    _identity(c, addresses)
+    c.JupyterHub.authenticator_class = "perijove"
+    c.JupyterHub.spawner_class = "perijove"
+    c.JupyterHub.allow_named_servers = True
+    c.JupyterHub.named_server_limit_per_user = 8
+    # A queued session is a pending spawn: the scheduler decides how many start, and when.
+    c.JupyterHub.concurrent_spawn_limit = 0
+    c.Spawner.start_timeout = 7 * 24 * 3600
+    c.Spawner.http_timeout = 120
+    c.Spawner.consecutive_failure_limit = 0
+    # Sessions outlive the hub; `perijove up` ends them on Ctrl-C through the manager.
+    c.JupyterHub.cleanup_servers = False
+    c.JupyterHub.cleanup_proxy = False
+    c.JupyterHub.init_spawners_timeout = 5
+    c.JupyterHub.upgrade_db = True
+
+
+def _places(c: Any, deployment: Deployment, addresses: Addresses) -> None:
+    """Addresses, files and pages."""
+    c.JupyterHub.bind_url = f"http://{addresses.ip}:{addresses.port}{addresses.base_url}"
+    c.JupyterHub.base_url = addresses.base_url
+    c.JupyterHub.hub_bind_url = addresses.hub_url
+    c.JupyterHub.hub_connect_url = addresses.hub_url
+    c.JupyterHub.db_url = f"sqlite:///{deployment.state / 'jupyterhub.sqlite'}"
+    c.JupyterHub.cookie_secret_file = str(deployment.state / "cookie_secret")  # the environment wins
+    c.ConfigurableHTTPProxy.should_start = False
+    c.ConfigurableHTTPProxy.api_url = addresses.proxy_api_url
+    c.JupyterHub.template_paths = [str(WEB / "templates")]
+    c.JupyterHub.template_vars = {"perijove_url": addresses.service_prefix}
+
+
+def _identity(c: Any, addresses: Addresses) -> None:
+    """Scopes, roles and the manager as a service."""
+    c.JupyterHub.custom_scopes = CUSTOM_SCOPES
+    c.JupyterHub.extra_user_scopes = USER_SCOPES
+    c.Spawner.server_token_scopes = [
+        "users:activity!user",
+        "access:servers!server",
+        *SERVER_SCOPES,
+    ]
+    # `up` asks the hub to restore the routes of a proxy that was started again.
+    c.JupyterHub.load_roles = [
+        {"name": "perijove-routes", "scopes": ["proxy"], "services": ["perijove"]}
+    ]
+    c.JupyterHub.services = [
+        {
+            "name": "perijove",
+            "url": addresses.manager_url,
+            "api_token": os.environ["PERIJOVE_SERVICE_TOKEN"],
+            "oauth_no_confirm": True,
+            "oauth_client_allowed_scopes": SERVICE_SCOPES,
+            "display": True,
+        }
+    ]
+
+
+def operator_config() -> tuple[str | None, Config]:
+    """Path and content of the operator's ``perijove_config.py`` (``PERIJOVE_CONFIG``), if there is one."""
+    path = os.environ.get("PERIJOVE_CONFIG")
+    if not path:
+        return None, Config()
+    return path, PyFileConfigLoader(path, path=None).load_config()
