@@ -1,0 +1,189 @@
+"""Which of several managers leads: an advisory lock that its holder can see being lost.
+
+On PostgreSQL it is a session-level advisory lock on a connection of its own; on SQLite, where all managers run
+on one machine, an ``flock`` on a file beside the database. Both vanish with their process. A lock is a hint:
+what must never happen twice is guarded by conditional updates besides.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import re
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import URL, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from store.engine import StoreUnavailable, is_unavailable, sqlite_path
+
+CHECK_SECONDS = 1.0
+ANSWER_SECONDS = 5.0
+"""A database that does not answer a holder for so long has lost it."""
+
+
+class Leadership(ABC):
+    """A named lock. ``async with lock:`` waits for it; ``lock.lost`` is set when it is gone unasked."""
+
+    def __init__(self, name: str, check_seconds: float = CHECK_SECONDS) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9-]{0,31}", name):
+            raise ValueError(f"leadership name {name!r}: small letters, digits and '-', at most 32")
+        self.name = name
+        self.check_seconds = check_seconds
+        self.lost = asyncio.Event()
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether we hold it, as far as we know."""
+        return self._watch is not None and not self.lost.is_set()
+
+    async def try_acquire(self) -> bool:
+        """Take the lock if nobody holds it. Raises ``StoreUnavailable`` when the database is away."""
+        if self.held:
+            return True
+        await self.release()
+        if not await self._take():
+            return False
+        self.lost.clear()
+        self._watch = asyncio.create_task(self._watch_over(), name=f"leadership-{self.name}")
+        return True
+
+    async def acquire(self) -> None:
+        """Wait until we hold the lock, also while the database is away."""
+        while True:
+            try:
+                if await self.try_acquire():
+                    return
+            except StoreUnavailable:
+                pass  # we do not lead while nobody can say who does; ask again
+            await asyncio.sleep(self.check_seconds)
+
+    async def release(self) -> None:
+        """Give the lock up; harmless when it is not held."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+            self._watch = None
+        await self._drop()
+
+    async def __aenter__(self) -> Self:
+        await self.acquire()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.release()
+
+    async def _watch_over(self) -> None:
+        """Set ``lost`` as soon as the lock is seen to be gone."""
+        while True:
+            await asyncio.sleep(self.check_seconds)
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    if await self._still_ours():
+                        continue
+            except (OSError, TimeoutError, SQLAlchemyError):
+                pass  # a database that does not answer has lost us as well
+            self.lost.set()
+            return
+
+    @abstractmethod
+    async def _take(self) -> bool:
+        """Try once."""
+
+    @abstractmethod
+    async def _still_ours(self) -> bool:
+        """Whether the lock that was taken is still held."""
+
+    @abstractmethod
+    async def _drop(self) -> None:
+        """Let go of everything."""
+
+
+class FileLeadership(Leadership):
+    """``flock`` on ``<database>.<name>.lock``."""
+
+    def __init__(self, database: Path, name: str, check_seconds: float = CHECK_SECONDS) -> None:
+        super().__init__(name, check_seconds)
+        self.path = database.with_name(f"{database.name}.{name}.lock")
+        self._file: int | None = None
+
+    async def _take(self) -> bool:
+        try:
+            handle = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StoreUnavailable(f"the lock file {self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return False
+        self._file = handle
+        return True
+
+    async def _still_ours(self) -> bool:
+        """A file that was removed or replaced could be locked by another manager."""
+        if self._file is None:
+            return False
+        mine, present = os.fstat(self._file), self.path.stat()
+        return (mine.st_dev, mine.st_ino) == (present.st_dev, present.st_ino)
+
+    async def _drop(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+class PostgresLeadership(Leadership):
+    """``pg_try_advisory_lock`` on a connection that is used for nothing else."""
+
+    def __init__(self, url: URL, name: str, check_seconds: float = CHECK_SECONDS) -> None:
+        super().__init__(name, check_seconds)
+        self._engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        digest = hashlib.sha256(f"perijove:{name}".encode()).digest()
+        self._key = int.from_bytes(digest[:8], "big", signed=True)
+        self._connection: AsyncConnection | None = None
+
+    async def _take(self) -> bool:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                self._connection = await self._engine.connect()
+                answer = await self._connection.execute(
+                    text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}
+                )
+                taken = bool(answer.scalar_one())
+        except Exception as error:
+            await self._drop()
+            if is_unavailable(error):
+                raise StoreUnavailable("the database cannot be reached for its lock") from error
+            raise
+        if not taken:
+            await self._drop()
+        return taken
+
+    async def _still_ours(self) -> bool:
+        if self._connection is None:
+            return False
+        await self._connection.execute(text("SELECT 1"))
+        return True
+
+    async def _drop(self) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            await connection.close()
+
+
+def leadership_lock(url: URL, name: str) -> Leadership:
+    """The lock ``name`` of the database behind a parsed ``url``."""
+    path = sqlite_path(url)
+    return PostgresLeadership(url, name) if path is None else FileLeadership(path, name)
