@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, ClassVar
 
 from traitlets.config import Application
 
@@ -24,7 +23,7 @@ class PerijoveApp(Group):
     perijove --generate-config         write perijove_config.py with all settings
     perijove --help-all                show all settings
     """
-    subcommands: ClassVar[dict[str, Any]] = {
+    subcommands = {
         "up": ("hub.commands.up.Up", "Run proxy, hub, manager and one agent on this machine."),
         "manager": ("hub.commands.manager.ManagerCommand", "Run the manager alone."),
         "agent": ("hub.commands.agent.AgentCommand", "Run the agent of this node alone."),

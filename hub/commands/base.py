@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from traitlets import Bool, Unicode
 from traitlets.config import Application, Configurable
@@ -47,20 +47,20 @@ class Command(Application):
         False, help=f"Write {CONFIG_FILE} with every trait, its help and its default, and end."
     ).tag(config=True)
 
-    aliases: ClassVar[dict[Any, Any]] = {
+    aliases: dict[Any, Any] = {
         ("f", "config"): ("Command.config_file", "Configuration file to load."),
         "state-dir": ("Deployment.state_dir", "State folder of the deployment."),
         "db-url": ("Deployment.db_url", "SQLAlchemy URL of the manager's database."),
         "log-level": "Application.log_level",
     }
-    flags: ClassVar[dict[Any, Any]] = {
+    flags = {
         "debug": ({"Application": {"log_level": 10}}, "Log everything."),
         "generate-config": (
             {"Command": {"generate_config": True}},
             f"Write {CONFIG_FILE} with every trait and its help, and end.",
         ),
     }
-    classes: ClassVar[list[Any]] = [Deployment]
+    classes = [Deployment]
     arguments: ClassVar[tuple[str, ...]] = ()
     """Names of the positional arguments; a trailing ``?`` marks an optional one."""
 

@@ -122,9 +122,9 @@ class Deployment(Configurable):
         machine only; 0.0.0.0 means every IPv4 interface (put TLS in front, see
         docs/operations.md).""",
     ).tag(config=True)
-    port = Integer(
-        8000, min=1, max=65535, help="Port on which the proxy answers browsers."
-    ).tag(config=True)
+    port = Integer(8000, min=1, max=65535, help="Port on which the proxy answers browsers.").tag(
+        config=True
+    )
     base_url = Unicode(
         "/",
         help="Path under which everything is served; begins and ends with a slash.",
@@ -212,38 +212,60 @@ class Deployment(Configurable):
         except (ValueError, KeyError, TypeError) as error:
             raise DeploymentError(f"{path} is damaged; restore it from a backup") from error
 
-    def addresses(self, *, host: str | None = None) -> Addresses:
-        """Addresses of this deployment, remembered in ``deployment.json``.
+    def addresses(self) -> Addresses:
+        """The remembered addresses; chosen now if nothing was remembered yet.
 
-        Inner ports are chosen once. ``host`` (None: as remembered, else loopback) is where hub and
-        manager listen. Raises ``DeploymentError`` when the file is damaged.
+        Raises ``DeploymentError`` when ``deployment.json`` is damaged.
         """
-        path = self.state / "deployment.json"
-        known: dict[str, Any] = {}
+        known = self._remembered()
+        if not known:
+            return self.choose_addresses(LOOPBACK)
         try:
-            known = json.loads(path.read_text())
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError) as error:
-            raise DeploymentError(f"{path} is damaged: {error}") from error
-        chosen = {
+            return Addresses(**known)
+        except TypeError as error:
+            raise DeploymentError(
+                f"{self.state / 'deployment.json'} is damaged: {error}"
+            ) from error
+
+    def choose_addresses(self, host: str) -> Addresses:
+        """Remember the configured public address and ``host``, where hub and manager listen.
+
+        Inner ports are chosen when they are needed first and stay the same from then on, because
+        living sessions know them. Raises ``DeploymentError``.
+        """
+        known = self._remembered()
+        chosen: dict[str, Any] = {
             "ip": self.ip,
             "port": self.port,
             "base_url": self.base_url,
-            "host": host or known.get("host", LOOPBACK),
+            "host": host,
             "hub_id": known.get("hub_id") or tokens.token_hex(8),
         }
         taken = {self.port}
         for name, preferred in PREFERRED_PORTS.items():
             port = known.get(name)
             if port is None or port == self.port:
-                where = LOOPBACK if name == "proxy_api_port" else str(chosen["host"])
+                where = LOOPBACK if name == "proxy_api_port" else host
                 port = free_port(where, preferred, taken)
             chosen[name] = port
             taken.add(port)
         if chosen != known:
+            path = self.state / "deployment.json"
             write_atomically(path, json.dumps(chosen, indent=1) + "\n", 0o644)
         return Addresses(**chosen)
+
+    def _remembered(self) -> dict[str, Any]:
+        """Content of ``deployment.json``; empty if there is none."""
+        path = self.state / "deployment.json"
+        try:
+            known = json.loads(path.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise DeploymentError(f"{path} is damaged: {error}") from error
+        if not isinstance(known, dict):
+            raise DeploymentError(f"{path} is damaged: it holds no object")
+        return known
 
 
 def _bracketed(host: str) -> str:

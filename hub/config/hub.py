@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from traitlets.config import Config, PyFileConfigLoader
+from traitlets.config.loader import Config, PyFileConfigLoader
 
 from hub.config.deployment import Addresses, Deployment, DeploymentError
 
@@ -76,7 +76,9 @@ def _places(c: Any, deployment: Deployment, addresses: Addresses) -> None:
     c.JupyterHub.hub_bind_url = addresses.hub_url
     c.JupyterHub.hub_connect_url = addresses.hub_url
     c.JupyterHub.db_url = f"sqlite:///{deployment.state / 'jupyterhub.sqlite'}"
-    c.JupyterHub.cookie_secret_file = str(deployment.state / "cookie_secret")  # the environment wins
+    c.JupyterHub.cookie_secret_file = str(
+        deployment.state / "cookie_secret"
+    )  # the environment wins
     c.ConfigurableHTTPProxy.should_start = False
     c.ConfigurableHTTPProxy.api_url = addresses.proxy_api_url
     c.JupyterHub.template_paths = [str(WEB / "templates")]

