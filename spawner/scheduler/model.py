@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 Slots = Mapping[str, int]
 
@@ -158,16 +159,16 @@ class Explanation:
 
     session_id: str
     position: int
-    """Place in its group's queue, from 1."""
+    """Place in its group's queue, from 1: how many wait for resources ahead of it, plus one."""
     message: str
     """One sentence, e.g. ``queued, second in line: waiting for 2 CPUs``."""
     reasons: tuple[Reason, ...]
     missing: tuple[Missing, ...] = ()
     agents_total: int = 0
     unsatisfiable: bool = False
-    """No agent's total capacity could ever serve it; it blocks nobody."""
+    """No agent's total capacity, or no limit of its owner, could ever let it start; it blocks nobody."""
     largest: Slots | None = None
-    """When unsatisfiable: the largest amounts that one agent could give."""
+    """When no agent could ever serve it: of the requested slots, what the best-fitting agent has in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,3 +177,21 @@ class Plan:
 
     placements: tuple[Placement, ...]
     waiting: tuple[Explanation, ...]
+    order: tuple[str, ...] = ()
+    """Ids of all pending sessions in the order in which the pass looked at them."""
+
+
+VerdictName = Literal["now", "wait", "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer of a dry run: would this request start now, wait, or never start as things are?"""
+
+    verdict: VerdictName
+    message: str
+    """One sentence, e.g. ``can start now`` or ``cannot ever start: no node has more than 8 CPUs ...``."""
+    agent_id: str | None = None
+    """Where it would start, when ``verdict`` is ``now``."""
+    explanation: Explanation | None = None
+    """Why it would not start now, otherwise."""

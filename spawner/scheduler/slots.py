@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 MICRO = 1_000_000
 INT64_MAX = 2**63 - 1
+INTRINSIC = frozenset({"cpu", "mem"})
+"""Families that every node offers; all others are accelerators."""
 
 
 class SlotType(enum.StrEnum):
@@ -59,6 +61,16 @@ def kind_of(slot: str) -> SlotKind:
     return SlotKind(slot, SlotType.COUNT, slot, slot)
 
 
+def family_of(slot: str) -> str:
+    """The family of ``slot``: ``cuda`` for ``cuda.device``, ``cuda.shares``, ``cuda.device:1g-mig``."""
+    return slot.partition(".")[0].partition(":")[0]
+
+
+def is_accelerator(slot: str) -> bool:
+    """True for every slot but those that all nodes have (``cpu``, ``mem``)."""
+    return family_of(slot) not in INTRINSIC
+
+
 def parse_amount(slot: str, value: object) -> int:
     """Base units of ``value`` (text or number). Raises ``ValueError`` with a sentence."""
     kind = kind_of(slot)
@@ -79,7 +91,7 @@ def _parse_bytes(text: str) -> int | None:
     if match is None:
         return None
     number, suffix = match.groups()
-    scale = 1024 ** _SUFFIX[suffix.lower()]
+    scale = 1 << 10 * _SUFFIX[suffix.lower()]
     whole, _, fraction = number.partition(".")
     units = int(whole) * scale
     if fraction:

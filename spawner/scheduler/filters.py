@@ -1,0 +1,92 @@
+"""Named filters: which nodes could ever serve a shape, which can be asked now, which have room now.
+
+Every filter counts the nodes it took out of those that the filters before it let pass, so the counts
+of one session never add up to more than the nodes of its group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from spawner.scheduler.nodes import CONTAINERS, Node
+from spawner.scheduler.shapes import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A rule that a node passes or not; ``says`` tells a person what the removed nodes lack."""
+
+    name: str
+    passes: Callable[[Node, Shape], bool]
+    says: str
+
+
+def _architecture(node: Node, shape: Shape) -> bool:
+    return shape.architectures == {node.agent.architecture}
+
+
+def _designated(node: Node, shape: Shape) -> bool:
+    return not shape.designated or node.agent_id in shape.designated
+
+
+def _total(node: Node, shape: Shape) -> bool:
+    return node.fits_empty(shape.need)
+
+
+def _alive(node: Node, shape: Shape) -> bool:
+    return node.agent.alive
+
+
+def _schedulable(node: Node, shape: Shape) -> bool:
+    return node.agent.schedulable
+
+
+def _containers(node: Node, shape: Shape) -> bool:
+    return node.free[CONTAINERS] >= shape.containers
+
+
+def _capacity(node: Node, shape: Shape) -> bool:
+    return all(node.free.get(slot, 0) >= amount for slot, amount in shape.slots)
+
+
+def _queue(node: Node, shape: Shape) -> bool:
+    return node.fits(shape.need)
+
+
+KIND = (
+    Filter("architecture", _architecture, "of another architecture"),
+    Filter("designated", _designated, "not among the designated ones"),
+)
+"""What a node is. Never changes while it stays registered."""
+
+SIZE = (Filter("total-capacity", _total, "too small even when empty"),)
+"""What a node has in all."""
+
+PRESENCE = (
+    Filter("alive", _alive, "not connected"),
+    Filter("schedulable", _schedulable, "closed for new sessions"),
+)
+"""Whether a node takes sessions at the moment; those that do not may come back."""
+
+ROOM = (
+    Filter("container-limit", _containers, "at the limit of containers"),
+    Filter("capacity", _capacity, "without enough free"),
+    Filter("queue", _queue, "keeping what is free for earlier sessions"),
+)
+"""What a node has left in this pass."""
+
+
+def sift(
+    nodes: Iterable[Node], shape: Shape, filters: Sequence[Filter], removed: dict[str, int]
+) -> list[Node]:
+    """The nodes that pass all ``filters``; how many each filter took out is added to ``removed``."""
+    left: list[Node] = []
+    for node in nodes:
+        for rule in filters:
+            if not rule.passes(node, shape):
+                removed[rule.name] = removed.get(rule.name, 0) + 1
+                break
+        else:
+            left.append(node)
+    return left
