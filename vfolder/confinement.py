@@ -11,7 +11,6 @@ import errno
 import os
 import platform
 import stat
-from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -22,11 +21,11 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class _OpenHow(ctypes.Structure):
-    _fields_: Sequence[tuple[str, type[ctypes.c_uint64]]] = [
+    _fields_ = (
         ("flags", ctypes.c_uint64),
         ("mode", ctypes.c_uint64),
         ("resolve", ctypes.c_uint64),
-    ]
+    )
 
 
 class PathEscapes(Exception):

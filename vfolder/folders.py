@@ -37,7 +37,7 @@ from vfolder.volumes.base import Capability, Usage, Volume, VolumeError
 HOME_TARGET = "/home/work"
 HOME_NAME = "home"
 USAGE_MODES = ("general", "data", "model")
-_NAME = re.compile(r"^\.?[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+_NAME = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _RESERVED_NAMES = frozenset({HOME_NAME, "work", "config", "_"})
 _TARGET_ROOTS = ("/home/work/", "/mnt/", "/data/")
 GONE = "delete-complete"
@@ -233,7 +233,7 @@ class FolderService:
         self, name: str, volume: str, usage_mode: str, quota_bytes: int | None
     ) -> dict[str, str]:
         errors: dict[str, str] = {}
-        if not _NAME.match(name):
+        if not _NAME.fullmatch(name):
             errors["name"] = (
                 f"{name[:80]!r}: 1 to 64 letters, digits, '.', '_' and '-', beginning with a letter,"
                 " a digit or one '.'"
