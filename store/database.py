@@ -8,23 +8,22 @@ takes back its own changes and nobody else's.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from store.engine import (
     StoreError,
     StoreUnavailable,
+    brief,
     create_private_file,
-    is_unavailable,
     parse_url,
     reading_engine,
     sqlite_path,
+    transaction,
     writing_engine,
 )
 from store.leadership import Leadership, leadership_lock
@@ -91,7 +90,7 @@ class Store:
         self._writer, self._reader = writing_engine(self.url), reading_engine(self.url)
         try:
             for engine in (self._writer, self._reader):
-                async with _transaction(engine) as connection:
+                async with transaction(engine) as connection:
                     await connection.execute(text("SELECT 1"))
         except BaseException:
             await self._dispose()
@@ -114,13 +113,13 @@ class Store:
         """
         if self._reader is None or self._closing:
             raise StoreClosed("the store is not open")
-        async with _transaction(self._reader) as connection:
+        async with transaction(self._reader) as connection:
             session = AsyncSession(connection, expire_on_commit=False, autoflush=False)
             try:
                 return await work(session)
             except Exception as error:
                 if connection.invalidated:
-                    raise StoreUnavailable(f"the database went away: {_brief(error)}") from error
+                    raise StoreUnavailable(f"the database went away: {brief(error)}") from error
                 raise
             finally:
                 await session.close()
@@ -180,7 +179,7 @@ class Store:
         done: list[_Done] = []
         committing = False
         try:
-            async with _transaction(self._writer) as connection:
+            async with transaction(self._writer) as connection:
                 for pending in batch:
                     if not pending.future.cancelled():
                         await self._run(connection, pending, done)
@@ -188,7 +187,7 @@ class Store:
                 committing = True
                 await connection.commit()
         except Exception as error:  # noqa: BLE001 - handed to every caller of this commit
-            log.error("a commit of %d writes failed: %s", len(batch), _brief(error))
+            log.error("a commit of %d writes failed: %s", len(batch), brief(error))
             for pending in batch:
                 _fail(pending.future, _failure(error, committing))
             return
@@ -232,32 +231,18 @@ class Store:
         self._writer = self._reader = None
 
 
-@asynccontextmanager
-async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection with an open transaction, rolled back unless it is committed inside."""
-    async with AsyncExitStack() as stack:
-        try:
-            connection = await stack.enter_async_context(engine.connect())
-            await connection.begin()
-        except Exception as error:
-            if is_unavailable(error):
-                raise StoreUnavailable(f"the database cannot be used: {_brief(error)}") from error
-            raise
-        yield connection
-
-
 def _failure(error: Exception, committing: bool) -> StoreError:
     """What each caller of a lost transaction is told (an exception of its own)."""
     if isinstance(error, StoreUnavailable) and not committing:
         return StoreUnavailable(str(error))
-    failure = CommitFailed(f"the database did not confirm the change: {_brief(error)}")
+    failure = CommitFailed(f"the database did not confirm the change: {brief(error)}")
     failure.__cause__ = error
     return failure
 
 
 async def _demand_alive(connection: AsyncConnection, error: BaseException | None = None) -> None:
     if not await _is_alive(connection):
-        why = "" if error is None else f": {_brief(error)}"
+        why = "" if error is None else f": {brief(error)}"
         raise StoreUnavailable(f"the database gave the transaction up{why}") from error
 
 
@@ -274,9 +259,3 @@ async def _is_alive(connection: AsyncConnection) -> bool:
 def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
     if not future.done():
         future.set_exception(error)
-
-
-def _brief(error: BaseException) -> str:
-    """The driver's own words, without the statement and its parameters: those may hold secrets."""
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    return f"{type(cause).__name__}: {cause}".partition("\n")[0]

@@ -6,13 +6,15 @@ handling is switched off here: SQLAlchemy's ``begin`` event sends ``BEGIN`` (rea
 """
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 BUSY_TIMEOUT_MS = 10_000
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
@@ -120,3 +122,23 @@ def is_unavailable(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     return isinstance(error, (OSError, PoolTimeout, OperationalError, InterfaceError))
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection with an open transaction, rolled back unless it is committed inside."""
+    async with AsyncExitStack() as stack:
+        try:
+            connection = await stack.enter_async_context(engine.connect())
+            await connection.begin()
+        except Exception as error:
+            if is_unavailable(error):
+                raise StoreUnavailable(f"the database cannot be used: {brief(error)}") from error
+            raise
+        yield connection
+
+
+def brief(error: BaseException) -> str:
+    """The driver's own words, without the statement and its parameters: those may hold secrets."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return f"{type(cause).__name__}: {cause}".partition("\n")[0]

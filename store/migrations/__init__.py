@@ -1,0 +1,1 @@
+"""Alembic migrations. They name every operation themselves and need no room's tables."""

@@ -1,0 +1,1 @@
+"""One revision a file, ``NNNN_what.py``; a published revision never changes."""
