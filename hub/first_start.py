@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from authenticator.identity import IdentityService
-
+from authenticator.principals import Role
 from hub.config.deployment import Deployment
 from store import schema
 from store.database import Store
 
 ADMIN = "admin"
-PASSWORD_ALPHABET = "abcdefghjkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"  # noqa: S105
-"""Without letters and digits that look alike."""
-
-
-def generate_password(length: int = 16) -> str:
-    """A random password of ``length`` characters (92 bits for 16)."""
-    return "".join(secrets.choice(PASSWORD_ALPHABET) for _ in range(length))
 
 
 def now() -> dt.datetime:
@@ -50,8 +42,7 @@ async def prepare_database(deployment: Deployment) -> None:
 async def first_administrator(deployment: Deployment) -> str | None:
     """Create ``admin`` if there is no administrator; returns the new password, else None."""
     async with open_identity(deployment) as identity:
-        if any(user.role == "superadmin" for user in await identity.list_users()):
+        if any(user.role == Role.SUPERADMIN for user in await identity.list_users()):
             return None
-        password = generate_password()
-        await identity.create_user(ADMIN, password=password, role="superadmin")
-        return password
+        made = await identity.create_user(ADMIN, role=Role.SUPERADMIN)
+        return made.password

@@ -1,0 +1,150 @@
+"""``perijove token``: key pairs of users and tokens of agents."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from typing import Any
+
+from traitlets import Bool, Unicode
+
+from hub.commands.base import Command, Group, UsageError, say, table
+
+AGENT_FLAG = ({"TokenCommand": {"agent": True}}, "Tokens with which agents dial in.")
+
+
+class TokenCommand(Command):
+    """What the token commands share."""
+
+    agent = Bool(False, help="Work on agent tokens instead of key pairs of users.").tag(config=True)
+    flags = {**Command.flags, "agent": AGENT_FLAG}
+
+
+class TokenCreate(TokenCommand):
+    """Create a key pair of a user, or an agent token."""
+
+    name = "perijove token create"
+    description = """Create a key pair for the user NAME, who signs with it from then on (the former one signs no more).
+
+    With --agent: create a token for the agents of a node; NAME (optional) binds it to that agent id."""
+    arguments = ("NAME?",)
+    note = Unicode("", help="What the agent token is for.").tag(config=True)
+    aliases: dict[Any, Any] = {**Command.aliases, "note": "TokenCreate.note"}
+
+    def act(self, *arguments: str) -> None:
+        """Create it and show the secret once."""
+        from authenticator.keypairs import KeyPairService
+        from hub.commands.records import with_store
+        from hub.first_start import now
+        from spawner.sessions.tokens import AgentTokens
+
+        name = arguments[0] if arguments else None
+        if self.agent:
+            token, token_id = with_store(
+                self.deployment(), lambda store: AgentTokens(store, now).create(self.note, name)
+            )
+            say(f"Agent token {token_id}; put it into PERIJOVE_AGENT_TOKEN of the agent")
+            say(f"Token, shown only now: {token}")
+            return
+        if name is None:
+            raise UsageError("usage: perijove token create NAME, or perijove token create --agent")
+        pair = with_store(self.deployment(), lambda store: KeyPairService(store, now).create(name))
+        say(f"Access key: {pair.access_key}")
+        say(f"Secret key, shown only now: {pair.secret_key}")
+
+
+class TokenList(TokenCommand):
+    """List key pairs or agent tokens."""
+
+    name = "perijove token list"
+    description = (
+        "List the key pairs (of the user NAME, if given), or with --agent the agent tokens."
+    )
+    arguments = ("NAME?",)
+
+    def act(self, *arguments: str) -> None:
+        """One line each, without secrets."""
+        from authenticator.keypairs import KeyPairService
+        from hub.commands.records import with_store
+        from hub.first_start import now
+        from spawner.sessions.tokens import AgentTokens
+
+        if self.agent:
+            tokens = with_store(self.deployment(), lambda store: AgentTokens(store, now).list())
+            rows = [
+                (
+                    str(row.id),
+                    row.agent_id or "any",
+                    "revoked" if row.revoked_at else "valid",
+                    _day(row.created_at),
+                    row.note,
+                )
+                for row in tokens
+            ]
+            say(table(("ID", "AGENT", "STATE", "CREATED", "NOTE"), rows))
+            return
+        name = arguments[0] if arguments else None
+        pairs = with_store(self.deployment(), lambda store: KeyPairService(store, now).list(name))
+        say(
+            table(
+                ("ACCESS KEY", "USER", "POLICY", "STATE", "CREATED", "LAST USED"),
+                [
+                    (
+                        pair.access_key,
+                        pair.username,
+                        pair.policy,
+                        "revoked" if not pair.is_active else "signs" if pair.is_main else "former",
+                        _day(pair.created_at),
+                        _day(pair.last_used),
+                    )
+                    for pair in pairs
+                ],
+            )
+        )
+
+
+class TokenRevoke(TokenCommand):
+    """Revoke a key pair or an agent token."""
+
+    name = "perijove token revoke"
+    description = (
+        "Revoke the key pair with access key KEY, or with --agent the agent token with id KEY."
+    )
+    arguments = ("KEY",)
+
+    def act(self, *arguments: str) -> None:
+        """Revoke it; there is no way back."""
+        from authenticator.keypairs import KeyPairService
+        from hub.commands.records import with_store
+        from hub.first_start import now
+        from spawner.sessions.tokens import AgentTokens
+
+        (key,) = arguments
+        if not self.agent:
+            with_store(self.deployment(), lambda store: KeyPairService(store, now).revoke(key))
+            say(f"The key pair {key} signs no more")
+            return
+        try:
+            token_id = uuid.UUID(key)
+        except ValueError as error:
+            raise UsageError(
+                f"{key!r} is no id of an agent token; `perijove token list --agent` shows them"
+            ) from error
+        with_store(self.deployment(), lambda store: AgentTokens(store, now).revoke(token_id))
+        say(f"The agent token {token_id} is revoked; agents that use it are refused from now on")
+
+
+class TokenGroup(Group):
+    """Key pairs of users and tokens of agents."""
+
+    name = "perijove token"
+    description = "Create, list and revoke key pairs of users and tokens of agents."
+    subcommands: dict[str, Any] = {
+        "create": (TokenCreate, "Create a key pair or an agent token."),
+        "list": (TokenList, "List key pairs or agent tokens."),
+        "revoke": (TokenRevoke, "Revoke a key pair or an agent token."),
+    }
+
+
+def _day(moment: dt.datetime | None) -> str:
+    return "never" if moment is None else f"{moment:%Y-%m-%d %H:%M}"

@@ -1,0 +1,172 @@
+"""``perijove user``: the people of this deployment. Works on the database, on the manager's host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from traitlets import Bool, Unicode
+
+from hub.commands.base import Command, Group, say, table
+
+
+class UserAdd(Command):
+    """Add a user."""
+
+    name = "perijove user add"
+    description = """Add a user with a generated password, which is shown once.
+
+    With --ask the password is asked for on the terminal (or read from standard input)."""
+    arguments = ("NAME",)
+    email = Unicode("", help="E-mail address; default NAME@localhost.").tag(config=True)
+    full_name = Unicode("", help="The person's name.").tag(config=True)
+    admin = Bool(False, help="Make the user an administrator.").tag(config=True)
+    ask = Bool(False, help="Ask for the password.").tag(config=True)
+    external = Bool(False, help="No password: the user logs in elsewhere.").tag(config=True)
+    aliases: dict[Any, Any] = {
+        **Command.aliases,
+        "email": "UserAdd.email",
+        "full-name": "UserAdd.full_name",
+    }
+    flags = {
+        **Command.flags,
+        "admin": ({"UserAdd": {"admin": True}}, "Make the user an administrator."),
+        "ask": ({"UserAdd": {"ask": True}}, "Ask for the password."),
+        "external": ({"UserAdd": {"external": True}}, "No password: log-in happens elsewhere."),
+    }
+
+    def act(self, *arguments: str) -> None:
+        """Create the row, show what is shown once."""
+        from authenticator.principals import Role
+        from hub.commands.records import ask_new_password, with_identity
+
+        (username,) = arguments
+        password = ask_new_password(username) if self.ask else None
+        made = with_identity(
+            self.deployment(),
+            lambda identity: identity.create_user(
+                username,
+                password=password,
+                with_password=not self.external,
+                email=self.email or None,
+                full_name=self.full_name,
+                role=Role.SUPERADMIN if self.admin else Role.USER,
+            ),
+        )
+        say(f"Added {made.user.username} <{made.user.email}> ({made.user.role})")
+        if made.password is not None:
+            say(f"Password, shown only now: {made.password}")
+
+
+class UserList(Command):
+    """List the users."""
+
+    name = "perijove user list"
+    description = "List the users."
+
+    def act(self, *arguments: str) -> None:
+        """One line each."""
+        from hub.commands.records import with_identity
+
+        users = with_identity(self.deployment(), lambda identity: identity.list_users())
+        rows = [
+            (user.username, user.email, user.role, user.status, f"{user.created_at:%Y-%m-%d}")
+            for user in users
+        ]
+        say(table(("NAME", "EMAIL", "ROLE", "STATUS", "CREATED"), rows))
+
+
+class UserPassword(Command):
+    """Set a user's password."""
+
+    name = "perijove user password"
+    description = """Set a user's password: asked for on the terminal, or read from standard input.
+
+    With --generate a new one is made and shown once."""
+    arguments = ("NAME",)
+    generate = Bool(False, help="Generate the password and show it once.").tag(config=True)
+    flags = {
+        **Command.flags,
+        "generate": ({"UserPassword": {"generate": True}}, "Generate it and show it once."),
+    }
+
+    def act(self, *arguments: str) -> None:
+        """Ask or generate, then store the hash."""
+        from hub.commands.records import ask_new_password, with_identity
+
+        (username,) = arguments
+        deployment = self.deployment()
+        with_identity(deployment, lambda identity: identity.user_by_name(username))
+        chosen = None if self.generate else ask_new_password(username)
+        generated = with_identity(
+            deployment, lambda identity: identity.set_password(username, chosen)
+        )
+        say(f"The password of {username} was changed")
+        if generated is not None:
+            say(f"Password, shown only now: {generated}")
+
+
+class UserDisable(Command):
+    """Disable a user."""
+
+    name = "perijove user disable"
+    description = """Disable a user: no log-in and no API call any more.
+
+    Sessions that run go on; an administrator ends them."""
+    arguments = ("NAME",)
+    status = "inactive"
+
+    def act(self, *arguments: str) -> None:
+        """Set the status."""
+        from hub.commands.records import with_identity
+
+        (username,) = arguments
+        user = with_identity(
+            self.deployment(), lambda identity: identity.set_status(username, self.status)
+        )
+        say(f"{user.username} is {user.status} now")
+
+
+class UserEnable(UserDisable):
+    """Enable a disabled user."""
+
+    name = "perijove user enable"
+    description = "Enable a disabled user."
+    status = "active"
+
+
+class UserAdmin(Command):
+    """Make a user an administrator."""
+
+    name = "perijove user admin"
+    description = "Make a user an administrator; with --revoke, an ordinary user again."
+    arguments = ("NAME",)
+    revoke = Bool(False, help="Take the administrator's rights away.").tag(config=True)
+    flags = {
+        **Command.flags,
+        "revoke": ({"UserAdmin": {"revoke": True}}, "Take the administrator's rights away."),
+    }
+
+    def act(self, *arguments: str) -> None:
+        """Set the role."""
+        from authenticator.principals import Role
+        from hub.commands.records import with_identity
+
+        (username,) = arguments
+        role = Role.USER if self.revoke else Role.SUPERADMIN
+        user = with_identity(self.deployment(), lambda identity: identity.set_role(username, role))
+        say(f"{user.username} has the role {user.role} now; in the hub from the next log-in on")
+
+
+class UserGroup(Group):
+    """The people of this deployment."""
+
+    name = "perijove user"
+    description = "Add, list and change users. Works on the manager's host."
+    subcommands: dict[str, Any] = {
+        "add": (UserAdd, "Add a user."),
+        "list": (UserList, "List the users."),
+        "password": (UserPassword, "Set a user's password."),
+        "disable": (UserDisable, "Disable a user."),
+        "enable": (UserEnable, "Enable a disabled user."),
+        "admin": (UserAdmin, "Make a user an administrator, or no more."),
+    }
