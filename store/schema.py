@@ -1,4 +1,8 @@
-"""Which revision of the tables a database has, and how it gets the newest one."""
+"""Which revision of the tables a database has, and how it gets the newest one.
+
+These functions block and run an event loop of their own: asynchronous code calls them in a thread
+(``await asyncio.to_thread(schema.check, url)``).
+"""
 
 import asyncio
 import sqlite3
@@ -60,12 +64,12 @@ def revisions() -> tuple[str, ...]:
     return tuple(reversed([script.revision for script in scripts]))
 
 
-def head() -> str:
+def head_revision() -> str:
     """The revision that this Perijove works with."""
     return revisions()[-1]
 
 
-async def current(url: str) -> str | None:
+def current_revision(url: str) -> str | None:
     """The revision of the database; None when it is empty or not there (it is not made).
 
     Raises ``StoreUnavailable`` when it cannot be reached, ``SchemaMismatch`` when its tables are not ours.
@@ -74,7 +78,37 @@ async def current(url: str) -> str | None:
     path = sqlite_path(parsed)
     if path is not None and not path.exists():
         return None
-    engine = reading_engine(parsed)
+    return asyncio.run(_current(parsed))
+
+
+def check(url: str) -> None:
+    """Raise ``SchemaMismatch`` unless the database has exactly the tables of this Perijove."""
+    found = current_revision(url)
+    if found == head_revision():
+        return
+    shown = parse_url(url).render_as_string(hide_password=True)
+    _refuse_newer(found, shown)
+    state = "has no tables yet" if found is None else f"is at revision {found}"
+    raise SchemaMismatch(
+        f"The database {shown} {state}; this Perijove needs revision {head_revision()}: "
+        "run `perijove db upgrade`."
+    )
+
+
+def upgrade(url: str) -> Upgrade:
+    """Bring the database to ``head_revision()`` in one transaction: it succeeds as a whole or changes nothing.
+
+    A SQLite file that holds data is copied first, to ``<file>.before-<head>``. Raises ``StoreError``.
+    """
+    parsed = parse_url(url)
+    path = sqlite_path(parsed)
+    if path is not None:
+        create_private_file(path)
+    return asyncio.run(_upgrade(parsed, path))
+
+
+async def _current(url: URL) -> str | None:
+    engine = reading_engine(url)
     try:
         async with transaction(engine) as connection:
             return await connection.run_sync(_revision)
@@ -82,67 +116,45 @@ async def current(url: str) -> str | None:
         await engine.dispose()
 
 
-async def check(url: str) -> None:
-    """Raise ``SchemaMismatch`` unless the database has exactly the tables of this Perijove."""
-    found = await current(url)
-    if found == head():
-        return
-    shown = parse_url(url).render_as_string(hide_password=True)
-    _refuse_newer(found, shown)
-    state = "has no tables yet" if found is None else f"is at revision {found}"
-    raise SchemaMismatch(
-        f"The database {shown} {state}; this Perijove needs revision {head()}: "
-        "run `perijove db upgrade`."
-    )
-
-
-async def upgrade(url: str) -> Upgrade:
-    """Bring the database to ``head()`` in one transaction: it succeeds as a whole or changes nothing.
-
-    A SQLite file that holds data is copied first, to ``<file>.before-<head>``. Raises ``StoreError``.
-    """
-    parsed = parse_url(url)
-    path = sqlite_path(parsed)
-    if path is not None:
-        await asyncio.to_thread(create_private_file, path)
+async def _upgrade(url: URL, path: Path | None) -> Upgrade:
     # Rebuilding a table under foreign keys would delete its children: SQLite's own procedure is to switch
     # them off outside the transaction and to check them at its end.
-    engine = writing_engine(parsed, foreign_keys=False)
+    engine = writing_engine(url, foreign_keys=False)
     try:
         async with transaction(engine) as connection:
-            done = await _upgrade(connection, parsed, path)
+            done = await _migrate(connection, url, path)
             await connection.commit()
             return done
     finally:
         await engine.dispose()
 
 
-async def _upgrade(connection: AsyncConnection, url: URL, path: Path | None) -> Upgrade:
+async def _migrate(connection: AsyncConnection, url: URL, path: Path | None) -> Upgrade:
     if path is None:
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": PG_LOCK})
     before = await connection.run_sync(_revision)
     _refuse_newer(before, url.render_as_string(hide_password=True))
-    if before == head():
+    if before == head_revision():
         return Upgrade(before, before, None)
     backup = None
     if path is not None and before is not None:
-        backup = await asyncio.to_thread(_copy, path)
+        backup = _copy(path)
     await connection.run_sync(lambda sync: command.upgrade(_config(sync), "head"))
     if path is not None:
         broken = (await connection.execute(text("PRAGMA foreign_key_check"))).first()
         if broken is not None:
             raise SchemaMismatch(
-                f"The upgrade to revision {head()} would leave rows of {broken[0]} without their "
+                f"The upgrade to revision {head_revision()} would leave rows of {broken[0]} without their "
                 "parents; nothing was changed."
             )
-    return Upgrade(before, head(), backup)
+    return Upgrade(before, head_revision(), backup)
 
 
 def _refuse_newer(found: str | None, shown: str) -> None:
     if found is not None and found not in revisions():
         raise SchemaMismatch(
             f"The database {shown} is at revision {found}, which this Perijove does not know (it knows "
-            f"up to {head()}): it was upgraded by a newer one. Run that one, or restore a backup."
+            f"up to {head_revision()}): it was upgraded by a newer one. Run that one, or restore a backup."
         )
 
 
@@ -159,7 +171,7 @@ def _revision(connection: Connection) -> str | None:
 
 def _copy(path: Path) -> Path:
     """Copy a SQLite file with what its write-ahead log holds; earlier copies are kept."""
-    name, number = f"{path.name}.before-{head()}", 1
+    name, number = f"{path.name}.before-{head_revision()}", 1
     target = path.with_name(name)
     while target.exists():
         number += 1
