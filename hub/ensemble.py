@@ -20,6 +20,7 @@ from hub.first_start import ADMIN, first_administrator, prepare_database
 from hub.logfiles import printable
 from hub.recipes import Recipes
 from hub.supervisor import Listener, Member, Supervisor, SupervisorError, only_one
+from store.engine import StoreError
 
 END_ORDER = ("agent", "hub", "manager", "proxy")
 SHUTDOWN_WITHIN = 30.0
@@ -87,8 +88,7 @@ class Ensemble:
         recipes = Recipes(
             self.deployment, self._addresses, self._secrets, self.config_path, self.log_level
         )
-        await prepare_database(self.deployment)
-        self._password = await first_administrator(self.deployment)
+        await self._prepare_database()
         await asyncio.gather(
             supervisor.bring_up(self._proxy(recipes)), supervisor.bring_up(self._manager(recipes))
         )
@@ -97,6 +97,16 @@ class Ensemble:
         self._show_password()
         await self._bring_up_agent(supervisor, recipes, choice)
         show("up", "sessions can start; Ctrl-C ends everything")
+
+    async def _prepare_database(self) -> None:
+        """Schema, default rows and, if there is none, an administrator."""
+        try:
+            upgrade = await prepare_database(self.deployment)
+            self._password = await first_administrator(self.deployment)
+        except StoreError as error:
+            raise SupervisorError(str(error)) from error
+        if upgrade.before is not None and upgrade.changed:
+            show("up", f"database upgraded from {upgrade.before} to {upgrade.after}")
 
     async def _bring_up_agent(
         self, supervisor: Supervisor, recipes: Recipes, choice: EngineChoice

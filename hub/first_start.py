@@ -32,11 +32,15 @@ async def open_identity(deployment: Deployment) -> AsyncIterator[IdentityService
         await store.close()
 
 
-async def prepare_database(deployment: Deployment) -> None:
-    """Upgrade the schema and create the default domain, project and policies; harmless when repeated."""
-    await asyncio.to_thread(schema.upgrade, deployment.db_url)
+async def prepare_database(deployment: Deployment) -> schema.Upgrade:
+    """Upgrade the schema and create the default domain, project and policies; harmless when repeated.
+
+    Raises ``StoreError``.
+    """
+    upgrade = await asyncio.to_thread(schema.upgrade, deployment.db_url)
     async with open_identity(deployment) as identity:
         await identity.bootstrap()
+    return upgrade
 
 
 async def first_administrator(deployment: Deployment) -> str | None:

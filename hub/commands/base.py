@@ -69,13 +69,26 @@ class Command(Application):
 
     def initialize(self, argv: Sequence[str] | None = None) -> None:
         """Read the command line, then the configuration file, with the command line on top."""
-        self.parse_command_line(list(argv) if argv is not None else None)
+        words = list(sys.argv[1:] if argv is None else argv)
+        if not words or words[0] not in self.subcommands:
+            self._refuse_unknown_options(words)
+        self.parse_command_line(words)
         if self.subapp is not None:
             return
         path = self.config_path()
         if path is not None and not self.generate_config:
             self.load_config_file(path.name, path=str(path.parent))
             self.update_config(self.cli_config)
+
+    def _refuse_unknown_options(self, words: list[str]) -> None:
+        """Raise ``UsageError`` for an option that traitlets would pass over with a warning."""
+        known: set[str] = {*self.flags, "h", "help", "help-all", "V", "version"}
+        for names in self.aliases:
+            known.update([names] if isinstance(names, str) else names)
+        for word in words[: words.index("--")] if "--" in words else words:
+            option = word.lstrip("-").split("=")[0]
+            if word.startswith("-") and option not in known and "." not in option:
+                raise UsageError(f"unknown option {word}; see `{self.name} --help`")
 
     def print_help(self, classes: bool = False) -> None:
         """Show help; with ``classes`` that of every configurable class too."""
@@ -107,8 +120,6 @@ class Command(Application):
         """The positional arguments, as many as ``arguments`` wants; raises ``UsageError``."""
         wanted = [name for name in self.arguments if not name.endswith("?")]
         given = list(self.extra_args)
-        if any(word.startswith("-") for word in given):
-            raise UsageError(f"unknown option {given[0]}; see `{self.name} --help`")
         if not len(wanted) <= len(given) <= len(self.arguments):
             usage = " ".join(
                 f"[{name[:-1]}]" if name.endswith("?") else name for name in self.arguments

@@ -18,13 +18,18 @@ class DbUpgrade(Command):
 
     def act(self, *arguments: str) -> None:
         """Upgrade; harmless when it is current."""
+        from hub.commands.records import run_on_database
         from hub.first_start import prepare_database
-        from store import schema
 
         deployment = self.deployment()
         deployment.prepare()
-        asyncio.run(prepare_database(deployment))
-        say(f"The database is at revision {schema.head_revision()}")
+        upgrade = run_on_database(prepare_database(deployment))
+        if not upgrade.changed:
+            say(f"The database is at revision {upgrade.after} already")
+            return
+        say(f"The database went from revision {upgrade.before or 'none'} to {upgrade.after}")
+        if upgrade.backup is not None:
+            say(f"The former file is kept as {upgrade.backup}")
 
 
 class DbStatus(Command):
@@ -35,15 +40,14 @@ class DbStatus(Command):
 
     def act(self, *arguments: str) -> None:
         """Compare revisions."""
+        from hub.commands.records import run_on_database
         from store import schema
 
-        current, head = schema.current_revision(self.deployment().db_url), schema.head_revision()
-        if current != head:
-            raise CommandError(
-                f"the database is at revision {current or 'none'}, this release needs {head}:"
-                " run `perijove db upgrade`"
-            )
-        say(f"The database is at revision {head}, the newest")
+        url = self.deployment().db_url
+        if run_on_database(asyncio.to_thread(schema.current_revision, url)) is None:
+            raise CommandError("the database is empty or not there: run `perijove db upgrade`")
+        run_on_database(asyncio.to_thread(schema.check, url))
+        say(f"The database is at revision {schema.head_revision()}, the newest")
 
 
 class DbGroup(Group):

@@ -5,17 +5,25 @@ from __future__ import annotations
 import asyncio
 import getpass
 import sys
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from authenticator.identity import IdentityService
 from hub.commands.base import CommandError, UsageError
 from hub.config.deployment import Deployment
 from hub.first_start import now
 from store import schema
-from store.database import Store
+from store.database import Store, StoreError
 
 T = TypeVar("T")
+
+
+def run_on_database(work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work``; what the store cannot do becomes a ``CommandError``."""
+    try:
+        return asyncio.run(work)
+    except StoreError as error:
+        raise CommandError(str(error)) from error
 
 
 def with_store(deployment: Deployment, work: Callable[[Store], Awaitable[T]]) -> T:
@@ -38,7 +46,7 @@ def with_store(deployment: Deployment, work: Callable[[Store], Awaitable[T]]) ->
         finally:
             await store.close()
 
-    return asyncio.run(run())
+    return run_on_database(run())
 
 
 def with_identity(deployment: Deployment, work: Callable[[IdentityService], Awaitable[T]]) -> T:
