@@ -19,7 +19,13 @@ from sqlalchemy.orm import InstrumentedAttribute
 from authenticator import passwords
 from authenticator.passwords import Passwords
 from authenticator.principals import ALL_SCOPES, Principal, Role, Scope, Via
-from authenticator.problems import AuthFailed, InvalidParameters, NotFound, RateLimited
+from authenticator.problems import (
+    WRONG_CREDENTIALS,
+    AuthFailed,
+    InvalidParameters,
+    NotFound,
+    RateLimited,
+)
 from authenticator.ratelimit import LoginThrottle
 from authenticator.tables import (
     DomainRow,
@@ -36,7 +42,6 @@ DEFAULT = "default"
 MAX_USERNAME = 64
 MAX_EMAIL = 254
 STATUSES = ("active", "inactive", "before-verification")
-WRONG_CREDENTIALS = "Invalid username or password"
 
 _USERNAME = re.compile(r"[a-z0-9](?:[a-z0-9._@+-]{0,62}[a-z0-9_-])?")
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+")

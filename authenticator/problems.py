@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 PROBLEM_BASE = "https://api.backend.ai/probs/"
+WRONG_CREDENTIALS = "Invalid username or password"
+"""The one sentence for an unknown user, a wrong password and a disabled user."""
 
 
 class Problem(Exception):
