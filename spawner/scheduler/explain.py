@@ -203,8 +203,10 @@ def _too_big(shape: Shape, nodes: Sequence[Node]) -> str:
             lines.append(
                 f"no node has any {kind_of(slot).unit} (asked for {human_amount(slot, amount)})"
             )
+    if lines:
+        return "; ".join(lines)
     together = _and(human_amount(slot, amount) for slot, amount in shape.slots)
-    return "; ".join(lines) or f"no node has {together} together"
+    return f"no node has {together} together"
 
 
 def _absent(capable: Sequence[Node], nodes: Sequence[Node]) -> str:

@@ -1,0 +1,142 @@
+"""Hypothesis strategies for small clusters full of corner cases.
+
+Parts are sampled from tables that are built once, so that an example costs few draws.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import strategies as st
+
+from spawner.scheduler.model import (
+    Agent,
+    Device,
+    GroupPolicy,
+    KernelRequest,
+    Quota,
+    SessionRequest,
+    Snapshot,
+)
+from spawner.scheduler.slots import MICRO
+from tests.harness.snapshots import NOW
+
+GROUPS = ("east", "west")
+AGENTS = ("a1", "a2", "a3", "a10")
+OWNERS = ("ada", "bob")
+STEP = {"cpu": MICRO // 2, "mem": 1, "cuda.device": MICRO, "cuda.shares": MICRO // 4}
+
+
+def _peers(slot: str) -> list[tuple[Device, ...]]:
+    """No, one or two devices of ``slot`` in every state of fullness."""
+    most = 1 if slot == "cuda.device" else 3
+    sizes = [(size, free) for size in range(most + 1) for free in range(size + 1)]
+    found: list[tuple[Device, ...]] = [()]
+    for count in (1, 2):
+        for chosen in itertools.product(sizes, repeat=count):
+            found.append(
+                tuple(
+                    Device(slot, f"{slot}-{number}", size * STEP[slot], free * STEP[slot])
+                    for number, (size, free) in enumerate(chosen)
+                )
+            )
+    return found
+
+
+def _needs() -> list[dict[str, int]]:
+    """Up to two slots in amounts from zero to three steps, and a few that are not multiples."""
+    found: list[dict[str, int]] = [{"cpu": MICRO // 7}, {"cuda.device": MICRO // 2}]
+    for pair in itertools.combinations(STEP, 2):
+        for amounts in itertools.product(range(4), repeat=2):
+            found.append({s: n * STEP[s] for s, n in zip(pair, amounts, strict=True)})
+    return [*found, *({slot: STEP[slot] * n} for slot in STEP for n in (1, 2, 3)), {}]
+
+
+PEERS = {slot: st.sampled_from(_peers(slot)) for slot in STEP}
+NEEDS = st.sampled_from(_needs())
+ARCHITECTURES = st.sampled_from(("x86_64", "x86_64", "x86_64", "aarch64"))
+IMAGES = st.sampled_from(("img1", "img2"))
+STATES = st.sampled_from([(True, True)] * 3 + [(False, True), (True, False)])
+ROOM = st.sampled_from([(0, None)] * 3 + [(0, 0), (0, 1), (1, 3), (4, 3)])
+SOME_AGENTS = st.sampled_from(
+    [frozenset()] * 4 + [frozenset(c) for n in (1, 2) for c in itertools.combinations(AGENTS, n)]
+)
+SHAPES = st.sampled_from(
+    ((1, "single-node"), (1, "multi-node"), (2, "single-node"), (2, "multi-node"))
+)
+
+
+@st.composite
+def agent(draw: st.DrawFn, agent_id: str) -> Agent:
+    """An agent of either group, in any state, with devices in every order."""
+    alive, schedulable = draw(STATES)
+    containers, most = draw(ROOM)
+    found = [device for slot in STEP for device in draw(PEERS[slot])]
+    return Agent(
+        agent_id,
+        draw(st.sampled_from(GROUPS)),
+        draw(ARCHITECTURES),
+        tuple(reversed(found)),
+        containers=containers,
+        max_containers=most,
+        schedulable=schedulable,
+        alive=alive,
+        images=draw(
+            st.sampled_from((frozenset(), frozenset({"img1"}), frozenset({"img1", "img2"})))
+        ),
+    )
+
+
+@st.composite
+def session(draw: st.DrawFn, number: int) -> SessionRequest:
+    """A session of either group (or none) with ties in time, priority and shape."""
+    count, mode = draw(SHAPES)
+    kernels = tuple(
+        KernelRequest(f"k{number}-{index}", draw(NEEDS), draw(IMAGES), draw(ARCHITECTURES))
+        for index in range(count)
+    )
+    owner = draw(st.sampled_from(OWNERS))
+    return SessionRequest(
+        f"s{number}",
+        owner,
+        f"key-{owner}",
+        "lab",
+        "default",
+        draw(st.sampled_from((*GROUPS, *GROUPS, *GROUPS, "gone"))),
+        draw(st.sampled_from((0, 10, 10, 100))),
+        NOW + draw(st.integers(0, 2)),
+        kernels,
+        cluster_mode=mode,
+        designated_agents=draw(SOME_AGENTS),
+        failed_agents=draw(SOME_AGENTS),
+        starts_at=draw(st.sampled_from((None, None, None, NOW - 1, NOW, NOW + 1))),
+    )
+
+
+@st.composite
+def quota(draw: st.DrawFn, scope: str, scope_id: str) -> Quota:
+    """Limits from nothing to everything, which may already be passed."""
+    limit = draw(st.one_of(st.none(), NEEDS))
+    return Quota(
+        scope,
+        scope_id,
+        limit,
+        draw(NEEDS),
+        max_sessions=draw(st.sampled_from((None, None, 0, 1, 2))),
+        held_sessions=draw(st.integers(0, 2)),
+    )
+
+
+@st.composite
+def snapshots(draw: st.DrawFn, *, plain: bool = False) -> Snapshot:
+    """A snapshot; ``plain`` ones have no quotas."""
+    scopes = [("keypair", "key-ada"), ("user", "bob"), ("project", "lab"), ("domain", "default")]
+    chosen = [] if plain else draw(st.sampled_from([[], scopes[:1], scopes[1:3], scopes]))
+    selectors = st.sampled_from(("concentrated", "dispersed"))
+    return Snapshot(
+        NOW,
+        tuple(GroupPolicy(name, selector=draw(selectors)) for name in GROUPS),
+        tuple(draw(agent(name)) for name in AGENTS[: draw(st.integers(0, 4))]),
+        tuple(draw(session(number)) for number in range(draw(st.integers(0, 6)))),
+        tuple(draw(quota(*scope)) for scope in chosen),
+    )

@@ -1,0 +1,120 @@
+"""What holds for every snapshot whatever: the safety properties of the scheduler."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spawner.scheduler.model import Placement, Snapshot
+from spawner.scheduler.plan import fit, plan
+from spawner.scheduler.validate import validate
+
+from .strategies import snapshots
+
+
+@given(snapshots())
+def test_every_plan_keeps_all_invariants(case: Snapshot) -> None:
+    validate(case, plan(case))
+
+
+@given(snapshots(), st.integers())
+def test_a_plan_depends_on_the_snapshot_alone(case: Snapshot, seed: int) -> None:
+    mixer = random.Random(seed)
+    shuffled = replace(
+        case,
+        agents=tuple(mixer.sample(case.agents, len(case.agents))),
+        pending=tuple(mixer.sample(case.pending, len(case.pending))),
+        quotas=tuple(mixer.sample(case.quotas, len(case.quotas))),
+        groups=tuple(mixer.sample(case.groups, len(case.groups))),
+    )
+    known = {group.name for group in case.groups}
+    queued = tuple(each for each in case.pending if each.resource_group in known)
+    assert plan(replace(case, pending=queued)) == plan(
+        replace(shuffled, pending=tuple(s for s in shuffled.pending if s in queued))
+    )
+
+
+@given(snapshots())
+def test_a_second_pass_after_applying_the_first_starts_nobody_else(case: Snapshot) -> None:
+    """Placing is complete: what one pass could start, it starts."""
+    first = plan(case)
+    again = plan(apply(case, first.placements))
+    assert again.placements == ()
+    assert [each.session_id for each in again.waiting] == [e.session_id for e in first.waiting]
+
+
+@given(snapshots(plain=True))
+def test_nobody_who_waits_loses_ground_to_those_behind(case: Snapshot) -> None:
+    """Taking the sessions behind a waiting one away does not change what it lacks."""
+    answer = plan(case)
+    for explanation in answer.waiting:
+        ahead = answer.order[: answer.order.index(explanation.session_id) + 1]
+        alone = plan(replace(case, pending=tuple(s for s in case.pending if s.session_id in ahead)))
+        assert explanation in alone.waiting
+
+
+@given(snapshots(plain=True), st.data())
+def test_a_dry_run_says_what_the_plan_does(case: Snapshot, data: st.DataObject) -> None:
+    """Take one session out, ask ``fit`` for it, and compare with the plan that has it last in its band."""
+    if not case.pending:
+        return
+    chosen = data.draw(st.sampled_from(case.pending))
+    others = replace(case, pending=tuple(each for each in case.pending if each is not chosen))
+    asked = replace(chosen, submitted_at=case.now + 100)
+    verdict = fit(others, asked)
+    full = plan(replace(others, pending=(*others.pending, asked)))
+    started = {each.session_id: each.kernels[0].agent_id for each in full.placements}
+    assert verdict.agent_id == started.get(asked.session_id)
+    if verdict.verdict != "now":
+        told = next(each for each in full.waiting if each.session_id == asked.session_id)
+        assert verdict.explanation == told
+        assert (verdict.verdict == "never") == told.unsatisfiable
+        assert verdict.message == told.message
+
+
+def apply(case: Snapshot, placements: tuple[Placement, ...]) -> Snapshot:
+    """The snapshot after ``placements`` were carried out and charged."""
+    taken: dict[tuple[str, str, str], int] = {}
+    containers: dict[str, int] = {}
+    for placement in placements:
+        for kernel in placement.kernels:
+            containers[kernel.agent_id] = containers.get(kernel.agent_id, 0) + 1
+            for share in kernel.shares:
+                where = (kernel.agent_id, share.slot, share.device_id)
+                taken[where] = taken.get(where, 0) + share.amount
+    agents = tuple(
+        replace(
+            agent,
+            containers=agent.containers + containers.get(agent.agent_id, 0),
+            devices=tuple(
+                replace(d, free=d.free - taken.get((agent.agent_id, d.slot, d.device_id), 0))
+                for d in agent.devices
+            ),
+        )
+        for agent in case.agents
+    )
+    started = {placement.session_id for placement in placements}
+    quotas = []
+    for quota in case.quotas:
+        scope = {
+            "keypair": "access_key",
+            "user": "owner_id",
+            "project": "project_id",
+            "domain": "domain",
+        }
+        held, sessions = dict(quota.held_slots), quota.held_sessions
+        for session in case.pending:
+            if (
+                session.session_id in started
+                and getattr(session, scope[quota.scope]) == quota.scope_id
+            ):
+                sessions += 1
+                for kernel in session.kernels:
+                    for slot, amount in kernel.slots.items():
+                        held[slot] = held.get(slot, 0) + amount
+        quotas.append(replace(quota, held_slots=held, held_sessions=sessions))
+    left = tuple(each for each in case.pending if each.session_id not in started)
+    return replace(case, agents=agents, pending=left, quotas=tuple(quotas))
