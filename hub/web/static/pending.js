@@ -1,0 +1,159 @@
+// The progress page: what the start waits for, for how long, how far it is, and a way out of it.
+"use strict";
+(() => {
+  const page = document.getElementById("perijove-pending");
+  const state = document.getElementById("perijove-state");
+  const bar = document.getElementById("progress-bar");
+  const stages = [...document.querySelectorAll("#perijove-stages li")];
+  const failure = document.getElementById("perijove-failure");
+  const cancel = document.getElementById("perijove-cancel");
+  const again = document.getElementById("perijove-again");
+  const hint = document.getElementById("perijove-hint");
+  const log = document.getElementById("perijove-events");
+  let began = Date.now();
+  let shown = 0;
+  let source = null;
+  let over = false;
+  let cancelling = false;
+
+  function timeOf(at) {
+    const time = typeof at === "number" ? at * 1000 : Date.parse(at);
+    return Number.isFinite(time) ? time : Date.now();
+  }
+
+  const clock = setInterval(() => {
+    const seconds = Math.max(0, Math.floor((Date.now() - began) / 1000));
+    const two = (number) => String(number).padStart(2, "0");
+    const hours = Math.floor(seconds / 3600);
+    const minutes = Math.floor(seconds / 60) % 60;
+    document.getElementById("perijove-elapsed").textContent =
+      (hours ? `${hours}:${two(minutes)}` : `${minutes}`) + `:${two(seconds % 60)}`;
+  }, 500);
+
+  function setProgress(percent) {
+    bar.style.width = `${percent}%`;
+    bar.parentElement.setAttribute("aria-valuenow", percent);
+  }
+
+  function setStage(status) {
+    const now = stages.findIndex((stage) => stage.dataset.statuses.split(" ").includes(status));
+    if (now < 0) return;
+    stages.forEach((stage, index) => {
+      stage.classList.toggle("done", index < now);
+      stage.classList.toggle("current", index === now);
+      if (index === now) stage.setAttribute("aria-current", "step");
+      else stage.removeAttribute("aria-current");
+    });
+  }
+
+  function record(message, at) {
+    const item = document.createElement("li");
+    const when = document.createElement("time");
+    const what = document.createElement("span");
+    when.dateTime = new Date(at).toISOString();
+    when.textContent = new Date(at).toLocaleTimeString();
+    what.textContent = message;
+    item.append(when, what);
+    log.append(item);
+    log.scrollTop = log.scrollHeight;
+  }
+
+  function close() {
+    over = true;
+    source.close();
+    clearInterval(clock);
+    cancel.hidden = true;
+  }
+
+  function fail(event) {
+    close();
+    setProgress(100);
+    bar.classList.add("bg-danger");
+    for (const stage of stages) {
+      if (stage.classList.contains("current")) stage.classList.add("failed");
+    }
+    state.textContent = cancelling ? "The start was cancelled." : "Your server did not start.";
+    if (!cancelling) {
+      // html_message is written by our Spawner, which escapes everything that it quotes.
+      if (event.html_message) failure.innerHTML = event.html_message;
+      else failure.textContent = event.message;
+      failure.hidden = false;
+    }
+    again.hidden = false;
+    hint.hidden = true;
+  }
+
+  function onEvent(message) {
+    const event = JSON.parse(message.data);
+    if (event.ready) {
+      close();
+      setProgress(100);
+      state.textContent = "Your server is ready. Opening it …";
+      window.location.reload();
+      return;
+    }
+    if (event.failed) {
+      fail(event);
+      return;
+    }
+    const at = event.at === undefined ? Date.now() : timeOf(event.at);
+    if (shown === 0 && event.at !== undefined) { began = Math.min(began, at); shown = 1; }
+    if (event.progress !== undefined) setProgress(event.progress);
+    if (event.status) setStage(event.status);
+    if (event.message && !cancelling) {
+      if (event.status || event.progress !== 0) state.textContent = event.message;
+      record(event.message, at);
+    }
+  }
+
+  function listen() {
+    log.replaceChildren();
+    source = new EventSource(page.dataset.progressUrl);
+    source.onmessage = onEvent;
+    source.onerror = () => {
+      // The hub was started again, or says that there is nothing to follow any more: look again.
+      if (over) return;
+      source.close();
+      setTimeout(look, 1500);
+    };
+  }
+
+  async function look() {
+    if (over) return;
+    try {
+      const response = await fetch(window.location.href, { credentials: "same-origin", redirect: "manual" });
+      if (response.type === "opaqueredirect" || response.status === 404 || response.status >= 500) {
+        if (response.type === "opaqueredirect" || !(await response.text()).includes("hub")) {
+          window.location.reload();
+          return;
+        }
+      } else if (response.ok && !(await response.text()).includes("perijove-pending")) {
+        window.location.reload();
+        return;
+      }
+    } catch {
+      state.textContent = "The hub does not answer now; your start goes on without it.";
+    }
+    listen();
+  }
+
+  cancel.addEventListener("click", async () => {
+    cancelling = true;
+    cancel.disabled = true;
+    state.textContent = "Cancelling …";
+    const response = await fetch(page.dataset.stopUrl, {
+      method: "DELETE",
+      headers: { "X-XSRFToken": page.dataset.xsrf },
+      credentials: "same-origin",
+    }).catch(() => null);
+    if (response && response.ok) {
+      window.location = page.dataset.spawnUrl;
+      return;
+    }
+    cancelling = false;
+    cancel.disabled = false;
+    state.textContent = "It could not be cancelled. Please try again.";
+  });
+
+  listen();
+})();
