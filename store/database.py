@@ -180,12 +180,17 @@ class Store:
         committing = False
         try:
             async with transaction(self._writer) as connection:
-                for pending in batch:
-                    if not pending.future.cancelled():
-                        await self._run(connection, pending, done)
-                        await _demand_alive(connection)
-                committing = True
-                await connection.commit()
+                try:
+                    for pending in batch:
+                        if not pending.future.cancelled():
+                            await self._run(connection, pending, done)
+                            await _demand_alive(connection)
+                    committing = True
+                    await connection.commit()
+                except BaseException:
+                    # After a failed COMMIT the driver may still be inside the transaction: begin afresh.
+                    await connection.invalidate()
+                    raise
         except Exception as error:  # noqa: BLE001 - handed to every caller of this commit
             log.error("a commit of %d writes failed: %s", len(batch), brief(error))
             for pending in batch:

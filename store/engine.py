@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -118,10 +118,8 @@ def _sqlite_engine(
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether an error says that the database is away, locked or full, rather than that a statement is wrong."""
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return True
-    return isinstance(error, (OSError, PoolTimeout, OperationalError, InterfaceError))
+    """Whether an error of connecting or beginning says that the database is away, locked or no database."""
+    return isinstance(error, (OSError, PoolTimeout, DBAPIError))
 
 
 @asynccontextmanager

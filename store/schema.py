@@ -16,10 +16,12 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, inspect, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from store.engine import (
     StoreError,
+    brief,
     create_private_file,
     parse_url,
     reading_engine,
@@ -28,6 +30,7 @@ from store.engine import (
     writing_engine,
 )
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 PG_LOCK = 0x7065726A
 """Advisory lock under which two managers do not upgrade at once (``perj``)."""
 
@@ -52,7 +55,7 @@ class Upgrade:
 
 def _config(connection: Connection | None = None) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
     return config
 
@@ -139,7 +142,12 @@ async def _migrate(connection: AsyncConnection, url: URL, path: Path | None) -> 
     backup = None
     if path is not None and before is not None:
         backup = _copy(path)
-    await connection.run_sync(lambda sync: command.upgrade(_config(sync), "head"))
+    try:
+        await connection.run_sync(lambda sync: command.upgrade(_config(sync), "head"))
+    except DBAPIError as error:
+        raise StoreError(
+            f"The upgrade from revision {before} to {head_revision()} failed and changed nothing: {brief(error)}"
+        ) from error
     if path is not None:
         broken = (await connection.execute(text("PRAGMA foreign_key_check"))).first()
         if broken is not None:
