@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from traitlets.config import Application
-
 from hub.commands.base import Group, run_command
 
 
@@ -40,7 +38,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _launch(argv: list[str]) -> None:
-    Application.clear_instance()
     app = PerijoveApp.instance()
     app.initialize(argv)
     app.start()

@@ -103,6 +103,8 @@ class Daemon:
             record = json.loads(self.spec.record.read_text())
         except (FileNotFoundError, ValueError):
             return "none"
+        if not isinstance(record, dict):
+            return "none"
         process = _recorded_process(record)
         if process is None:
             return "none"

@@ -167,6 +167,8 @@ class Group(Command):
 CONFIGURABLES = (
     "hub.config.deployment.Deployment",
     "hub.commands.up.Up",
+    "authenticator.authenticator.PerijoveAuthenticator",
+    "spawner.spawner.PerijoveSpawner",
 )
 """Every configurable class of the product, by import path; the reference is generated from them."""
 

@@ -33,21 +33,21 @@ class TokenCreate(TokenCommand):
 
     def act(self, *arguments: str) -> None:
         """Create it and show the secret once."""
+        name = arguments[0] if arguments else None
+        if name is None and not self.agent:
+            raise UsageError("usage: perijove token create NAME, or perijove token create --agent")
         from authenticator.keypairs import KeyPairService
         from hub.commands.records import with_store
         from hub.first_start import now
         from spawner.sessions.tokens import AgentTokens
 
-        name = arguments[0] if arguments else None
-        if self.agent:
+        if name is None or self.agent:
             token, token_id = with_store(
                 self.deployment(), lambda store: AgentTokens(store, now).create(self.note, name)
             )
             say(f"Agent token {token_id}; put it into PERIJOVE_AGENT_TOKEN of the agent")
             say(f"Token, shown only now: {token}")
             return
-        if name is None:
-            raise UsageError("usage: perijove token create NAME, or perijove token create --agent")
         pair = with_store(self.deployment(), lambda store: KeyPairService(store, now).create(name))
         say(f"Access key: {pair.access_key}")
         say(f"Secret key, shown only now: {pair.secret_key}")
@@ -114,22 +114,17 @@ class TokenRevoke(TokenCommand):
 
     def act(self, *arguments: str) -> None:
         """Revoke it; there is no way back."""
+        (key,) = arguments
+        token_id = _token_id(key) if self.agent else None
         from authenticator.keypairs import KeyPairService
         from hub.commands.records import with_store
         from hub.first_start import now
         from spawner.sessions.tokens import AgentTokens
 
-        (key,) = arguments
-        if not self.agent:
+        if token_id is None:
             with_store(self.deployment(), lambda store: KeyPairService(store, now).revoke(key))
             say(f"The key pair {key} signs no more")
             return
-        try:
-            token_id = uuid.UUID(key)
-        except ValueError as error:
-            raise UsageError(
-                f"{key!r} is no id of an agent token; `perijove token list --agent` shows them"
-            ) from error
         with_store(self.deployment(), lambda store: AgentTokens(store, now).revoke(token_id))
         say(f"The agent token {token_id} is revoked; agents that use it are refused from now on")
 
@@ -148,3 +143,12 @@ class TokenGroup(Group):
 
 def _day(moment: dt.datetime | None) -> str:
     return "never" if moment is None else f"{moment:%Y-%m-%d %H:%M}"
+
+
+def _token_id(text: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{text!r} is no id of an agent token; `perijove token list --agent` shows them"
+        ) from error

@@ -73,8 +73,6 @@ class Addresses:
     manager_port: int
     proxy_api_port: int
     base_url: str
-    hub_id: str
-    """Names this hub to the manager; it must not change while sessions live."""
 
     @property
     def public_url(self) -> str:
@@ -230,7 +228,7 @@ class Deployment(Configurable):
     def choose_addresses(self, host: str) -> Addresses:
         """Remember the configured public address and ``host``, where hub and manager listen.
 
-        Inner ports are chosen when they are needed first and stay the same from then on, because
+        The inner ports are chosen when they are needed first and stay the same from then on, because
         living sessions know them. Raises ``DeploymentError``.
         """
         known = self._remembered()
@@ -239,7 +237,6 @@ class Deployment(Configurable):
             "port": self.port,
             "base_url": self.base_url,
             "host": host,
-            "hub_id": known.get("hub_id") or tokens.token_hex(8),
         }
         taken = {self.port}
         for name, preferred in PREFERRED_PORTS.items():

@@ -34,7 +34,6 @@ USER_SCOPES = [
 ]
 """Added to every user's role. ``admin`` grants nothing by itself: the manager asks for the role too."""
 SERVICE_SCOPES = [scope for scope in USER_SCOPES if scope.startswith("custom:")]
-SERVER_SCOPES = ["custom:perijove:sessions:read!user"]
 
 
 def configure(c: Any, config: Config) -> None:
@@ -59,8 +58,6 @@ def configure(c: Any, config: Config) -> None:
     c.JupyterHub.named_server_limit_per_user = 8
     # A queued session is a pending spawn: the scheduler decides how many start, and when.
     c.JupyterHub.concurrent_spawn_limit = 0
-    c.Spawner.start_timeout = 7 * 24 * 3600
-    c.Spawner.http_timeout = 120
     c.Spawner.consecutive_failure_limit = 0
     # Sessions outlive the hub; `perijove up` ends them on Ctrl-C through the manager.
     c.JupyterHub.cleanup_servers = False
@@ -89,11 +86,6 @@ def _identity(c: Any, addresses: Addresses) -> None:
     """Scopes, roles and the manager as a service."""
     c.JupyterHub.custom_scopes = CUSTOM_SCOPES
     c.JupyterHub.extra_user_scopes = USER_SCOPES
-    c.Spawner.server_token_scopes = [
-        "users:activity!user",
-        "access:servers!server",
-        *SERVER_SCOPES,
-    ]
     # `up` asks the hub to restore the routes of a proxy that was started again.
     c.JupyterHub.load_roles = [
         {"name": "perijove-routes", "scopes": ["proxy"], "services": ["perijove"]}

@@ -68,13 +68,13 @@ def test_a_file_in_the_way_of_the_state_folder(tmp_path):
         Deployment(state_dir=str(tmp_path / "state")).prepare()
 
 
-def test_inner_ports_and_hub_id_are_remembered(deployment):
+def test_inner_ports_are_remembered(deployment):
     first = deployment.choose_addresses("127.0.0.1")
     moved = Deployment(state_dir=deployment.state_dir, port=9123, ip="0.0.0.0")
     second = moved.choose_addresses("127.0.0.1")
     assert (second.ip, second.port) == ("0.0.0.0", 9123)
     assert second.public_url == "http://127.0.0.1:9123/"
-    for name in ("hub_port", "manager_port", "proxy_api_port", "hub_id"):
+    for name in ("hub_port", "manager_port", "proxy_api_port"):
         assert getattr(second, name) == getattr(first, name)
     assert Deployment(state_dir=deployment.state_dir).addresses() == second
 
