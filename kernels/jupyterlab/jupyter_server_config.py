@@ -1,0 +1,15 @@
+"""Settings of every Jupyter server in a session: sockets instead of ports, the home folder as root."""
+
+c = get_config()  # noqa: F821 - given by traitlets
+
+# Kernels talk over sockets in the session's own /tmp: no port of a kernel is ever open.
+c.KernelManager.transport = "ipc"
+# Files that JupyterLab asks about in the background must not be looked for above the home folder.
+c.ContentsManager.allow_hidden = True
+c.ServerApp.root_dir = "/home/work"
+c.ServerApp.preferred_dir = "/home/work"
+c.FileContentsManager.delete_to_trash = False
+# Slow to import, not used in a session of one person.
+c.ServerApp.jpserver_extensions = {"notebook_shim": False, "jupyter_lsp": False}
+# Announcements would ask a server on the internet at each start.
+c.LabServerApp.news_url = None
