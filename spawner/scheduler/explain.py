@@ -12,7 +12,7 @@ from spawner.scheduler.nodes import CONTAINERS, Node
 from spawner.scheduler.shapes import Shape
 from spawner.scheduler.slots import human_amount, kind_of
 
-ORDINALS = [
+ORDINALS = (
     "first",
     "second",
     "third",
@@ -25,7 +25,7 @@ ORDINALS = [
     "tenth",
     "eleventh",
     "twelfth",
-]
+)
 NO_NODE = "no node is connected yet"
 
 
@@ -144,7 +144,7 @@ def _reasons(removed: Mapping[str, int]) -> tuple[Reason, ...]:
 
 
 def ordinal(number: int) -> str:
-    """``first`` ... ``ninth``, ``10th``, ``21st``."""
+    """``first`` ... ``twelfth``, ``13th``, ``21st``."""
     if 1 <= number <= len(ORDINALS):
         return ORDINALS[number - 1]
     teen = number % 100 in (11, 12, 13)

@@ -65,15 +65,14 @@ class GroupPass:
         blocked = check(session, shape.slots, self._accounts, self._now)
         shortage: Shortage | None
         if blocked is not None:
-            if shape not in self._never:
-                self._never[shape] = never_of(shape, self._nodes)
-            shortage = self._never[shape]
+            shortage = self._never_starts(shape)
         elif shape in self._full:
             shortage = self._full[shape]
         else:
-            node = self._rankings[shape].pick(shape.need, session.failed_agents)
-            if node is not None:
-                return node
+            if shape.defect is None:
+                node = self._rankings[shape].pick(shape.need, session.failed_agents)
+                if node is not None:
+                    return node
             shortage = shortage_of(shape, self._nodes)
         return Refusal(self._line + 1, len(self._nodes), shortage, blocked)
 
@@ -97,10 +96,17 @@ class GroupPass:
             for node in refusal.shortage.keepers:
                 node.keep(shape.need)
 
+    def _never_starts(self, shape: Shape) -> Shortage | None:
+        if shape not in self._never:
+            self._never[shape] = never_of(shape, self._nodes)
+        return self._never[shape]
+
     def _rank(self) -> dict[Shape, Ranking]:
-        """The ranking of each shape; shapes that differ in amounts only have the same one."""
+        """The ranking of each sound shape; shapes that differ in amounts only have the same one."""
         members: dict[Class, list[Shape]] = {}
         for shape in self._shapes:
+            if shape.defect is not None:
+                continue
             of = (shape.wanted, shape.architectures, shape.designated, self._with_image(shape))
             members.setdefault(of, []).append(shape)
         rankings: dict[Shape, Ranking] = {}
@@ -113,8 +119,6 @@ class GroupPass:
 
     def _ranking(self, shape: Shape, least: Need) -> Ranking:
         nodes = sift(self._nodes, shape, (*KIND, *PRESENCE), {})
-        if shape.defect is not None:
-            nodes = []
         wanted, holders = shape.wanted, self._with_image(shape)
         preference = {
             node.index: (idle_accelerators(node, wanted), int(node.index not in holders))

@@ -154,8 +154,7 @@ class Replay:
         if session.resource_group not in self._groups:
             return False
         return any(
-            (quota.max_sessions is not None
-            and quota.max_sessions < 1)
+            (quota.max_sessions is not None and quota.max_sessions < 1)
             or any(
                 amount > quota.max_slots.get(slot, amount)
                 for slot, amount in _amounts(session).items()
