@@ -175,3 +175,20 @@ def _stable_content(path: Path) -> bytes:
 
     with zipfile.ZipFile(path) as wheel:
         return repr(sorted((m.filename, m.CRC) for m in wheel.infolist())).encode()
+
+
+def default_image() -> str:
+    """Name under which the image of ordinary sessions is found."""
+    return f"{REPOSITORY}/jupyterlab:latest"
+
+
+def image_present(name: str) -> bool:
+    """Whether the local engine has ``name``. Raises ``DockerException`` when no engine answers."""
+    client = docker.from_env()
+    try:
+        client.images.get(name)
+    except ImageNotFound:
+        return False
+    finally:
+        client.close()
+    return True
