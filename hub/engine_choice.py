@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from hub.config.deployment import LOOPBACK
 from hub.supervisor import SupervisorError
 
+IMAGE = "perijove/jupyterlab:latest"
+"""What `perijove image build` makes; sessions can start once it is there."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
@@ -15,34 +18,39 @@ class EngineChoice:
     engine: str
     host: str
     reason: str
-    image_missing: str | None = None
-    """Name of the image that must be made before the agent starts."""
+    image_missing: bool = False
+    """Whether the image must be built before the agent starts."""
 
 
 def choose_engine(wanted: str) -> EngineChoice:
     """Resolve ``auto``, ``docker`` or ``process``; blocks while it asks the Docker engine.
 
+    With Docker the sessions' network is made, so that hub and manager can listen on its gateway.
     Raises ``SupervisorError`` when ``docker`` is wanted and no engine answers.
     """
     if wanted == "process":
         return process_choice("as configured")
-    # Only asked when a Docker engine may be used.
-    from docker.errors import DockerException
-    from kernels.build import default_image, image_present
+    import docker
+    from docker.errors import DockerException, ImageNotFound
     from spawner.agent.engines.docker import ensure_network
 
     try:
-        gateway = ensure_network()
-        image = default_image()
-        missing = None if image_present(image) else image
+        client = docker.from_env(timeout=20)
+        try:
+            gateway = ensure_network(client)
+            client.images.get(IMAGE)
+        except ImageNotFound:
+            return EngineChoice("docker", gateway, "a Docker engine answers", image_missing=True)
+        finally:
+            client.close()
     except (DockerException, OSError) as error:
-        sentence = f"no Docker engine answers ({_brief(error)})"
+        sentence = f"no Docker engine answers: {_brief(error)}"
         if wanted == "docker":
             raise SupervisorError(
-                f"{sentence}: start it, or use --engine process for users who trust each other"
+                f"{sentence}; start it, or use --engine process for users who trust each other"
             ) from error
         return process_choice(sentence)
-    return EngineChoice("docker", gateway, "a Docker engine answers", missing)
+    return EngineChoice("docker", gateway, "a Docker engine answers")
 
 
 def process_choice(reason: str) -> EngineChoice:

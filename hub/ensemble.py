@@ -15,7 +15,7 @@ import aiohttp
 from hub.commands.base import say
 from hub.config.deployment import LOOPBACK, Deployment
 from hub.daemons import Daemon
-from hub.engine_choice import EngineChoice, choose_engine, process_choice
+from hub.engine_choice import IMAGE, EngineChoice, choose_engine, process_choice
 from hub.first_start import ADMIN, first_administrator, prepare_database
 from hub.logfiles import printable
 from hub.recipes import Recipes
@@ -112,15 +112,36 @@ class Ensemble:
         self, supervisor: Supervisor, recipes: Recipes, choice: EngineChoice
     ) -> None:
         """The agent, once the image is there; without one, the process engine if that may be."""
-        if choice.image_missing is not None and not await build_image(choice.image_missing):
+        if choice.image_missing and not await self._build_image():
             if self.engine != "auto":
-                raise SupervisorError(
-                    f"the image {choice.image_missing} could not be made; see the lines above"
-                )
-            choice = process_choice("the image could not be made")
+                raise SupervisorError("the image could not be built; see the lines above")
+            choice = process_choice("the image could not be built")
             show("up", f"engine of the local agent: process ({choice.reason})")
         daemon = Daemon(recipes.agent(choice.engine))
         await supervisor.bring_up(Member(daemon, ready=self._agent_ready, grace=15.0))
+
+    async def _build_image(self) -> bool:
+        """Build the image in a process of its own, showing its progress; whether it is there now."""
+        show("image", f"{IMAGE} is not there yet; building it (a few minutes, once)")
+        command = [sys.executable, "-P", "-m", "hub.app", "image", "build"]
+        if self.config_path is not None:
+            command += ["-f", str(self.config_path)]
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert process.stdout is not None  # noqa: S101 - it was asked for
+        try:
+            async for line in process.stdout:
+                show("image", printable(line.decode(errors="replace").rstrip()))
+            return await process.wait() == 0
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
 
     def _proxy(self, recipes: Recipes) -> Member:
         a = self._addresses
@@ -226,27 +247,6 @@ class Ensemble:
         await asyncio.wait({task, hurry}, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
         return task.done()
-
-
-async def build_image(name: str) -> bool:
-    """Make the image in a process of its own, showing its progress; whether it is there now."""
-    show("image", f"{name} is not there yet; building it (a few minutes, once)")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "hub.app", "image", "build"),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
-    )
-    assert process.stdout is not None  # noqa: S101 - it was asked for
-    try:
-        async for line in process.stdout:
-            show("image", printable(line.decode(errors="replace").rstrip()))
-        return await process.wait() == 0
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await process.wait()
 
 
 def show(name: str, text: str) -> None:

@@ -167,6 +167,7 @@ class Group(Command):
 CONFIGURABLES = (
     "hub.config.deployment.Deployment",
     "hub.commands.up.Up",
+    "hub.commands.image.ImageBuild",
     "authenticator.authenticator.PerijoveAuthenticator",
     "spawner.spawner.PerijoveSpawner",
 )

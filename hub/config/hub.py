@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from traitlets.config.loader import Config, PyFileConfigLoader
 
 from hub.config.deployment import Addresses, Deployment, DeploymentError
+from hub.web import extra_handlers, template_paths
 
-WEB = Path(__file__).parent.parent / "web"
 CUSTOM_SCOPES = {
     "custom:perijove:sessions": {
         "description": "Create, change and end sessions",
@@ -78,7 +77,8 @@ def _places(c: Any, deployment: Deployment, addresses: Addresses) -> None:
     )  # the environment wins
     c.ConfigurableHTTPProxy.should_start = False
     c.ConfigurableHTTPProxy.api_url = addresses.proxy_api_url
-    c.JupyterHub.template_paths = [str(WEB / "templates")]
+    c.JupyterHub.template_paths = template_paths()
+    c.JupyterHub.extra_handlers = extra_handlers()
     c.JupyterHub.template_vars = {"perijove_url": addresses.service_prefix}
 
 
