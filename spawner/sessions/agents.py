@@ -1,8 +1,51 @@
-"""The manager's end of the agents' connections."""
+"""The manager's end of the agents' connections: what they should run goes out, what they see comes in."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+import logging
+import uuid
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from authenticator.problems import AgentUnavailable
+from authenticator.tables import UserRow
+from spawner.agent.protocol import (
+    Ack,
+    Answer,
+    AnyMessage,
+    Call,
+    Heartbeat,
+    Hello,
+    KernelSpec,
+    Message,
+    Mount,
+    Port,
+    ProtocolError,
+    Report,
+    Share,
+    Wanted,
+    Welcome,
+    decode,
+    encode,
+)
+from spawner.sessions import registration, reports, steps
+from spawner.sessions.failpoints import reach
+from spawner.sessions.states import Status
+from spawner.sessions.tables import AgentTokenRow, AllocationRow, KernelRow, SessionRow
+from spawner.sessions.tokens import find
+from spawner.sessions.transitions import Change, Journal
+from store.database import StoreError
+
+HELLO_TIMEOUT = 10.0
+WANTED = (Status.PREPARING, Status.CREATING, Status.RUNNING, Status.RESTARTING)
+REQUEST_ID = "agent"
+
+log = logging.getLogger(__name__)
 
 
 class AgentConnection(Protocol):
@@ -18,9 +61,332 @@ class AgentConnection(Protocol):
         """Close, telling why."""
 
 
+class AgentLink:
+    """One registered connection."""
+
+    def __init__(self, agent_id: str, connection: AgentConnection) -> None:
+        self.agent_id, self.connection = agent_id, connection
+        self.changed = asyncio.Event()
+        self.strays: set[tuple[str, int]] = set()
+        """Runs the agent told of that should not exist: drained until it says they are gone."""
+        self.handed: set[uuid.UUID] = set()
+        self.last_sent: Wanted | None = None
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._next_call = 0
+
+    async def send(self, message: Message) -> None:
+        """Send one message."""
+        await self.connection.send(encode(message))
+
+    async def call(self, method: str, params: dict[str, Any], timeout: float) -> Any:
+        """Ask the agent. Raises ``AgentUnavailable`` when no answer comes in time."""
+        self._next_call += 1
+        number = self._next_call
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls[number] = future
+        try:
+            await self.send(Call(number, method, params))
+            return await asyncio.wait_for(future, timeout)
+        except (TimeoutError, ConnectionError) as error:
+            raise AgentUnavailable("the session's node did not answer in time") from error
+        finally:
+            del self._calls[number]
+
+    def answer(self, answer: Answer) -> None:
+        """Hand an answer to who waits for it."""
+        future = self._calls.get(answer.call_id)
+        if future is None or future.done():
+            return
+        if answer.error is None:
+            future.set_result(answer.value)
+        else:
+            future.set_exception(AgentUnavailable(answer.error))
+
+    def fail_calls(self) -> None:
+        """The connection ended: nobody will answer."""
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(AgentUnavailable("the session's node is not connected"))
+
+
 class AgentRegistry:
     """Speaks ``spawner.agent.protocol`` with every connected agent."""
 
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        heartbeat_interval: float,
+        sync_interval: float,
+        call_timeout: float,
+    ) -> None:
+        self._journal = journal
+        self._welcome = Welcome(heartbeat_interval, sync_interval)
+        self._sync_interval = sync_interval
+        self._call_timeout = call_timeout
+        self._links: dict[str, AgentLink] = {}
+        self._serving: set[asyncio.Task[Any]] = set()
+
+    def is_connected(self, agent_id: str) -> bool:
+        """Whether this manager has a connection of the agent."""
+        return agent_id in self._links
+
+    def wake(self, agent_ids: Iterable[str]) -> None:
+        """The wanted sets of these agents may have changed."""
+        for agent_id in agent_ids:
+            link = self._links.get(agent_id)
+            if link is not None:
+                link.changed.set()
+
+    async def call(self, agent_id: str | None, method: str, params: dict[str, Any]) -> Any:
+        """Ask an agent. Raises ``AgentUnavailable``."""
+        link = self._links.get(agent_id or "")
+        if link is None:
+            raise AgentUnavailable("the session's node is not connected")
+        return await link.call(method, params, self._call_timeout)
+
     async def serve(self, connection: AgentConnection, token: str) -> None:
         """Serve one connection until it ends; closes it with a sentence on any fault of the agent."""
-        raise NotImplementedError
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine always runs in a task
+        self._serving.add(task)
+        reason = "the manager stops"
+        try:
+            reason = await self._converse(connection, token)
+        except ProtocolError as error:
+            reason = str(error)
+            log.warning("an agent's connection is closed: %s", reason)
+        except StoreError as error:
+            reason = "the database is not available: connect again"
+            log.error("an agent's connection is closed: %s", error)
+        except ConnectionError as error:
+            reason = f"the connection broke: {error}"
+        finally:
+            self._serving.discard(task)
+            with suppress(ConnectionError):
+                await connection.close(reason)
+
+    async def close(self) -> None:
+        """End all connections; agents dial again when there is a manager."""
+        tasks = [task for task in self._serving if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _converse(self, connection: AgentConnection, token: str) -> str:
+        """Hello, then both directions until one ends; returns why it ended."""
+        row = await self._journal.store.read(lambda db: find(db, token))
+        if row is None:
+            return "the agent's token is not known here, or was revoked"
+        hello = await _hello(connection, row)
+        await self._journal.write(REQUEST_ID, lambda change: registration.register(change, hello))
+        link = AgentLink(hello.agent_id, connection)
+        old = self._links.get(hello.agent_id)
+        self._links[hello.agent_id] = link
+        if old is not None:
+            with suppress(ConnectionError):
+                await old.connection.close("another connection of the same agent replaced this one")
+        log.info("agent %s connected (%s, %s)", hello.agent_id, hello.engine, hello.version)
+        await link.send(self._welcome)
+        pusher = asyncio.create_task(self._push_forever(link), name=f"push-{hello.agent_id}")
+        reader = asyncio.create_task(self._read_forever(link), name=f"read-{hello.agent_id}")
+        try:
+            done, _ = await asyncio.wait({pusher, reader}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            return "the connection ended"
+        finally:
+            if self._links.get(hello.agent_id) is link:
+                del self._links[hello.agent_id]
+            link.fail_calls()
+            pusher.cancel()
+            reader.cancel()
+            await asyncio.wait({pusher, reader})
+            log.info("agent %s disconnected", hello.agent_id)
+
+    async def _read_forever(self, link: AgentLink) -> None:
+        while (frame := await link.connection.receive()) is not None:
+            await self._take(link, decode(frame))
+
+    async def _take(self, link: AgentLink, message: AnyMessage) -> None:
+        if isinstance(message, Report):
+            await self._report(link, message)
+        elif isinstance(message, Heartbeat):
+            await self._journal.write(
+                REQUEST_ID,
+                lambda change: registration.heartbeat(change, link.agent_id, message),
+            )
+        elif isinstance(message, Answer):
+            link.answer(message)
+        else:
+            raise ProtocolError(f"an agent does not send {type(message).__name__} here")
+
+    async def _report(self, link: AgentLink, report: Report) -> None:
+        """Record durably, then acknowledge; what should not exist is drained."""
+        await reach("report-received")
+        for kernel in report.kernels:
+            reports.check(kernel)
+
+        async def work(change: Change) -> list[bool]:
+            known = [
+                await reports.record(change, link.agent_id, kernel) for kernel in report.kernels
+            ]
+            if report.whole:
+                present = {uuid.UUID(kernel.kernel_id) for kernel in report.kernels}
+                await reports.missing(change, link.agent_id, present, link.handed)
+            return known
+
+        known = await self._journal.write(REQUEST_ID, work)
+        await reach("report-recorded")
+        link.handed -= {uuid.UUID(kernel.kernel_id) for kernel in report.kernels}
+        before = set(link.strays)
+        for kernel, fits in zip(report.kernels, known, strict=True):
+            run = (kernel.kernel_id, kernel.epoch)
+            if not fits:
+                link.strays.add(run)
+            elif kernel.status == Status.TERMINATED:
+                link.strays.discard(run)
+        if report.whole:
+            link.strays &= {(kernel.kernel_id, kernel.epoch) for kernel in report.kernels}
+        for kernel_id, epoch in link.strays - before:
+            log.warning("agent %s runs stray %s/%d: draining", link.agent_id, kernel_id, epoch)
+        if link.strays != before:
+            link.changed.set()
+        await link.send(Ack(report.sequence))
+
+    async def _push_forever(self, link: AgentLink) -> None:
+        """Send the wanted set at once, after each change, and on a slow tick."""
+        tick = True
+        while True:
+            link.changed.clear()
+            await self._push(link, always=tick)
+            try:
+                await asyncio.wait_for(link.changed.wait(), self._sync_interval)
+                tick = False
+            except TimeoutError:
+                tick = True
+
+    async def _push(self, link: AgentLink, *, always: bool) -> None:
+        """Record which kernels are handed over before the agent can hear of them, then send."""
+        waiting = await self._journal.store.read(lambda db: _scheduled(db, link.agent_id))
+        if waiting:
+            handed = await self._journal.write(
+                REQUEST_ID, lambda change: _hand_over(change, link.agent_id)
+            )
+            link.handed.update(handed)
+            await reach("push-recorded")
+        wanted = await self._journal.store.read(
+            lambda db: wanted_set(db, link.agent_id, link.strays)
+        )
+        if always or wanted != link.last_sent:
+            await link.send(wanted)
+            link.last_sent = wanted
+            await reach("push-sent")
+
+
+async def _hello(connection: AgentConnection, token: AgentTokenRow) -> Hello:
+    """The first frame. Raises ``ProtocolError``."""
+    try:
+        frame = await asyncio.wait_for(connection.receive(), HELLO_TIMEOUT)
+    except TimeoutError:
+        raise ProtocolError(f"no hello within {HELLO_TIMEOUT:g} seconds") from None
+    if frame is None:
+        raise ConnectionError("closed before hello")
+    message = decode(frame)
+    if not isinstance(message, Hello):
+        raise ProtocolError(f"the first frame is {type(message).__name__}, not Hello")
+    registration.check_hello(message, token)
+    return message
+
+
+async def _scheduled(db: AsyncSession, agent_id: str) -> bool:
+    query = select(KernelRow.id).where(
+        KernelRow.agent_id == agent_id, KernelRow.status == Status.SCHEDULED.value
+    )
+    return (await db.scalars(query.limit(1))).first() is not None
+
+
+async def _hand_over(change: Change, agent_id: str) -> list[uuid.UUID]:
+    """SCHEDULED kernels of an agent become PREPARING; from here on only the agent can end them."""
+    query = select(KernelRow.session_id, KernelRow.id).where(
+        KernelRow.agent_id == agent_id, KernelRow.status == Status.SCHEDULED.value
+    )
+    handed: list[uuid.UUID] = []
+    for session_id, kernel_id in (await change.db.execute(query)).all():
+        loaded = await steps.load(change.db, session_id)
+        if loaded is None:
+            continue
+        session, kernels = loaded
+        for kernel in kernels:
+            mine = kernel.id == kernel_id and kernel.agent_id == agent_id
+            if mine and kernel.status == Status.SCHEDULED and session.target == "RUNNING":
+                cause = steps.CAUSES[Status.PREPARING]
+                await change.move_kernel(session, kernel, Status.PREPARING, cause)
+                handed.append(kernel.id)
+        await steps.advance(change, session_id)
+    return handed
+
+
+async def wanted_set(
+    db: AsyncSession, agent_id: str, strays: Iterable[tuple[str, int]] = ()
+) -> Wanted:
+    """All that an agent should run, and all that it should end."""
+    rows = (
+        await db.execute(
+            select(KernelRow, SessionRow, UserRow.username)
+            .join(SessionRow, SessionRow.id == KernelRow.session_id)
+            .join(UserRow, UserRow.id == SessionRow.owner_id)
+            .where(
+                KernelRow.agent_id == agent_id,
+                KernelRow.status.in_([*(s.value for s in WANTED), Status.TERMINATING.value]),
+            )
+            .order_by(KernelRow.id)
+        )
+    ).all()
+    shares: dict[tuple[uuid.UUID, int], list[Share]] = {}
+    held = select(AllocationRow).where(
+        AllocationRow.agent_id == agent_id, AllocationRow.freed_at.is_(None)
+    )
+    order = (AllocationRow.slot, AllocationRow.device_id)
+    for row in await db.scalars(held.order_by(*order)):
+        share = Share(row.slot, row.device_id, row.amount)
+        shares.setdefault((row.kernel_id, row.epoch), []).append(share)
+    kernels: list[KernelSpec] = []
+    drain = set(strays)
+    for kernel, session, owner in rows:
+        if kernel.status == Status.TERMINATING:
+            drain.add((str(kernel.id), kernel.epoch))
+        else:
+            mine = shares.get((kernel.id, kernel.epoch), [])
+            kernels.append(kernel_spec(kernel, session, owner, mine))
+    return Wanted(tuple(kernels), tuple(sorted(drain)))
+
+
+def kernel_spec(
+    kernel: KernelRow, session: SessionRow, owner: str, shares: Iterable[Share]
+) -> KernelSpec:
+    """Everything the agent needs for one run of a kernel."""
+    spec = kernel.spec
+    environ = {
+        **spec.get("environ", {}),
+        "PERIJOVE_SESSION_ID": str(session.id),
+        "PERIJOVE_SESSION_NAME": session.name,
+    }
+    return KernelSpec(
+        kernel_id=str(kernel.id),
+        session_id=str(session.id),
+        epoch=kernel.epoch,
+        session_name=session.name,
+        owner=owner,
+        hostname=kernel.hostname,
+        image=kernel.image,
+        command=tuple(spec.get("command", ())),
+        environ=environ,
+        mounts=tuple(Mount(**mount) for mount in spec.get("mounts", ())),
+        ports=tuple(Port(**port) for port in spec.get("ports", ())),
+        shares=tuple(shares),
+        shm_bytes=int(spec["shm_bytes"]),
+        labels=dict(spec.get("labels", {})),
+        start_timeout=float(spec.get("start_timeout", 300.0)),
+    )

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 
+from spawner.scheduler.policies import BUILT_IN, Policies
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.events import EventBus
-from spawner.sessions.offers import Offers
+from spawner.sessions.metrics import Metrics
+from spawner.sessions.offers import Offers, bootstrap
+from spawner.sessions.reconciler import Reconciler
+from spawner.sessions.scheduling import SchedulerLoop
 from spawner.sessions.service import SessionService
 from spawner.sessions.tokens import AgentTokens
+from spawner.sessions.transitions import Change, Journal
 from store.database import Store
 from vfolder.folders import FolderService
+
+LEADERSHIP = "scheduler"
+RETRY = 1.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ControlSettings:
-    """Times in seconds."""
+    """Times in seconds; and the agent token that the deployment itself generated, if it did."""
 
     tick: float = 30.0
     """Slow tick of scheduler and reconciler, which makes up for lost wake-ups."""
@@ -26,30 +39,99 @@ class ControlSettings:
     """An agent not heard of for this long is LOST."""
     sync_interval: float = 30.0
     call_timeout: float = 10.0
+    agent_token: str | None = field(default=None, repr=False)
 
 
 class ControlPlane:
     """Everything of the manager that is not HTTP. State is in rows only: a new one carries on."""
-
-    sessions: SessionService
-    offers: Offers
-    agents: AgentRegistry
-    tokens: AgentTokens
-    bus: EventBus
 
     def __init__(
         self,
         store: Store,
         folders: FolderService,
         now: Callable[[], dt.datetime],
-        settings: ControlSettings = ControlSettings(),
+        settings: ControlSettings | None = None,
+        policies: Policies = BUILT_IN,
     ) -> None:
-        raise NotImplementedError
+        self.settings = settings or ControlSettings()
+        self._store, self._now = store, now
+        self.bus = EventBus()
+        self.metrics = Metrics()
+        self.journal = Journal(store, self.bus, now)
+        self.tokens = AgentTokens(store, now)
+        self.agents = AgentRegistry(
+            self.journal,
+            heartbeat_interval=self.settings.heartbeat_interval,
+            sync_interval=self.settings.sync_interval,
+            call_timeout=self.settings.call_timeout,
+        )
+        self.sessions = SessionService(self.journal, self.agents, folders, now)
+        self.offers = Offers(self.journal, self.agents, now, policies)
+        self.scheduler = SchedulerLoop(self.journal, self.metrics, self.settings.tick, policies)
+        self.reconciler = Reconciler(
+            self.journal,
+            self.metrics,
+            tick=self.settings.tick,
+            agent_timeout=self.settings.agent_timeout,
+        )
+        self.leads = asyncio.Event()
+        """Set while this manager schedules and reconciles."""
+        self.journal.listen(self._committed)
+        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Bootstrap groups and presets, resume from rows, start the loops."""
-        raise NotImplementedError
+        await bootstrap(self._store, self._now())
+        if self.settings.agent_token is not None:
+            await self.tokens.ensure_token(self.settings.agent_token, "made with the deployment")
+        self._task = asyncio.create_task(self._lead_forever(), name="control-plane")
 
     async def stop(self) -> None:
         """Stop the loops and close agents' connections; sessions go on."""
-        raise NotImplementedError
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        await self.agents.close()
+        self.bus.close()
+
+    async def render_metrics(self) -> bytes:
+        """Prometheus text of the engine's metrics."""
+        return await self.metrics.render(self._store, self._now())
+
+    def _committed(self, change: Change) -> None:
+        """Wake whoever a committed change concerns."""
+        if change.schedule:
+            self.scheduler.wake()
+        if change.agents:
+            self.agents.wake(change.agents)
+
+    async def _lead_forever(self) -> None:
+        """Wait to lead, lead until leadership is lost, and again."""
+        while True:
+            try:
+                async with self._store.leadership(LEADERSHIP) as leadership:
+                    log.info("this manager schedules now")
+                    await self._lead(leadership.lost)
+            except Exception as error:
+                log.exception("the loops stopped, starting them again: %s", error)
+                await asyncio.sleep(RETRY)
+
+    async def _lead(self, lost: asyncio.Event) -> None:
+        self.leads.set()
+        loops = [
+            asyncio.create_task(self.scheduler.run(), name="scheduler"),
+            asyncio.create_task(self.reconciler.run(), name="reconciler"),
+            asyncio.create_task(lost.wait(), name="leadership"),
+        ]
+        try:
+            done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            log.warning("this manager does not schedule any more")
+        finally:
+            self.leads.clear()
+            for task in loops:
+                task.cancel()
+            await asyncio.wait(loops)

@@ -2,30 +2,200 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import datetime as dt
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from authenticator.principals import Principal
-from spawner.sessions.requests import AgentView, Check
-from spawner.sessions.tables import PresetRow, ResourceGroupRow
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from authenticator.principals import Principal, Scope, require
+from authenticator.problems import InvalidParameters, NotFound
+from authenticator.tables import UserRow
+from spawner.scheduler.model import Agent, KernelRequest, SessionRequest, Snapshot
+from spawner.scheduler.plan import fit, fit_all
+from spawner.scheduler.policies import Policies
+from spawner.scheduler.slots import (
+    KINDS,
+    SlotType,
+    format_amount,
+    human_amount,
+    kind_of,
+    parse_amount,
+)
+from spawner.sessions import creation
+from spawner.sessions.agents import AgentRegistry
+from spawner.sessions.registration import ALIVE
+from spawner.sessions.requests import AgentSession, AgentView, Check, NewSession
+from spawner.sessions.snapshot import Payer, read_snapshot
+from spawner.sessions.states import HOLDS
+from spawner.sessions.tables import (
+    AgentDeviceRow,
+    AgentRow,
+    ImageRow,
+    KernelRow,
+    PresetRow,
+    ResourceGroupRow,
+    SessionRow,
+)
+from spawner.sessions.transitions import Change, Journal
+from store.database import Store
+
+DEFAULT_GROUP = "default"
+PRESETS: tuple[tuple[str, Mapping[str, str], str], ...] = (
+    ("small", {"cpu": "1", "mem": "1g"}, "64m"),
+    ("medium", {"cpu": "2", "mem": "4g"}, "256m"),
+    ("large", {"cpu": "4", "mem": "8g"}, "512m"),
+)
+"""Presets of a new deployment: name, slots, shared memory."""
+LABEL = "ai.perijove.label"
+NO_NODES = "No node is connected yet: sessions will wait until one is."
+UNLIMITED = "Infinity"
+_TYPE_NAMES = {
+    SlotType.COUNT: "count",
+    SlotType.BYTES: "bytes",
+    SlotType.UNIQUE: "unique-count",
+}
+_FIELDS = {"config.scalingGroup": "resource_group", "config.resource_opts.shmem": "shmem"}
+
+
+async def bootstrap(store: Store, now: dt.datetime) -> None:
+    """Make the default resource group and presets where there are none; change nothing else."""
+
+    async def work(db: AsyncSession) -> None:
+        if (await db.scalars(select(ResourceGroupRow).limit(1))).first() is None:
+            db.add(
+                ResourceGroupRow(
+                    name=DEFAULT_GROUP,
+                    description="All nodes",
+                    is_active=True,
+                    is_default=True,
+                    options={},
+                    created_at=now,
+                )
+            )
+        if (await db.scalars(select(PresetRow).limit(1))).first() is None:
+            for rank, (name, slots, shmem) in enumerate(PRESETS):
+                amounts = {slot: parse_amount(slot, text) for slot, text in slots.items()}
+                memory = parse_amount("mem", shmem)
+                db.add(
+                    PresetRow(name=name, resource_slots=amounts, shared_memory=memory, rank=rank)
+                )
+
+    await store.write(work)
 
 
 class Offers:
     """Answers about resources. Users never learn the names of agents here."""
 
+    def __init__(
+        self,
+        journal: Journal,
+        agents: AgentRegistry,
+        now: Callable[[], dt.datetime],
+        policies: Policies,
+    ) -> None:
+        self._journal, self._agents, self._now, self._policies = journal, agents, now, policies
+        self._store = journal.store
+
     async def presets(self, resource_group: str | None = None) -> list[PresetRow]:
         """Presets offered in ``resource_group`` (all of them when None), by rank."""
-        raise NotImplementedError
+        return await self._store.read(lambda db: _presets(db, resource_group))
 
     async def check_presets(
         self, principal: Principal, *, project: str | None = None, resource_group: str | None = None
     ) -> dict[str, Any]:
-        """Backend.AI's check-presets answer; all amounts are text."""
-        raise NotImplementedError
+        """Backend.AI's check-presets answer; all amounts are text, ``Infinity`` where nothing limits."""
+
+        async def work(
+            db: AsyncSession,
+        ) -> tuple[creation.Facts, Snapshot, list[PresetRow]]:
+            facts = await creation.read_facts(db, principal, "")
+            mine = _project_of(facts, project)
+            payer = Payer(principal.access_key, mine, principal.domain)
+            reading = await read_snapshot(db, self._now(), [payer])
+            return facts, reading.snapshot, await _presets(db, resource_group)
+
+        facts, snapshot, presets = await self._store.read(work)
+        group = _group_of(facts, resource_group)
+        slots = sorted(facts.slots)
+        answer: dict[str, Any] = {}
+        for prefix, scope in (("keypair", "keypair"), ("group", "project")):
+            answer |= _limits(snapshot, prefix, scope, slots)
+        groups = {each.name: _usage(snapshot, each.name, slots) for each in snapshot.groups}
+        answer["scaling_groups"] = groups
+        answer["scaling_group_remaining"] = groups.get(group, {}).get("remaining", {})
+        requests = [_preset_request(p, principal, group, facts) for p in presets]
+        verdicts = fit_all(snapshot, requests, self._policies)
+        answer["presets"] = [
+            {
+                "name": preset.name,
+                "resource_slots": amounts_text(preset.resource_slots),
+                "shared_memory": None
+                if preset.shared_memory is None
+                else str(preset.shared_memory),
+                "allocatable": verdict.verdict == "now",
+            }
+            for preset, verdict in zip(presets, verdicts, strict=True)
+        ]
+        return answer
 
     async def spawn_options(self, principal: Principal) -> dict[str, Any]:
         """What the spawn form shows (docs/architecture.md)."""
-        raise NotImplementedError
+
+        async def work(
+            db: AsyncSession,
+        ) -> tuple[creation.Facts, Snapshot, list[PresetRow], list[ImageRow]]:
+            facts = await creation.read_facts(db, principal, "")
+            payer = Payer(principal.access_key, _project_of(facts, None), principal.domain)
+            reading = await read_snapshot(db, self._now(), [payer])
+            images = await db.scalars(
+                select(ImageRow).where(ImageRow.is_enabled).order_by(ImageRow.name)
+            )
+            presets = await _presets(db, None)
+            return facts, reading.snapshot, presets, list(images)
+
+        facts, snapshot, presets, images = await self._store.read(work)
+        default = facts.default_group
+        group = default.name if default else ""
+        presets = [preset for preset in presets if preset.resource_group in (None, group)]
+        requests = [_preset_request(p, principal, group, facts) for p in presets]
+        verdicts = fit_all(snapshot, requests, self._policies)
+        there = {name for agent in snapshot.agents for name in agent.images}
+        offered = [row for row in images if row.name in there]
+        best = next((p for p, v in zip(presets, verdicts, strict=True) if v.verdict == "now"), None)
+        alive = any(agent.alive and agent.schedulable for agent in snapshot.agents)
+        first = offered[0].name if offered else None
+        return {
+            "presets": [
+                {
+                    "name": preset.name,
+                    "slots": amounts_text(preset.resource_slots),
+                    "shmem": str(preset.shared_memory or 0),
+                    "human": human_slots(preset.resource_slots),
+                    "verdict": verdict.verdict,
+                    "message": verdict.message,
+                }
+                for preset, verdict in zip(presets, verdicts, strict=True)
+            ],
+            "groups": [_group_offer(row, snapshot) for row in _by_rank(facts.groups.values())],
+            "images": [
+                {
+                    "name": row.name,
+                    "label": row.labels.get(LABEL, row.name),
+                    "architecture": row.architecture,
+                }
+                for row in offered
+            ],
+            "defaults": {
+                "image": (default.options.get("default_image") if default else None) or first,
+                "resource_group": group,
+                "preset": (best or presets[0]).name if presets else None,
+            },
+            "notice": None if alive else NO_NODES,
+        }
 
     async def dry_run(
         self,
@@ -36,23 +206,265 @@ class Offers:
         slots: Mapping[str, object],
         shmem: object = None,
     ) -> Check:
-        """Would this request start now, wait, or never start?"""
-        raise NotImplementedError
+        """Would this request start now, wait, or never start? ``errors`` are by form field."""
+        options = {} if shmem in (None, "") else {"shmem": shmem}
+        new = NewSession(
+            "dry-run",
+            image or "",
+            resource_group=resource_group,
+            slots=slots,
+            resource_opts=options,
+        )
+
+        async def work(db: AsyncSession) -> tuple[creation.Facts, Snapshot]:
+            facts = await creation.read_facts(db, principal, new.image)
+            payer = Payer(principal.access_key, _project_of(facts, None), principal.domain)
+            return facts, (await read_snapshot(db, self._now(), [payer])).snapshot
+
+        facts, snapshot = await self._store.read(work)
+        checker = creation.Checker(principal, principal, new, facts, self._now())
+        draft = checker.check_offer()
+        if checker.errors:
+            errors = {_field(name): text for name, text in checker.errors.items()}
+            return Check("never", "; ".join(errors.values()), errors)
+        machines = {agent.architecture for agent in snapshot.agents}
+        kind = draft.architecture or next(iter(sorted(machines)), "x86_64")
+        request = _request(principal, draft.group, _project_of(facts, None), draft.slots, kind)
+        verdict = fit(snapshot, request, self._policies)
+        return Check(verdict.verdict, verdict.message)
 
     async def resource_groups(self) -> list[ResourceGroupRow]:
         """Active resource groups, the default one first."""
-        raise NotImplementedError
+
+        async def work(db: AsyncSession) -> list[ResourceGroupRow]:
+            query = select(ResourceGroupRow).where(ResourceGroupRow.is_active)
+            return _by_rank(await db.scalars(query))
+
+        return await self._store.read(work)
 
     async def slot_types(self) -> dict[str, str]:
         """Known slots with Backend.AI's type names (``count``, ``bytes``, ``unique-count``)."""
-        raise NotImplementedError
+        query = select(AgentDeviceRow.slot).distinct()
+        there = await self._store.read(lambda db: _scalars(db, query))
+        return {slot: _TYPE_NAMES[kind_of(slot).type] for slot in sorted({*there, *KINDS})}
 
     async def agents(self, principal: Principal) -> list[AgentView]:
         """All agents with devices, usage and sessions; superadmins only."""
-        raise NotImplementedError
+        require(principal, Scope.ADMIN)
+        return await self._store.read(lambda db: self._agent_views(db, None))
 
     async def set_schedulable(
         self, principal: Principal, agent_id: str, schedulable: bool, request_id: str
     ) -> AgentView:
         """Cordon (false) or uncordon (true) an agent; superadmins only."""
-        raise NotImplementedError
+        require(principal, Scope.ADMIN)
+
+        async def work(change: Change) -> None:
+            row = await change.db.get(AgentRow, agent_id, with_for_update=True)
+            if row is None:
+                raise NotFound("agent", f"there is no agent {agent_id[:80]!r}")
+            if row.schedulable is not schedulable:
+                row.schedulable = schedulable
+                word = "opened for" if schedulable else "closed to"
+                cause = f"{word} new sessions by {principal.username}"
+                change.note_agent(agent_id, row.status, row.status, cause)
+                change.schedule = True
+
+        await self._journal.write(request_id, work)
+        return (await self._store.read(lambda db: self._agent_views(db, agent_id)))[0]
+
+    async def _agent_views(self, db: AsyncSession, only: str | None) -> list[AgentView]:
+        query = select(AgentRow).order_by(AgentRow.id)
+        agents = await db.scalars(query if only is None else query.where(AgentRow.id == only))
+        devices: dict[str, list[AgentDeviceRow]] = defaultdict(list)
+        order = (AgentDeviceRow.slot, AgentDeviceRow.device_id)
+        for device in await db.scalars(select(AgentDeviceRow).order_by(*order)):
+            devices[device.agent_id].append(device)
+        held: dict[str, list[AgentSession]] = defaultdict(list)
+        live = [status.value for status in HOLDS]
+        rows = await db.execute(
+            select(KernelRow, SessionRow, UserRow.username)
+            .join(SessionRow, SessionRow.id == KernelRow.session_id)
+            .join(UserRow, UserRow.id == SessionRow.owner_id)
+            .where(KernelRow.status.in_(live))
+            .order_by(SessionRow.created_at)
+        )
+        for kernel, session, owner in rows:
+            item = AgentSession(session.id, session.name, owner, kernel.status, kernel.slots)
+            held[kernel.agent_id or ""].append(item)
+        return [
+            _agent_view(row, devices[row.id], held[row.id], self._agents.is_connected(row.id))
+            for row in agents
+        ]
+
+
+def amounts_text(slots: Mapping[str, int]) -> dict[str, str]:
+    """Wire text of each amount."""
+    return {slot: format_amount(slot, int(amount)) for slot, amount in slots.items()}
+
+
+def human_slots(slots: Mapping[str, int]) -> str:
+    """``2 CPUs, 4 GiB of memory``."""
+    return ", ".join(human_amount(slot, int(amount)) for slot, amount in slots.items() if amount)
+
+
+def _agent_view(
+    row: AgentRow, devices: list[AgentDeviceRow], sessions: list[AgentSession], connected: bool
+) -> AgentView:
+    capacity: dict[str, int] = defaultdict(int)
+    used: dict[str, int] = defaultdict(int)
+    for device in devices:
+        capacity[device.slot] += device.capacity
+        used[device.slot] += device.used
+    return AgentView(
+        id=row.id,
+        resource_group=row.resource_group,
+        status=row.status,
+        schedulable=row.schedulable,
+        connected=connected and row.status == ALIVE,
+        architecture=row.architecture,
+        engine=row.engine,
+        version=row.version,
+        address=row.address,
+        first_contact=row.first_contact,
+        last_seen=row.last_seen,
+        lost_at=row.lost_at,
+        capacity=dict(capacity),
+        used=dict(used),
+        devices=tuple(
+            {
+                "slot": device.slot,
+                "device_id": device.device_id,
+                "model": device.model,
+                "numa_node": device.numa_node,
+                "capacity": device.capacity,
+                "used": device.used,
+            }
+            for device in devices
+        ),
+        sessions=tuple(sessions),
+        images=tuple(row.images),
+    )
+
+
+async def _presets(db: AsyncSession, group: str | None) -> list[PresetRow]:
+    rows = await db.scalars(select(PresetRow).order_by(PresetRow.rank, PresetRow.name))
+    return [row for row in rows if group is None or row.resource_group in (None, group)]
+
+
+async def _scalars(db: AsyncSession, query: Any) -> list[Any]:
+    return list(await db.scalars(query))
+
+
+def _by_rank(groups: Iterable[ResourceGroupRow]) -> list[ResourceGroupRow]:
+    return sorted(groups, key=lambda group: (not group.is_default, group.name))
+
+
+def _project_of(facts: creation.Facts, asked: str | None) -> str:
+    fitting = [p for p in facts.projects if asked is None or asked in (p.name, str(p.id))]
+    if not fitting:
+        known = ", ".join(project.name for project in facts.projects) or "none"
+        raise InvalidParameters({"group": f"{(asked or '')[:80]!r}: you belong to {known}"})
+    return str(fitting[0].id)
+
+
+def _group_of(facts: creation.Facts, asked: str | None) -> str:
+    group = facts.default_group if asked is None else facts.groups.get(asked)
+    if group is None:
+        known = ", ".join(sorted(facts.groups)) or "none"
+        raise InvalidParameters({"scaling_group": f"{(asked or '')[:80]!r}: one of {known}"})
+    return group.name
+
+
+def _limits(snapshot: Snapshot, prefix: str, scope: str, slots: list[str]) -> dict[str, Any]:
+    quota = next((each for each in snapshot.quotas if each.scope == scope), None)
+    most = (quota.max_slots if quota else None) or {}
+    held = quota.held_slots if quota else {}
+    using = {slot: held.get(slot, 0) for slot in slots}
+    return {
+        f"{prefix}_limits": {
+            slot: format_amount(slot, most[slot]) if slot in most else UNLIMITED for slot in slots
+        },
+        f"{prefix}_using": amounts_text(using),
+        f"{prefix}_remaining": {
+            slot: format_amount(slot, max(0, most[slot] - using[slot]))
+            if slot in most
+            else UNLIMITED
+            for slot in slots
+        },
+    }
+
+
+def _members(snapshot: Snapshot, group: str) -> list[Agent]:
+    """Agents that take sessions now."""
+    return [a for a in snapshot.agents if a.resource_group == group and a.alive and a.schedulable]
+
+
+def _usage(snapshot: Snapshot, group: str, slots: list[str]) -> dict[str, dict[str, str]]:
+    using: dict[str, int] = dict.fromkeys(slots, 0)
+    remaining: dict[str, int] = dict.fromkeys(slots, 0)
+    for agent in _members(snapshot, group):
+        for device in agent.devices:
+            using[device.slot] = using.get(device.slot, 0) + device.capacity - device.free
+            remaining[device.slot] = remaining.get(device.slot, 0) + device.free
+    return {"using": amounts_text(using), "remaining": amounts_text(remaining)}
+
+
+def _group_offer(row: ResourceGroupRow, snapshot: Snapshot) -> dict[str, Any]:
+    agents = _members(snapshot, row.name)
+    free: dict[str, int] = defaultdict(int)
+    largest: dict[str, int] = defaultdict(int)
+    for agent in agents:
+        total: dict[str, int] = defaultdict(int)
+        for device in agent.devices:
+            free[device.slot] += device.free
+            total[device.slot] += device.capacity
+        for slot, amount in total.items():
+            largest[slot] = max(largest[slot], amount)
+    kinds = [kind_of(slot) for slot in sorted(largest, key=lambda s: (s not in ("cpu", "mem"), s))]
+    return {
+        "name": row.name,
+        "description": row.description,
+        "agents": len(agents),
+        "free": amounts_text(free),
+        "largest": amounts_text(largest),
+        "slots": [
+            {
+                "name": kind.name,
+                "human_name": kind.human_name,
+                "unit": kind.unit,
+                "type": kind.type.value,
+                "quantum": format_amount(kind.name, kind.quantum),
+            }
+            for kind in kinds
+        ],
+    }
+
+
+def _preset_request(
+    preset: PresetRow, principal: Principal, group: str, facts: creation.Facts
+) -> SessionRequest:
+    slots = {slot: int(amount) for slot, amount in preset.resource_slots.items()}
+    return _request(principal, group, _project_of(facts, None), slots, "x86_64")
+
+
+def _request(
+    principal: Principal, group: str, project: str, slots: Mapping[str, int], architecture: str
+) -> SessionRequest:
+    kernel = KernelRequest(str(uuid.uuid4()), dict(slots), "", architecture)
+    return SessionRequest(
+        session_id="dry-run",
+        owner_id=str(principal.user_id),
+        access_key=principal.access_key,
+        project_id=project,
+        domain=principal.domain,
+        resource_group=group,
+        priority=creation.DEFAULT_PRIORITY,
+        submitted_at=0.0,
+        kernels=(kernel,),
+    )
+
+
+def _field(name: str) -> str:
+    """The form's name of a request field."""
+    return _FIELDS.get(name, name.replace("config.resources.", "slots.", 1))

@@ -2,36 +2,108 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection
 
-from authenticator.principals import Principal
+from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from authenticator.principals import Principal, Scope, require
+from authenticator.problems import BadRequest, InvalidParameters, NotFound, SessionAlreadyExists
+from spawner.sessions import creation, progress, queries, steps
+from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.events import Event, EventBus
+from spawner.sessions.failpoints import reach
 from spawner.sessions.requests import Created, NewSession, ProgressEvent, SessionDetail
-from spawner.sessions.states import Status
-from spawner.sessions.tables import HistoryRow
-from store.database import Store
+from spawner.sessions.states import FINAL, Status, Target
+from spawner.sessions.tables import HistoryRow, KernelRow, SessionRow
+from spawner.sessions.transitions import Change, Journal
 from vfolder.folders import FolderService
+
+MAX_LIMIT = 1000
+MAX_TAIL = 10_000
+LOOK_AGAIN = 5.0
+"""Seconds after which ``wait`` looks by itself, should a wake-up get lost."""
+ENDED = [status.value for status in FINAL]
+Details = list[SessionDetail]
+Histories = list[HistoryRow]
+Conditions = list[ColumnElement[bool]]
 
 
 class SessionService:
     """Sessions of users. Every method that takes a principal authorizes it."""
 
     def __init__(
-        self, store: Store, bus: EventBus, folders: FolderService, now: Callable[[], dt.datetime]
+        self,
+        journal: Journal,
+        agents: AgentRegistry,
+        folders: FolderService,
+        now: Callable[[], dt.datetime],
     ) -> None:
-        self._store, self._bus, self._folders, self._now = store, bus, folders, now
+        self._journal, self._agents, self._folders, self._now = journal, agents, folders, now
+        self._store = journal.store
+
+    @property
+    def bus(self) -> EventBus:
+        """Where events are told."""
+        return self._journal.bus
 
     async def create(
         self, actor: Principal, owner: Principal, new: NewSession, request_id: str
     ) -> Created:
-        """A new session of ``owner``, durable when this returns, or the live one of that name."""
-        raise NotImplementedError
+        """A new session of ``owner``, durable when this returns, or the live one of that name.
+
+        Raises ``InvalidParameters`` with all wrong fields, ``QuotaExceeded``, ``SessionAlreadyExists``.
+        """
+        require(actor, Scope.SESSIONS, owner.user_id)
+
+        async def look(db: AsyncSession) -> tuple[creation.Facts, SessionRow | None]:
+            facts = await creation.read_facts(db, owner, new.image)
+            if new.designated_agents:
+                await creation.check_agents(db, new.designated_agents)
+            return facts, await queries.live_by_name(db, owner.user_id, new.name)
+
+        facts, live = await self._store.read(look)
+        draft = creation.check(actor, owner, new, facts, self._now())
+        if live is not None:
+            return await self._reuse(actor, live, new, draft.image)
+        mounts = await self._folders.mounts_for(owner, new.mounts, new.mount_map)
+        session_id = uuid.uuid4()
+
+        async def insert(change: Change) -> None:
+            await creation.check_counts(change.db, owner, facts.policy)
+            session, kernel = creation.rows(owner, new, draft, mounts, request_id, change.now)
+            session.id = kernel.session_id = session_id
+            change.db.add(session)
+            await change.db.flush()
+            change.db.add(kernel)
+            change.enter_session(session, "submitted")
+            await change.db.flush()
+
+        try:
+            await self._journal.write(request_id, insert)
+        except IntegrityError:
+            other = await self._store.read(
+                lambda db: queries.live_by_name(db, owner.user_id, new.name)
+            )
+            if other is None:
+                raise
+            return await self._reuse(actor, other, new, draft.image)
+        await reach("create-committed")
+        return Created(await self._detail(session_id, actor), True)
 
     async def get(self, principal: Principal, ref: str) -> SessionDetail:
         """A session by id (also an ended one) or live name; strangers' sessions do not exist."""
-        raise NotImplementedError
+        require(principal, Scope.SESSIONS_READ)
+
+        async def work(db: AsyncSession) -> SessionDetail:
+            row = await queries.resolve(db, principal, ref, Scope.SESSIONS_READ)
+            return await _one(db, row, principal.is_superadmin)
+
+        return await self._store.read(work)
 
     async def list(
         self,
@@ -41,9 +113,26 @@ class SessionService:
         statuses: Collection[Status] | None = None,
         limit: int = 100,
         offset: int = 0,
-    ) -> list[SessionDetail]:
+    ) -> Details:
         """Sessions, newest first; ``statuses`` None means all."""
-        raise NotImplementedError
+        conditions = self._listing(principal, all_owners, statuses)
+        if not 1 <= limit <= MAX_LIMIT or offset < 0:
+            raise InvalidParameters(
+                {"limit": f"{limit}, offset {offset}: 1 to {MAX_LIMIT}, offset 0 or more"}
+            )
+
+        async def work(db: AsyncSession) -> Details:
+            query = (
+                select(SessionRow)
+                .where(*conditions)
+                .order_by(SessionRow.created_at.desc(), SessionRow.id)
+                .limit(limit)
+                .offset(offset)
+            )
+            found = list(await db.scalars(query))
+            return await queries.details(db, found, show_agents=principal.is_superadmin)
+
+        return await self._store.read(work)
 
     async def count(
         self,
@@ -53,54 +142,252 @@ class SessionService:
         statuses: Collection[Status] | None = None,
     ) -> int:
         """How many sessions ``list`` would give without limit."""
-        raise NotImplementedError
+        conditions = self._listing(principal, all_owners, statuses)
+        query = select(func.count()).select_from(SessionRow).where(*conditions)
+        return await self._store.read(lambda db: db.scalar(query)) or 0
 
-    async def match(self, principal: Principal, prefix: str) -> list[SessionDetail]:
+    async def match(self, principal: Principal, prefix: str) -> Details:
         """Live sessions of the caller whose name or id begins with ``prefix``."""
-        raise NotImplementedError
+        require(principal, Scope.SESSIONS_READ)
+
+        async def work(db: AsyncSession) -> Details:
+            found = await queries.matching(db, principal.user_id, prefix)
+            return await queries.details(db, found, show_agents=principal.is_superadmin)
+
+        return await self._store.read(work)
 
     async def rename(self, principal: Principal, ref: str, name: str, request_id: str) -> None:
-        """Give a running session another name."""
-        raise NotImplementedError
+        """Give a running session another name; the hub's servers keep theirs."""
+        require(principal, Scope.SESSIONS)
+        if not creation.NAME.match(name):
+            raise InvalidParameters({"name": f"{name[:80]!r}: {creation.NAME_RULE}"})
+
+        async def work(change: Change) -> None:
+            row = await queries.resolve(change.db, principal, ref, Scope.SESSIONS)
+            if row.status != Status.RUNNING:
+                raise BadRequest(f"only running sessions can be renamed, this one is {row.status}")
+            if row.origin.get("hub"):
+                raise BadRequest(
+                    "this session is a server of JupyterHub, which knows it by its name"
+                )
+            change.note(row, f"renamed from {row.name} to {name}")
+            row.name = name
+            change.agents.update(await _agents_of(change.db, row.id))
+            await change.db.flush()
+
+        try:
+            await self._journal.write(request_id, work)
+        except IntegrityError as error:
+            raise SessionAlreadyExists(f"there is a live session named {name!r} already") from error
 
     async def destroy(
         self, principal: Principal, ref: str, *, forced: bool, request_id: str
     ) -> SessionDetail:
-        """End a session; returns as soon as that is recorded."""
-        raise NotImplementedError
+        """End a session; returns as soon as that is recorded. Harmless when repeated.
+
+        ``forced`` skips nothing: a node that cannot be asked keeps the session TERMINATING, and its
+        devices stay accounted until it says that the container is gone.
+        """
+        require(principal, Scope.SESSIONS)
+
+        async def work(change: Change) -> uuid.UUID:
+            row = await queries.resolve(change.db, principal, ref, Scope.SESSIONS)
+            if Status(row.status) in FINAL:
+                raise NotFound("session", f"session {ref[:80]!r} has ended already")
+            mine = row.owner_id == principal.user_id
+            who = "you" if mine else "an administrator"
+            reason = steps.FORCE_TERMINATED if forced else steps.USER_REQUESTED
+            row.forced = row.forced or forced
+            steps.ask_to_end(row, reason, f"ended by {who}" + (" (forced)" if forced else ""))
+            await steps.advance(change, row.id)
+            if row.status == Status.TERMINATING and await _out_of_reach(change.db, row.id):
+                row.status_info = "waiting for its node, which does not answer, to end it"
+                change.note(row, row.status_info)
+            return row.id
+
+        session_id = await self._journal.write(request_id, work)
+        await reach("destroy-committed")
+        return await self._detail(session_id, principal)
 
     async def logs(self, principal: Principal, ref: str, tail: int = 1000) -> str:
-        """The last ``tail`` lines of the main kernel's output."""
-        raise NotImplementedError
+        """The last ``tail`` lines of the main kernel's output; after its end, what was kept of it."""
+        require(principal, Scope.SESSIONS_READ)
+        if not 1 <= tail <= MAX_TAIL:
+            raise InvalidParameters({"tail": f"{tail}: 1 to {MAX_TAIL} lines"})
+
+        async def work(db: AsyncSession) -> KernelRow:
+            row = await queries.resolve(db, principal, ref, Scope.SESSIONS_READ)
+            query = select(KernelRow).where(
+                KernelRow.session_id == row.id, KernelRow.cluster_role == "main"
+            )
+            return (await db.scalars(query)).one()
+
+        kernel = await self._store.read(work)
+        if Status(kernel.status) in FINAL or kernel.agent_id is None:
+            return "\n".join(kernel.last_log.splitlines()[-tail:])
+        answer = await self._agents.call(
+            kernel.agent_id, "logs", {"kernel_id": str(kernel.id), "tail": tail}
+        )
+        return answer if isinstance(answer, str) else ""
 
     async def wait(
         self, session_id: uuid.UUID, statuses: frozenset[Status], timeout: float | None
     ) -> SessionDetail:
-        """The session once it has one of ``statuses``, or as it is after ``timeout`` seconds."""
-        raise NotImplementedError
+        """The session once it has one of ``statuses``, or as it is after ``timeout`` seconds.
+
+        The caller has authorized: this is for the session that it just created or got.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        with self.bus.subscribe(lambda event: event.session_id == session_id) as subscription:
+            while True:
+                detail = await self._detail(session_id, None)
+                left = LOOK_AGAIN if deadline is None else deadline - loop.time()
+                if detail.status in statuses or left <= 0:
+                    return detail
+                try:
+                    if await subscription.get(min(left, LOOK_AGAIN)) is None:
+                        return detail
+                except TimeoutError:
+                    continue
 
     def progress(self, session_id: uuid.UUID, after: int = 0) -> AsyncIterator[ProgressEvent]:
-        """Steps to RUNNING (or to the end), replayed from ``after``; never raises."""
-        raise NotImplementedError
+        """Steps to RUNNING (or to the end), replayed from ``after``; never raises.
 
-    def events(
+        The caller has authorized by ``get``.
+        """
+        return progress.follow(self._store, self.bus, session_id, after)
+
+    async def events(
         self, principal: Principal, ref: str | None = None, scope: str = "*"
     ) -> AsyncIterator[Event]:
-        """Events that the caller may see; ``ref`` an id or name, ``scope`` session, kernel or ``*``."""
-        raise NotImplementedError
+        """Events that the caller may see; ``ref`` an id or name, ``scope`` session, kernel or ``*``.
 
-    async def history(self, principal: Principal, ref: str) -> list[HistoryRow]:
-        """Transitions of the session and its kernels, oldest first."""
-        raise NotImplementedError
+        An unknown name is no error: nothing is told until there is such a session.
+        """
+        require(principal, Scope.SESSIONS_READ)
+        prefixes = ("session_", "kernel_") if scope == "*" else (f"{scope}_",)
+        identity = None if ref is None else queries.as_uuid(ref)
 
-    async def servers(self, hub_id: str) -> list[SessionDetail]:
-        """All live sessions that this hub started."""
-        raise NotImplementedError
+        def wanted(event: Event) -> bool:
+            mine = principal.is_superadmin or event.owner_id == principal.user_id
+            named = ref is None or event.session_name == ref or event.session_id == identity
+            return mine and named and event.name.startswith(prefixes)
+
+        with self.bus.subscribe(wanted) as subscription:
+            async for event in subscription:
+                yield event
+
+    async def history(self, principal: Principal, ref: str) -> Histories:
+        """Transitions of the session and its kernels, oldest first; agents' names for superadmins only."""
+        require(principal, Scope.SESSIONS_READ)
+
+        async def work(db: AsyncSession) -> Histories:
+            session = await queries.resolve(db, principal, ref, Scope.SESSIONS_READ)
+            found = await queries.history(db, session.id)
+            for row in found:
+                db.expunge(row)
+                if not principal.is_superadmin:
+                    row.data = queries.without_agents(row.data)
+            return found
+
+        return await self._store.read(work)
+
+    async def servers(self, hub_id: str) -> Details:
+        """All live sessions that this hub started (for the hub itself)."""
+
+        async def work(db: AsyncSession) -> Details:
+            query = select(SessionRow).where(
+                SessionRow.status.not_in(ENDED), SessionRow.origin["hub"].as_string() == hub_id
+            )
+            found = list(await db.scalars(query.order_by(SessionRow.created_at)))
+            return await queries.details(db, found, show_agents=False)
+
+        return await self._store.read(work)
 
     async def server(self, hub_id: str, owner: Principal, name: str) -> SessionDetail:
         """The newest session of that name that this hub started for ``owner``, also when it ended."""
-        raise NotImplementedError
+
+        async def work(db: AsyncSession) -> SessionDetail:
+            query = select(SessionRow).where(
+                SessionRow.owner_id == owner.user_id,
+                SessionRow.name == name,
+                SessionRow.origin["hub"].as_string() == hub_id,
+            )
+            newest = query.order_by(SessionRow.created_at.desc(), SessionRow.id).limit(1)
+            row = (await db.scalars(newest)).one_or_none()
+            if row is None:
+                raise NotFound("session", f"this hub never started {name[:80]!r}")
+            return await _one(db, row, False)
+
+        return await self._store.read(work)
 
     async def end_all(self, request_id: str) -> int:
-        """Ask all live sessions to end (shutdown); returns how many there are."""
-        raise NotImplementedError
+        """Ask all live sessions to end (the whole deployment stops); returns how many still live."""
+
+        async def work(change: Change) -> int:
+            query = select(SessionRow.id).where(SessionRow.status.not_in(ENDED))
+            left = 0
+            for session_id in (await change.db.scalars(query)).all():
+                row = await change.db.get_one(SessionRow, session_id)
+                if row.target != Target.TERMINATED:
+                    steps.ask_to_end(row, steps.USER_REQUESTED, "the deployment shuts down")
+                    await steps.advance(change, session_id)
+                left += Status(row.status) not in FINAL
+            return left
+
+        return await self._journal.write(request_id, work)
+
+    async def mounted(self, volume: str, path: str) -> bool:
+        """Whether a live session mounts ``path`` of ``volume`` or something under it."""
+        return await self._store.read(lambda db: queries.mounted(db, volume, path))
+
+    def _listing(
+        self, principal: Principal, all_owners: bool, statuses: Collection[Status] | None
+    ) -> Conditions:
+        require(principal, Scope.SESSIONS_READ)
+        if all_owners:
+            require(principal, Scope.ADMIN)
+        return queries.listing(None if all_owners else principal.user_id, statuses)
+
+    async def _reuse(
+        self, actor: Principal, live: SessionRow, new: NewSession, image: str
+    ) -> Created:
+        """The live session of the name that was asked for, if it may be reused."""
+        data = {"existingSessionId": str(live.id)}
+        if live.target == Target.TERMINATED:
+            raise SessionAlreadyExists(
+                f"session {live.name!r} is still ending: try again in a moment", data
+            )
+        if live.image != image:
+            raise SessionAlreadyExists(
+                f"session {live.name!r} runs the image {live.image}, not {image}", data
+            )
+        if not new.reuse_if_exists:
+            raise SessionAlreadyExists(f"there is a live session named {live.name!r} already", data)
+        return Created(await self._detail(live.id, actor), False)
+
+    async def _detail(self, session_id: uuid.UUID, viewer: Principal | None) -> SessionDetail:
+        async def work(db: AsyncSession) -> SessionDetail:
+            row = await db.get(SessionRow, session_id)
+            if row is None:
+                raise NotFound("session", f"there is no session {session_id}")
+            return await _one(db, row, viewer is not None and viewer.is_superadmin)
+
+        return await self._store.read(work)
+
+
+async def _one(db: AsyncSession, row: SessionRow, show_agents: bool) -> SessionDetail:
+    return (await queries.details(db, [row], show_agents=show_agents))[0]
+
+
+async def _agents_of(db: AsyncSession, session_id: uuid.UUID) -> set[str]:
+    query = select(KernelRow.agent_id).where(
+        KernelRow.session_id == session_id, KernelRow.agent_id.is_not(None)
+    )
+    return {agent for agent in await db.scalars(query) if agent is not None}
+
+
+async def _out_of_reach(db: AsyncSession, session_id: uuid.UUID) -> bool:
+    agents = await _agents_of(db, session_id)
+    return await queries.any_lost(db, agents)

@@ -1,0 +1,282 @@
+"""The ledger: who holds how much of which device. Never more than there is, whoever asks and when.
+
+``agent_devices.used`` is raised by conditional updates only (``used + amount <= capacity``, with a CHECK
+constraint behind it) and lowered by exactly what an allocation row says, once. All statements are
+plain SQL, so that a refused allocation can be taken back by a savepoint without touching loaded rows.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    Select,
+    Update,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from spawner.agent.protocol import DeviceReport
+from spawner.scheduler.model import DeviceShare
+from spawner.sessions.states import HOLDS
+from spawner.sessions.tables import AgentDeviceRow, AgentRow, AllocationRow, KernelRow
+
+Key = tuple[str, str, str]
+"""Agent, slot, device."""
+
+
+class AllocationRefused(Exception):
+    """A device does not have the amount any more, or its agent takes no sessions now."""
+
+    def __init__(self, agent_id: str, share: DeviceShare) -> None:
+        super().__init__(
+            f"agent {agent_id} cannot give {share.amount} of {share.slot} on {share.device_id} now"
+        )
+        self.agent_id, self.share = agent_id, share
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A device whose ``used`` was not the sum of its live allocation rows."""
+
+    agent_id: str
+    slot: str
+    device_id: str
+    was: int
+    should: int
+
+
+async def allocate(
+    db: AsyncSession,
+    kernel_id: uuid.UUID,
+    epoch: int,
+    agent_id: str,
+    shares: Iterable[DeviceShare],
+    now: dt.datetime,
+) -> None:
+    """Take ``shares`` for one run of a kernel.
+
+    Raises ``AllocationRefused``; the caller then rolls its savepoint back.
+    """
+    for share in sorted(shares, key=lambda s: (s.slot, s.device_id)):
+        if share.amount <= 0:
+            continue
+        willing = exists().where(
+            AgentRow.id == agent_id, AgentRow.status == "ALIVE", AgentRow.schedulable
+        )
+        taken = await _run(
+            db,
+            update(AgentDeviceRow)
+            .where(
+                *_device(agent_id, share.slot, share.device_id),
+                AgentDeviceRow.used + share.amount <= AgentDeviceRow.capacity,
+                willing,
+            )
+            .values(used=AgentDeviceRow.used + share.amount),
+        )
+        if taken != 1:
+            raise AllocationRefused(agent_id, share)
+        await db.execute(
+            insert(AllocationRow).values(
+                kernel_id=kernel_id,
+                epoch=epoch,
+                agent_id=agent_id,
+                slot=share.slot,
+                device_id=share.device_id,
+                amount=share.amount,
+                allocated_at=now,
+            )
+        )
+
+
+async def free(db: AsyncSession, kernel_id: uuid.UUID, now: dt.datetime) -> int:
+    """Give back all that ``kernel_id`` holds, exactly as its rows say; returns the rows freed.
+
+    Harmless when repeated, also by two writers at once: the one that marks a row lowers ``used``.
+    """
+    query = (
+        select(AllocationRow)
+        .where(AllocationRow.kernel_id == kernel_id, AllocationRow.freed_at.is_(None))
+        .order_by(AllocationRow.agent_id, AllocationRow.slot, AllocationRow.device_id)
+    )
+    return sum([await _free_row(db, row, now) for row in await db.scalars(query)])
+
+
+async def register(db: AsyncSession, agent_id: str, devices: Sequence[DeviceReport]) -> bool:
+    """Make the account of ``agent_id`` match what it offers; returns whether anything changed.
+
+    A device that shrank, or is gone, keeps as capacity what is held of it until kernels leave.
+    """
+    known = {
+        (row.slot, row.device_id): row
+        for row in await db.scalars(
+            select(AgentDeviceRow)
+            .where(AgentDeviceRow.agent_id == agent_id)
+            .with_for_update()
+            .execution_options(populate_existing=True)
+        )
+    }
+    changed = False
+    for device in devices:
+        row = known.pop((device.slot, device.device_id), None)
+        if row is None:
+            db.add(_new_row(agent_id, device))
+            changed = True
+            continue
+        changed = changed or row.reported != device.capacity
+        row.reported, row.capacity = device.capacity, max(device.capacity, row.used)
+        row.numa_node, row.model = device.numa_node, device.model[:128]
+        row.attributes = dict(device.attributes)
+    for row in known.values():
+        changed = changed or row.reported != 0
+        if row.used == 0:
+            await db.delete(row)
+        else:
+            row.reported, row.capacity = 0, row.used
+    await db.flush()
+    return changed
+
+
+async def repair(db: AsyncSession, now: dt.datetime) -> list[Drift]:
+    """Free rows that no run of a kernel stands behind, then make every ``used`` the sum of its rows."""
+    for row in await db.scalars(_abandoned()):
+        await _free_row(db, row, now)
+    held = await held_amounts(db)
+    drifts: list[Drift] = []
+    devices = await db.execute(
+        select(
+            AgentDeviceRow.agent_id,
+            AgentDeviceRow.slot,
+            AgentDeviceRow.device_id,
+            AgentDeviceRow.used,
+        )
+    )
+    for agent_id, slot, device_id, used in devices:
+        should = held.pop((agent_id, slot, device_id), 0)
+        if used != should:
+            drifts.append(Drift(agent_id, slot, device_id, used, should))
+            await _set_used(db, (agent_id, slot, device_id), should)
+    for (agent_id, slot, device_id), should in held.items():
+        drifts.append(Drift(agent_id, slot, device_id, 0, should))
+        device = DeviceReport(slot, device_id, 0)
+        db.add(_new_row(agent_id, device, used=should))
+    await db.flush()
+    return drifts
+
+
+async def held_amounts(db: AsyncSession) -> dict[Key, int]:
+    """Sum of live allocation rows by agent, slot and device."""
+    rows = await db.execute(
+        select(
+            AllocationRow.agent_id,
+            AllocationRow.slot,
+            AllocationRow.device_id,
+            func.sum(AllocationRow.amount),
+        )
+        .where(AllocationRow.freed_at.is_(None))
+        .group_by(AllocationRow.agent_id, AllocationRow.slot, AllocationRow.device_id)
+    )
+    return {(agent, slot, device): int(total) for agent, slot, device, total in rows}
+
+
+def _abandoned() -> Select[Any]:
+    """Live allocation rows of kernels that hold nothing, or of an earlier run or another agent."""
+    return (
+        select(AllocationRow)
+        .join(KernelRow, KernelRow.id == AllocationRow.kernel_id)
+        .where(
+            AllocationRow.freed_at.is_(None),
+            KernelRow.status.not_in([status.value for status in HOLDS])
+            | (KernelRow.epoch != AllocationRow.epoch)
+            | KernelRow.agent_id.is_(None)
+            | (KernelRow.agent_id != AllocationRow.agent_id),
+        )
+    )
+
+
+async def _free_row(db: AsyncSession, row: AllocationRow, now: dt.datetime) -> int:
+    mine = await _run(
+        db,
+        update(AllocationRow)
+        .where(
+            AllocationRow.kernel_id == row.kernel_id,
+            AllocationRow.epoch == row.epoch,
+            AllocationRow.agent_id == row.agent_id,
+            AllocationRow.slot == row.slot,
+            AllocationRow.device_id == row.device_id,
+            AllocationRow.freed_at.is_(None),
+        )
+        .values(freed_at=now),
+    )
+    if mine == 1:
+        left = AgentDeviceRow.used - row.amount
+        await _run(
+            db,
+            update(AgentDeviceRow)
+            .where(*_device(row.agent_id, row.slot, row.device_id))
+            .values(used=left, capacity=_greater(AgentDeviceRow.reported, left)),
+        )
+        await db.execute(
+            delete(AgentDeviceRow)
+            .where(
+                *_device(row.agent_id, row.slot, row.device_id),
+                AgentDeviceRow.reported == 0,
+                AgentDeviceRow.used == 0,
+            )
+            .execution_options(synchronize_session=False)
+        )
+    return mine
+
+
+async def _set_used(db: AsyncSession, key: Key, used: int) -> None:
+    await _run(
+        db,
+        update(AgentDeviceRow)
+        .where(*_device(*key))
+        .values(used=used, capacity=_greater(AgentDeviceRow.reported, used)),
+    )
+
+
+def _new_row(agent_id: str, device: DeviceReport, used: int = 0) -> AgentDeviceRow:
+    return AgentDeviceRow(
+        agent_id=agent_id,
+        slot=device.slot,
+        device_id=device.device_id,
+        reported=device.capacity,
+        capacity=max(device.capacity, used),
+        used=used,
+        numa_node=device.numa_node,
+        model=device.model[:128],
+        attributes=dict(device.attributes),
+    )
+
+
+def _device(agent_id: str, slot: str, device_id: str) -> tuple[ColumnElement[bool], ...]:
+    return (
+        AgentDeviceRow.agent_id == agent_id,
+        AgentDeviceRow.slot == slot,
+        AgentDeviceRow.device_id == device_id,
+    )
+
+
+def _greater(one: Any, other: Any) -> ColumnElement[int]:
+    """The larger of two columns, in words that SQLite and PostgreSQL share."""
+    return case((one > other, one), else_=other)
+
+
+async def _run(db: AsyncSession, statement: Update) -> int:
+    """Execute and tell how many rows it changed."""
+    answer = await db.execute(statement.execution_options(synchronize_session=False))
+    return cast("CursorResult[Any]", answer).rowcount

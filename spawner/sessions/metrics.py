@@ -1,0 +1,105 @@
+"""Prometheus metrics of the engine; rows are the truth, so gauges are set from rows when asked for."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from spawner.scheduler.slots import KINDS
+from spawner.sessions.states import Status
+from spawner.sessions.tables import AgentDeviceRow, AgentRow, ResourceGroupRow, SessionRow
+from store.database import Store
+
+
+class Metrics:
+    """Counters of the loops, and gauges that ``render`` reads from the database."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._pass = Histogram(
+            "perijove_scheduling_pass_seconds",
+            "Duration of scheduling passes, reading and applying included.",
+            buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+            registry=self.registry,
+        )
+        self._placements = self._counter(
+            "perijove_placements", "Placements by outcome.", "outcome", ("placed", "refused")
+        )
+        self._drift = Counter(
+            "perijove_ledger_drift",
+            "Devices whose account was not the sum of its allocations.",
+            registry=self.registry,
+        )
+        self._queue = self._gauge(
+            "perijove_queue_length", "Sessions that wait, by resource group.", "group"
+        )
+        self._sessions = self._gauge("perijove_sessions", "Sessions by status.", "status")
+        self._allocated = self._gauge(
+            "perijove_allocation_ratio", "Part of all capacity that is allocated.", "slot"
+        )
+        self._heartbeat = self._gauge(
+            "perijove_agent_heartbeat_age_seconds", "Time since the agent was heard of.", "agent"
+        )
+        for status in Status:
+            self._sessions.labels(status.value)
+        for slot in KINDS:
+            self._allocated.labels(slot)
+
+    def scheduled(self, seconds: float, placed: Sequence[str], refused: Sequence[str]) -> None:
+        """Count a pass."""
+        self._pass.observe(seconds)
+        self._placements.labels("placed").inc(len(placed))
+        self._placements.labels("refused").inc(len(refused))
+
+    def repaired(self, drifts: int) -> None:
+        """Count devices that a repair found wrong."""
+        self._drift.inc(drifts)
+
+    async def render(self, store: Store, now: dt.datetime) -> bytes:
+        """The text format, with gauges as of now."""
+        await store.read(lambda db: self._refresh(db, now))
+        return generate_latest(self.registry)
+
+    async def _refresh(self, db: AsyncSession, now: dt.datetime) -> None:
+        counts = await db.execute(
+            select(SessionRow.status, func.count()).group_by(SessionRow.status)
+        )
+        by_status = {status: int(count) for status, count in counts}
+        for status in Status:
+            self._sessions.labels(status.value).set(by_status.get(status.value, 0))
+        waiting = await db.execute(
+            select(ResourceGroupRow.name, func.count(SessionRow.id))
+            .outerjoin(
+                SessionRow,
+                (SessionRow.resource_group == ResourceGroupRow.name)
+                & (SessionRow.status == Status.PENDING.value),
+            )
+            .group_by(ResourceGroupRow.name)
+        )
+        for group, count in waiting:
+            self._queue.labels(group).set(count)
+        totals = await db.execute(
+            select(
+                AgentDeviceRow.slot,
+                func.sum(AgentDeviceRow.used),
+                func.sum(AgentDeviceRow.capacity),
+            ).group_by(AgentDeviceRow.slot)
+        )
+        for slot, used, capacity in totals:
+            self._allocated.labels(slot).set(float(used) / float(capacity) if capacity else 0.0)
+        self._heartbeat.clear()
+        for agent, seen in await db.execute(select(AgentRow.id, AgentRow.last_seen)):
+            self._heartbeat.labels(agent).set((now - seen).total_seconds())
+
+    def _gauge(self, name: str, text: str, label: str) -> Gauge:
+        return Gauge(name, text, (label,), registry=self.registry)
+
+    def _counter(self, name: str, text: str, label: str, values: Sequence[str]) -> Counter:
+        counter = Counter(name, text, (label,), registry=self.registry)
+        for value in values:
+            counter.labels(value)
+        return counter

@@ -1,0 +1,194 @@
+"""Agents' rows: who they are, what they offer, whether they live."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Iterable
+
+from sqlalchemy import func, select
+
+from spawner.agent.protocol import PROTOCOL_VERSION, Heartbeat, Hello, ImageReport, ProtocolError
+from spawner.sessions import ledger, steps
+from spawner.sessions.states import FINAL, HOLDS, Status
+from spawner.sessions.tables import (
+    AgentRow,
+    AgentTokenRow,
+    ImageRow,
+    KernelRow,
+    ResourceGroupRow,
+    SessionRow,
+)
+from spawner.sessions.transitions import Change
+
+ALIVE, LOST = "ALIVE", "LOST"
+AGENT_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+_LIVE = [status.value for status in HOLDS]
+
+
+def architecture(name: str) -> str:
+    """One spelling for each architecture (that of Backend.AI and ``uname -m``)."""
+    return _ARCHITECTURES.get(name.lower(), name.lower())
+
+
+def check_hello(hello: Hello, token: AgentTokenRow) -> None:
+    """Raise ``ProtocolError`` unless this agent may register with this token."""
+    if hello.protocol != PROTOCOL_VERSION:
+        raise ProtocolError(
+            f"the agent speaks protocol {hello.protocol}, this manager {PROTOCOL_VERSION}: install"
+            " the same version on both"
+        )
+    if not AGENT_ID.match(hello.agent_id):
+        raise ProtocolError(
+            f"agent id {hello.agent_id[:80]!r}: 1 to 64 letters, digits, '.', '_' and '-',"
+            " beginning with a letter or digit"
+        )
+    if token.agent_id is not None and token.agent_id != hello.agent_id:
+        raise ProtocolError(f"this token is for another agent than {hello.agent_id}")
+    wrong = [device for device in hello.devices if device.capacity < 0 or not device.slot]
+    if wrong:
+        raise ProtocolError(f"device {wrong[0].device_id!r} offers {wrong[0].capacity}")
+
+
+async def register(change: Change, hello: Hello) -> None:
+    """Write an agent's row, devices and images; it lives from now. Raises ``ProtocolError``."""
+    db = change.db
+    if await db.get(ResourceGroupRow, hello.resource_group) is None:
+        raise ProtocolError(f"there is no resource group {hello.resource_group[:64]!r}")
+    row = await db.get(AgentRow, hello.agent_id, with_for_update=True, populate_existing=True)
+    if row is None:
+        row = AgentRow(
+            id=hello.agent_id,
+            resource_group=hello.resource_group,
+            status=ALIVE,
+            schedulable=True,
+            first_contact=change.now,
+        )
+        db.add(row)
+        change.note_agent(hello.agent_id, None, ALIVE, "registered")
+    elif row.status != ALIVE:
+        change.note_agent(hello.agent_id, row.status, ALIVE, "connected again")
+        await _reachable_again(change, row)
+    elif row.resource_group != hello.resource_group and not await _holds(change, row.id):
+        row.resource_group = hello.resource_group
+    row.status, row.lost_at, row.last_seen = ALIVE, None, change.now
+    row.architecture, row.engine = architecture(hello.architecture), hello.engine
+    row.version, row.address = hello.version[:32], hello.address[:255]
+    row.max_containers = hello.max_containers
+    await _images(change, row, hello.images)
+    await db.flush()
+    await ledger.register(db, hello.agent_id, hello.devices)
+    change.schedule = True
+    change.agents.add(hello.agent_id)
+
+
+async def heartbeat(change: Change, agent_id: str, beat: Heartbeat) -> None:
+    """Note that an agent lives, and what changed on it."""
+    row = await change.db.get(AgentRow, agent_id, with_for_update=True, populate_existing=True)
+    if row is None:
+        raise ProtocolError(f"agent {agent_id} is not registered any more")
+    if row.status != ALIVE:
+        change.note_agent(agent_id, row.status, ALIVE, "answers again")
+        await _reachable_again(change, row)
+        row.status, row.lost_at = ALIVE, None
+        change.schedule = True
+    row.last_seen = change.now
+    if beat.images is not None:
+        await _images(change, row, beat.images)
+        change.schedule = True
+    if beat.devices is not None and await ledger.register(change.db, agent_id, beat.devices):
+        change.schedule = True
+
+
+async def lose(change: Change, agent_id: str, not_seen_since: dt.datetime) -> bool:
+    """Mark an agent LOST unless it was heard of after ``not_seen_since``.
+
+    Its sessions keep status and allocations, and tell their owners that they are out of reach.
+    """
+    row = await change.db.get(AgentRow, agent_id, with_for_update=True, populate_existing=True)
+    if row is None or row.status != ALIVE or row.last_seen > not_seen_since:
+        return False
+    row.status, row.lost_at = LOST, change.now
+    cause = f"not heard of since {row.last_seen.isoformat(timespec='seconds')}"
+    change.note_agent(agent_id, ALIVE, LOST, cause)
+    since = row.last_seen.strftime("%Y-%m-%d %H:%M:%S UTC")
+    for session in await sessions_on(change, agent_id):
+        ending = session.status == Status.TERMINATING
+        what = "waiting for its node to end it; " if ending else ""
+        session.status_info = f"{what}unreachable since {since}: its node does not answer"
+        change.note(session, session.status_info)
+    change.schedule = True
+    return True
+
+
+async def give_up(change: Change, agent_id: str, after: float) -> None:
+    """End the sessions of an agent that is lost for longer than its group's ``lost_after``.
+
+    Their kernels stay TERMINATING and accounted until the agent comes back and says they are gone.
+    """
+    cause = f"its node has been unreachable for more than {after:g} seconds"
+    for session in await sessions_on(change, agent_id):
+        steps.ask_to_end(session, steps.AGENT_TERMINATED, cause)
+        if session.type == "batch" and session.result == "undefined":
+            session.result = "failure"
+        await steps.advance(change, session.id)
+        if Status(session.status) not in FINAL:
+            await change.move_session(
+                session, Status.TERMINATED, cause, reason=steps.AGENT_TERMINATED
+            )
+
+
+async def sessions_on(change: Change, agent_id: str) -> list[SessionRow]:
+    """Sessions that have not ended and hold something on an agent, locked."""
+    query = (
+        select(SessionRow)
+        .where(
+            SessionRow.id.in_(
+                select(KernelRow.session_id).where(
+                    KernelRow.agent_id == agent_id, KernelRow.status.in_(_LIVE)
+                )
+            ),
+            SessionRow.status.in_(_LIVE),
+        )
+        .order_by(SessionRow.id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    return list(await change.db.scalars(query))
+
+
+async def _reachable_again(change: Change, row: AgentRow) -> None:
+    for session in await sessions_on(change, row.id):
+        session.status_info = "its node answers again"
+        change.note(session, session.status_info)
+
+
+async def _holds(change: Change, agent_id: str) -> bool:
+    query = select(func.count()).where(KernelRow.agent_id == agent_id, KernelRow.status.in_(_LIVE))
+    return bool(await change.db.scalar(query))
+
+
+async def _images(change: Change, row: AgentRow, images: Iterable[ImageReport]) -> None:
+    """The agent's own list, and rows of images that nobody had before."""
+    reports = list(images)
+    row.images = sorted({image.name for image in reports})
+    for image in reports:
+        key = (image.name[:255], architecture(image.architecture))
+        known = await change.db.get(ImageRow, key)
+        if known is None:
+            change.db.add(
+                ImageRow(
+                    name=key[0],
+                    architecture=key[1],
+                    engine=row.engine,
+                    digest=image.digest,
+                    size_bytes=image.size_bytes,
+                    labels=dict(image.labels),
+                    is_enabled=True,
+                    created_at=change.now,
+                )
+            )
+            continue
+        known.engine, known.digest = row.engine, image.digest
+        known.size_bytes, known.labels = image.size_bytes, dict(image.labels)

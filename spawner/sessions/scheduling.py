@@ -1,0 +1,234 @@
+"""The scheduler loop: wake, read a snapshot, plan, and apply the plan in one write that checks it again."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from spawner.scheduler.model import Explanation, KernelPlacement, Placement, Plan, Snapshot
+from spawner.scheduler.plan import plan
+from spawner.scheduler.policies import BUILT_IN, Policies, PolicyError
+from spawner.sessions import ledger, steps
+from spawner.sessions.failpoints import reach
+from spawner.sessions.metrics import Metrics
+from spawner.sessions.registration import ALIVE
+from spawner.sessions.snapshot import LIVE, Reading, read_snapshot
+from spawner.sessions.states import Status, Target
+from spawner.sessions.tables import AgentRow, KernelRow, SessionRow
+from spawner.sessions.transitions import Change, Journal
+from store.database import StoreError
+
+DEBOUNCE = 0.002
+"""Seconds in which further wake-ups join a pass."""
+THREAD_SIZE = 2_000
+"""From so many pending sessions times agents on, the plan is made in a thread."""
+MAX_REFUSALS = 5
+"""Passes in a row that follow a refused placement at once; after that the slow tick is awaited."""
+TOLD_PLACES = 20
+"""Places in line whose every move is told to the owner; others are told now and then."""
+REQUEST_ID = "scheduler"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class PassResult:
+    """What one pass did."""
+
+    placed: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    """Sessions whose devices or agent were not free any more; they keep their places."""
+    waiting: int = 0
+
+
+class SchedulerLoop:
+    """Runs a pass after each wake-up, and on a slow tick."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        metrics: Metrics,
+        tick: float,
+        policies: Policies = BUILT_IN,
+        planner: Callable[[Snapshot, Policies], Plan] = plan,
+    ) -> None:
+        self._journal, self._metrics, self._tick = journal, metrics, tick
+        self._policies, self._planner = policies, planner
+        self._woken = asyncio.Event()
+        self._next_start: float | None = None
+
+    def wake(self) -> None:
+        """Something changed that may let a session start."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Pass after pass until cancelled."""
+        refusals = 0
+        self.wake()
+        while True:
+            await self._wait()
+            self._woken.clear()
+            try:
+                result = await self.run_once()
+            except (StoreError, PolicyError) as error:
+                log.error("a scheduling pass failed: %s", error)
+                continue
+            refusals = refusals + 1 if result.refused else 0
+            if 0 < refusals <= MAX_REFUSALS:
+                self.wake()
+
+    async def run_once(self) -> PassResult:
+        """One pass."""
+        started = time.perf_counter()
+        reading = await self._journal.store.read(lambda db: read_snapshot(db, self._journal.now()))
+        snapshot = reading.snapshot
+        if len(snapshot.pending) * max(1, len(snapshot.agents)) >= THREAD_SIZE:
+            planned = await asyncio.to_thread(self._planner, snapshot, self._policies)
+        else:
+            planned = self._planner(snapshot, self._policies)
+        await reach("schedule-planned")
+        self._next_start = min(
+            (each.starts_at for each in snapshot.pending if (each.starts_at or 0) > snapshot.now),
+            default=None,
+            key=lambda at: at or 0.0,
+        )
+        news = [each for each in planned.waiting if _differs(each, reading)]
+        result = PassResult(waiting=len(planned.waiting))
+        if planned.placements or news:
+            result = await self._journal.write(
+                REQUEST_ID, lambda change: apply(change, planned.placements, news)
+            )
+            result.waiting = len(planned.waiting)
+            await reach("schedule-applied")
+        self._metrics.scheduled(time.perf_counter() - started, result.placed, result.refused)
+        return result
+
+    async def _wait(self) -> None:
+        timeout = self._tick
+        if self._next_start is not None:
+            due = self._next_start - self._journal.now().timestamp()
+            timeout = min(timeout, max(0.0, due))
+        try:
+            await asyncio.wait_for(self._woken.wait(), timeout)
+            await asyncio.sleep(DEBOUNCE)
+        except TimeoutError:
+            pass  # the slow tick makes up for wake-ups that got lost
+
+
+async def apply(
+    change: Change, placements: tuple[Placement, ...], waiting: list[Explanation]
+) -> PassResult:
+    """Carry a plan out: each placement stands or falls alone, checked against rows as they are now."""
+    result = PassResult()
+    for placement in placements:
+        started = await _place(change, placement)
+        (result.placed if started else result.refused).append(placement.session_id)
+    for explanation in waiting:
+        await _explain(change, explanation)
+    return result
+
+
+async def _place(change: Change, placement: Placement) -> bool:
+    loaded = await steps.load(change.db, uuid.UUID(placement.session_id))
+    if loaded is None:
+        return True
+    session, rows = loaded
+    if session.status != Status.PENDING or session.target != Target.RUNNING:
+        return True  # ended meanwhile: nothing to place, and nothing to try again
+    kernels = {str(row.id): row for row in rows}
+    if set(kernels) != {each.kernel_id for each in placement.kernels}:
+        return False
+    savepoint = await change.db.begin_nested()
+    try:
+        for each in placement.kernels:
+            await _check_agent(change.db, session, each)
+            kernel = kernels[each.kernel_id]
+            await ledger.allocate(
+                change.db, kernel.id, kernel.epoch + 1, each.agent_id, each.shares, change.now
+            )
+    except ledger.AllocationRefused as refusal:
+        await savepoint.rollback()
+        log.info("placement of session %s refused: %s", placement.session_id, refusal)
+        return False
+    await savepoint.commit()
+    for each in placement.kernels:
+        kernel = kernels[each.kernel_id]
+        kernel.epoch += 1
+        kernel.agent_id = each.agent_id
+        await change.move_kernel(session, kernel, Status.SCHEDULED, "a node was chosen")
+    session.status_data = {k: v for k, v in session.status_data.items() if k != "scheduler"}
+    await change.move_session(session, Status.SCHEDULED, "resources were found", reason="scheduled")
+    return True
+
+
+async def _check_agent(db: AsyncSession, session: SessionRow, placement: KernelPlacement) -> None:
+    """Refuse an agent that left, closed, moved to another group or is full of containers."""
+    agent = await db.get(AgentRow, placement.agent_id, with_for_update=True, populate_existing=True)
+    full = False
+    if agent is not None and agent.max_containers is not None:
+        count = select(func.count()).where(
+            KernelRow.agent_id == agent.id, KernelRow.status.in_(LIVE)
+        )
+        full = (await db.scalar(count) or 0) >= agent.max_containers
+    willing = agent is not None and agent.status == ALIVE and agent.schedulable and not full
+    if not willing or agent is None or agent.resource_group != session.resource_group:
+        share = placement.shares[0]
+        raise ledger.AllocationRefused(placement.agent_id, share)
+
+
+async def _explain(change: Change, explanation: Explanation) -> None:
+    """Tell a waiting session why; only while it still waits."""
+    session = await change.db.get(
+        SessionRow, uuid.UUID(explanation.session_id), populate_existing=True
+    )
+    if session is None or session.status != Status.PENDING:
+        return
+    first = "scheduler" not in session.status_data
+    told = session.status_info
+    session.status_info = explanation.message
+    session.status_data = {
+        **session.status_data,
+        "scheduler": {**describe(explanation), "last_try": change.now.isoformat()},
+    }
+    near = explanation.position <= TOLD_PLACES or explanation.unsatisfiable
+    if (first or near) and told != explanation.message:
+        change.note(session, explanation.message)
+
+
+def describe(explanation: Explanation) -> dict[str, Any]:
+    """The structured explanation as it is kept in ``status_data`` under ``scheduler``."""
+    answer = dataclasses.asdict(explanation)
+    del answer["session_id"]
+    answer["msg"] = explanation.message
+    answer["failed_predicates"] = [
+        {"name": reason.name, "msg": reason.message} for reason in explanation.reasons
+    ]
+    answer["passed_predicates"] = []
+    return {name: plain(value) for name, value in answer.items()}
+
+
+def plain(value: Any) -> Any:
+    """JSON values of nested mappings and sequences."""
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(each) for each in value]
+    return value
+
+
+def _differs(explanation: Explanation, reading: Reading) -> bool:
+    """Whether a session's stored explanation says something else."""
+    told = reading.waiting.get(explanation.session_id)
+    if told is None:
+        return True
+    stored = {k: v for k, v in told.status_data.get("scheduler", {}).items() if k != "last_try"}
+    return told.status_info != explanation.message or stored != describe(explanation)

@@ -1,0 +1,210 @@
+"""The next idempotent step of a session: from its kernels' statuses and its target to its own status.
+
+``advance`` may be called at any time and any number of times; it runs in the write that changed
+something (a report, a destroy) and again from the reconciler, which makes up for anything missed.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from spawner.sessions.states import FINAL, TRANSITIONS, Status, Target
+from spawner.sessions.tables import KernelRow, SessionRow
+from spawner.sessions.transitions import Change
+
+MAX_RETRIES = 3
+"""How often a session whose kernel could not be created goes back to the queue."""
+ON_THE_WAY = (Status.SCHEDULED, Status.PREPARING, Status.CREATING, Status.RUNNING)
+CAUSES = {
+    Status.PREPARING: "getting the image and the folders ready",
+    Status.CREATING: "creating the container",
+    Status.RUNNING: "running",
+}
+USER_REQUESTED = "user-requested"
+FORCE_TERMINATED = "force-terminated"
+SELF_TERMINATED = "self-terminated"
+AGENT_TERMINATED = "agent-termination"
+FAILED_TO_START = "failed-to-start"
+
+
+async def load(
+    db: AsyncSession, session_id: uuid.UUID
+) -> tuple[SessionRow, list[KernelRow]] | None:
+    """A session and its kernels in order, locked against other writers."""
+    session = await db.get(SessionRow, session_id, with_for_update=True, populate_existing=True)
+    if session is None:
+        return None
+    query = (
+        select(KernelRow)
+        .where(KernelRow.session_id == session_id)
+        .order_by(KernelRow.cluster_role, KernelRow.cluster_index)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    return session, list(await db.scalars(query))
+
+
+async def advance(change: Change, session_id: uuid.UUID) -> None:
+    """Bring one session as far as it can get now."""
+    await change.db.flush()
+    loaded = await load(change.db, session_id)
+    if loaded is None or Status(loaded[0].status) in FINAL:
+        return
+    session, kernels = loaded
+    if session.target == Target.TERMINATED:
+        await _towards_end(change, session, kernels)
+    else:
+        await _towards_running(change, session, kernels)
+
+
+def ask_to_end(session: SessionRow, reason: str, cause: str) -> None:
+    """Turn the target; the first reason stays."""
+    session.target = Target.TERMINATED
+    if "end" not in session.status_data:
+        session.status_data = {**session.status_data, "end": {"reason": reason, "message": cause}}
+
+
+async def give_back(change: Change, session: SessionRow, kernel: KernelRow, why: str) -> bool:
+    """Put a kernel that could not be created back to the queue; False when it had its chances."""
+    tried: list[str] = list(session.status_data.get("failed_agents", []))
+    tried.append(str(kernel.agent_id))
+    session.status_data = {**session.status_data, "failed_agents": tried}
+    if len(tried) > MAX_RETRIES or session.target == Target.TERMINATED:
+        return False
+    cause = f"{why}: trying again (retry {len(tried)} of {MAX_RETRIES})"
+    await change.move_kernel(session, kernel, Status.PENDING, cause, reason=FAILED_TO_START)
+    return True
+
+
+async def _towards_end(change: Change, session: SessionRow, kernels: Sequence[KernelRow]) -> None:
+    end = session.status_data.get("end", {})
+    reason, cause = end.get("reason", USER_REQUESTED), end.get("message", "its owner ended it")
+    if session.status == Status.PENDING:
+        for kernel in kernels:
+            await change.move_kernel(session, kernel, Status.CANCELLED, cause, reason=reason)
+        await change.move_session(session, Status.CANCELLED, cause, reason=reason)
+        return
+    for kernel in kernels:
+        await _drain(change, session, kernel, reason, cause)
+    ended = all(Status(kernel.status) in FINAL for kernel in kernels)
+    if ended and Status.TERMINATED in TRANSITIONS[Status(session.status)]:
+        await _finish(change, session, Status.TERMINATED, reason, cause)
+        return
+    await change.move_session(session, Status.TERMINATING, cause, reason=reason)
+    if ended:
+        await _finish(change, session, Status.TERMINATED, reason, cause)
+
+
+async def _drain(
+    change: Change, session: SessionRow, kernel: KernelRow, reason: str, cause: str
+) -> None:
+    status = Status(kernel.status)
+    if status in FINAL or status is Status.TERMINATING:
+        return
+    if status is Status.PENDING:
+        await change.move_kernel(session, kernel, Status.CANCELLED, cause, reason=reason)
+        return
+    await change.move_kernel(session, kernel, Status.TERMINATING, cause, reason=reason)
+    if status is Status.SCHEDULED:  # recorded as PREPARING before any agent hears of it
+        unborn = "it had not been handed to a node yet"
+        await change.move_kernel(session, kernel, Status.TERMINATED, unborn, reason=reason)
+
+
+async def _towards_running(
+    change: Change, session: SessionRow, kernels: Sequence[KernelRow]
+) -> None:
+    statuses = [Status(kernel.status) for kernel in kernels]
+    failed = [kernel for kernel in kernels if kernel.status == Status.ERROR]
+    ended = [kernel for kernel in kernels if Status(kernel.status) in FINAL]
+    if failed:
+        await _fail(change, session, kernels, failed[0])
+    elif ended:
+        await _end_unasked(change, session, kernels, ended[0])
+    elif all(status is Status.PENDING for status in statuses):
+        await change.move_session(session, Status.PENDING, kernels[0].status_info)
+    elif any(status is Status.PENDING for status in statuses):
+        for kernel in kernels:  # all or nothing: the others come back too
+            await _recall(change, session, kernel)
+    else:
+        await _follow(change, session, statuses)
+
+
+async def _follow(change: Change, session: SessionRow, statuses: Sequence[Status]) -> None:
+    """The session is as far as the last of its kernels, seen from the start."""
+    if any(status not in ON_THE_WAY for status in statuses):
+        return
+    reached = min(ON_THE_WAY.index(status) for status in statuses)
+    old = Status(session.status)
+    start = ON_THE_WAY.index(old) if old in ON_THE_WAY else -1
+    if start < 0 or reached <= start:
+        return
+    goal = ON_THE_WAY[reached]
+    if goal not in TRANSITIONS[old]:
+        await change.move_session(session, Status.PREPARING, CAUSES[Status.PREPARING])
+    await change.move_session(session, goal, CAUSES[goal])
+
+
+async def _recall(change: Change, session: SessionRow, kernel: KernelRow) -> None:
+    status = Status(kernel.status)
+    cause = "another kernel of the session could not be created"
+    if status is Status.SCHEDULED:
+        await change.move_kernel(session, kernel, Status.PENDING, cause)
+    elif status in (Status.PREPARING, Status.CREATING, Status.RUNNING):
+        await change.move_kernel(session, kernel, Status.TERMINATING, cause)
+
+
+async def _fail(
+    change: Change, session: SessionRow, kernels: Sequence[KernelRow], failed: KernelRow
+) -> None:
+    others = [kernel for kernel in kernels if kernel is not failed]
+    for kernel in others:
+        await _drain(change, session, kernel, FAILED_TO_START, "another kernel failed")
+    await _finish(change, session, Status.ERROR, FAILED_TO_START, failed.status_info, failed)
+
+
+async def _end_unasked(
+    change: Change, session: SessionRow, kernels: Sequence[KernelRow], ended: KernelRow
+) -> None:
+    """A kernel ended by itself: the session ends with it, and takes the other kernels along."""
+    ask_to_end(session, SELF_TERMINATED, ended.status_info)
+    if session.type == "batch" and session.result == "undefined":
+        session.result = "success" if ended.exit_code == 0 else "failure"
+    await _towards_end(change, session, kernels)
+
+
+async def _finish(
+    change: Change,
+    session: SessionRow,
+    to: Status,
+    reason: str,
+    cause: str,
+    failed: KernelRow | None = None,
+) -> None:
+    main = failed or await _main(change.db, session.id)
+    code = main.exit_code
+    session.status_data = {
+        **{k: v for k, v in session.status_data.items() if k != "scheduler"},
+        "kernel": {"exit_code": code},
+        "session": {"status": to.value.lower()},
+    }
+    if failed is not None:
+        session.status_data = {
+            **session.status_data,
+            "error": {"src": "agent", "name": reason, "repr": cause},
+        }
+        if session.type == "batch":
+            session.result = "failure"
+    if session.result != "undefined":
+        change.tell_session(session, f"session_{session.result}", reason, code)
+    await change.move_session(session, to, cause, reason=reason, exit_code=code)
+
+
+async def _main(db: AsyncSession, session_id: uuid.UUID) -> KernelRow:
+    query = select(KernelRow).where(
+        KernelRow.session_id == session_id, KernelRow.cluster_role == "main"
+    )
+    return (await db.scalars(query)).one()

@@ -1,0 +1,248 @@
+"""The one place where sessions and kernels change status.
+
+A ``Change`` is what one database write does: it checks each transition against the table, writes its
+history row and gathers the events and wake-ups that ``Journal`` hands out after the commit.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from spawner.sessions import ledger
+from spawner.sessions.events import KERNEL_EVENTS, SESSION_EVENTS, Event, EventBus
+from spawner.sessions.states import FINAL, HOLDS, IllegalTransition, Status, check_transition
+from spawner.sessions.tables import HistoryRow, KernelRow, SessionRow
+from store.database import Store
+
+T = TypeVar("T")
+PROGRESS = "_progress"
+"""Name of the bus event that only says: look at the history again. It is not told to clients."""
+REQUEST_ID_LENGTH = 64
+
+
+@dataclass(slots=True)
+class Change:
+    """One write in progress. Everything it gathers counts only once the write is committed."""
+
+    db: AsyncSession
+    now: dt.datetime
+    request_id: str
+    events: list[Event] = field(default_factory=list)
+    agents: set[str] = field(default_factory=set)
+    """Agents whose wanted set changed."""
+    schedule: bool = False
+    """Whether the scheduler should look."""
+
+    async def move_session(
+        self,
+        session: SessionRow,
+        to: Status,
+        cause: str,
+        *,
+        reason: str = "",
+        exit_code: int | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Give ``session`` the status ``to``; ``cause`` is a sentence for its owner, ``reason`` a slug.
+
+        Raises ``IllegalTransition``.
+        """
+        old = Status(session.status)
+        if old is to:
+            return
+        await self._check(f"session {session.id}", old, to, str(session.id))
+        session.status, session.status_info = to.value, cause
+        if to is Status.SCHEDULED:
+            session.scheduled_at = self.now
+        elif to is Status.RUNNING and session.started_at is None:
+            session.started_at = self.now
+        elif to in FINAL:
+            session.terminated_at = self.now
+        if to in (Status.PENDING, Status.RUNNING) or to in FINAL:
+            self.schedule = True
+        self._write("session", str(session.id), session.id, old, to, cause, data)
+        self._tell_session(session, to, reason or cause, exit_code)
+
+    def enter_session(self, session: SessionRow, cause: str) -> None:
+        """History and event of a session that was just added with status PENDING."""
+        self.schedule = True
+        self._write("session", str(session.id), session.id, None, Status.PENDING, cause, None)
+        self._tell_session(session, Status.PENDING, "", None)
+
+    async def move_kernel(
+        self,
+        session: SessionRow,
+        kernel: KernelRow,
+        to: Status,
+        cause: str,
+        *,
+        reason: str = "",
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Give ``kernel`` the status ``to``; its allocation is freed when it holds none any more.
+
+        Raises ``IllegalTransition``.
+        """
+        old = Status(kernel.status)
+        if old is to:
+            return
+        await self._check(f"kernel {kernel.id}", old, to, str(kernel.id))
+        kernel.status, kernel.status_info = to.value, cause
+        where = {"agent": kernel.agent_id, "epoch": kernel.epoch} if kernel.agent_id else {}
+        if kernel.agent_id is not None:
+            self.agents.add(kernel.agent_id)
+        if old in HOLDS and to not in HOLDS:
+            await ledger.free(self.db, kernel.id, self.now)
+            self.schedule = True
+        if to is Status.PENDING:
+            kernel.agent_id = kernel.container_id = kernel.url = None
+            kernel.ports = []
+        elif to is Status.RUNNING:
+            kernel.started_at = kernel.started_at or self.now
+        elif to in FINAL:
+            kernel.terminated_at = self.now
+        about = {**where, **(data or {})}
+        self._write("kernel", str(kernel.id), session.id, old, to, cause, about)
+        if to in KERNEL_EVENTS:
+            self.tell_kernel(session, kernel, KERNEL_EVENTS[to], reason or cause)
+
+    def note(self, session: SessionRow, message: str) -> None:
+        """Tell the followers of ``session`` something without a change of status."""
+        status = Status(session.status)
+        self._write("progress", str(session.id), session.id, status, status, message, None)
+        self.events.append(_event(session, PROGRESS, message))
+
+    def note_agent(self, agent_id: str, old: str | None, new: str, cause: str) -> None:
+        """History of an agent."""
+        self._insert("agent", agent_id, None, old, new, cause, {})
+
+    def tell_kernel(self, session: SessionRow, kernel: KernelRow, name: str, reason: str) -> None:
+        """Publish a kernel event after the commit."""
+        self.events.append(
+            _event(
+                session,
+                name,
+                reason,
+                kernel.exit_code,
+                kernel_id=kernel.id,
+                cluster_role=kernel.cluster_role,
+                cluster_index=kernel.cluster_index,
+            )
+        )
+
+    def tell_session(
+        self, session: SessionRow, name: str, reason: str, exit_code: int | None = None
+    ) -> None:
+        """Publish a session event after the commit."""
+        self.events.append(_event(session, name, reason, exit_code))
+
+    def _tell_session(
+        self, session: SessionRow, to: Status, reason: str, exit_code: int | None
+    ) -> None:
+        self.tell_session(session, SESSION_EVENTS.get(to, PROGRESS), reason, exit_code)
+
+    async def _check(self, what: str, old: Status, to: Status, object_id: str) -> None:
+        try:
+            check_transition(what, old, to)
+        except IllegalTransition:
+            raise IllegalTransition(what, old, to, await story(self.db, object_id)) from None
+
+    def _write(
+        self,
+        kind: str,
+        object_id: str,
+        session_id: uuid.UUID | None,
+        old: Status | None,
+        new: Status,
+        cause: str,
+        data: Mapping[str, Any] | None,
+    ) -> None:
+        before = None if old is None else old.value
+        self._insert(kind, object_id, session_id, before, new.value, cause, data)
+
+    def _insert(
+        self,
+        kind: str,
+        object_id: str,
+        session_id: uuid.UUID | None,
+        old: str | None,
+        new: str,
+        cause: str,
+        data: Mapping[str, Any] | None,
+    ) -> None:
+        self.db.add(
+            HistoryRow(
+                kind=kind,
+                object_id=object_id,
+                session_id=session_id,
+                at=self.now,
+                from_status=old,
+                to_status=new,
+                cause=cause,
+                request_id=self.request_id[:REQUEST_ID_LENGTH],
+                data=dict(data or {}),
+            )
+        )
+
+
+class Journal:
+    """Runs changes: one durable write each, then its events and wake-ups."""
+
+    def __init__(self, store: Store, bus: EventBus, now: Callable[[], dt.datetime]) -> None:
+        self.store, self.bus, self.now = store, bus, now
+        self._listeners: list[Callable[[Change], None]] = []
+
+    def listen(self, listener: Callable[[Change], None]) -> None:
+        """Call ``listener`` (which must not fail or wait) with each committed change."""
+        self._listeners.append(listener)
+
+    async def write(self, request_id: str, work: Callable[[Change], Awaitable[T]]) -> T:
+        """Run ``work``; events are published when it is on disk, and not at all when it raises."""
+        change: Change | None = None
+
+        async def run(db: AsyncSession) -> T:
+            nonlocal change
+            change = Change(db, self.now(), request_id)
+            return await work(change)
+
+        result = await self.store.write(run)
+        if change is not None:
+            for event in change.events:
+                self.bus.publish(event)
+            for listener in self._listeners:
+                listener(change)
+        return result
+
+
+async def story(db: AsyncSession, object_id: str) -> str:
+    """All that happened to a session, kernel or agent, one line each, oldest first."""
+    query = select(HistoryRow).where(HistoryRow.object_id == object_id).order_by(HistoryRow.id)
+    lines = [
+        f"{row.at.isoformat()} {row.from_status or '-'} -> {row.to_status}: {row.cause}"
+        f" [{row.request_id}]{f' {row.data}' if row.data else ''}"
+        for row in await db.scalars(query)
+    ]
+    return "\n".join(lines) or f"nothing is known of {object_id}"
+
+
+def _event(
+    session: SessionRow, name: str, reason: str, exit_code: int | None = None, **kernel: Any
+) -> Event:
+    return Event(
+        name,
+        session.id,
+        session.name,
+        session.owner_id,
+        session.access_key,
+        session.domain,
+        reason,
+        exit_code,
+        **kernel,
+    )
