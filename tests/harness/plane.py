@@ -1,0 +1,233 @@
+"""A whole control plane on a real database, without HTTP: the subject of the engine's tests.
+
+``crash`` throws the manager away where it stands; ``restart`` builds another on the same database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import shutil
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import create_engine, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+import authenticator.tables
+import spawner.sessions.tables
+import vfolder.tables
+from authenticator.identity import IdentityService
+from authenticator.principals import Principal, Role, Via
+from authenticator.tables import KeyPairPolicyRow
+from spawner.agent.protocol import DeviceReport
+from spawner.sessions.control import ControlPlane, ControlSettings
+from spawner.sessions.invariants import validate
+from spawner.sessions.requests import HubLaunch, NewSession, SessionDetail
+from spawner.sessions.states import FINAL, Status
+from spawner.sessions.tables import AgentRow, KernelRow
+from store.base import Base
+from store.database import Store
+from tests.harness.agent import IMAGE, FakeAgent
+from vfolder.folders import FolderService
+from vfolder.volumes.local import LocalVolume
+
+T = TypeVar("T")
+TOKEN = "test-agent-token-0123456789"
+REQUEST = "request-1"
+PATIENCE = 20.0
+TABLES = (authenticator.tables, spawner.sessions.tables, vfolder.tables)
+FINISHED = frozenset(FINAL)
+UP = frozenset({Status.RUNNING}) | FINISHED
+
+
+class Clock:
+    """The time as the test tells it; it also moves with real time, so that things have an order."""
+
+    def __init__(self) -> None:
+        self._offset = dt.timedelta()
+
+    def __call__(self) -> dt.datetime:
+        return dt.datetime.now(dt.UTC) + self._offset
+
+    def forward(self, seconds: float) -> None:
+        self._offset += dt.timedelta(seconds=seconds)
+
+
+@cache
+def _empty_sqlite(folder: Path) -> Path:
+    """A database with all tables, made once per run and copied."""
+    path = folder / "empty.sqlite"
+    engine = create_engine(f"sqlite:///{path}")
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    return path
+
+
+def sqlite_url(folder: Path, templates: Path) -> str:
+    """The URL of a fresh database in ``folder``."""
+    path = folder / "perijove.sqlite"
+    shutil.copy(_empty_sqlite(templates), path)
+    return f"sqlite:///{path}"
+
+
+async def until(look: Callable[[], Awaitable[T]], good: Callable[[T], bool]) -> T:
+    """The answer of ``look`` as soon as it is ``good``; fails after ``PATIENCE`` seconds."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        answer = await look()
+        if good(answer):
+            return answer
+        assert time.monotonic() < deadline, f"still {answer!r}"
+        await asyncio.sleep(0.002)
+
+
+class Rig:
+    """Store, folders, control plane, users and agents of one test."""
+
+    def __init__(self, url: str, folder: Path, settings: ControlSettings | None = None) -> None:
+        self.url, self.folder = url, folder
+        self.settings = replace(settings or ControlSettings(), agent_token=TOKEN)
+        self.clock = Clock()
+        self.agents: list[FakeAgent] = []
+
+    async def start(self) -> None:
+        self.store = Store(self.url)
+        await self.store.open()
+        self.identity = IdentityService(self.store, self.clock)
+        await self.identity.bootstrap()
+        volume = LocalVolume("local", self.folder / "volume")
+        self.folders = FolderService(self.store, [volume], self.clock)
+        self.plane = ControlPlane(self.store, self.folders, self.clock, self.settings)
+        self.folders.in_use = self.plane.sessions.mounted
+        await self.plane.start()
+        await asyncio.wait_for(self.plane.leads.wait(), PATIENCE)
+
+    async def stop(self) -> None:
+        for agent in self.agents:
+            await agent.disconnect()
+        await self.plane.stop()
+        await self.store.close()
+
+    async def crash(self) -> None:
+        """Throw the manager away without a farewell, and its connections with it."""
+        plane = self.plane
+        doomed = [plane._task, *plane.agents._serving]
+        for task in doomed:
+            if task is not None:
+                task.cancel()
+        await asyncio.gather(*(t for t in doomed if t is not None), return_exceptions=True)
+        for agent in self.agents:
+            await agent.disconnect()
+        await self.store.close()
+
+    async def restart(self) -> None:
+        """A new manager on the same database; the agents dial in again."""
+        await self.start()
+        for agent in self.agents:
+            await self.connect(agent)
+
+    async def agent(self, agent: FakeAgent | None = None) -> FakeAgent:
+        """Connect an agent and wait until the manager knows it."""
+        agent = agent or FakeAgent()
+        self.agents.append(agent)
+        await self.connect(agent)
+        return agent
+
+    async def connect(self, agent: FakeAgent) -> None:
+        agent.welcome = agent.wanted = None
+        await agent.connect(self.plane.agents, TOKEN)
+
+        async def heard() -> bool:
+            assert agent.wire is not None
+            assert agent.wire.closed is None, agent.wire.closed
+            return agent.wanted is not None
+
+        await until(heard, bool)
+
+    async def user(self, name: str = "ada", role: Role = Role.USER) -> Principal:
+        """A user, made when needed."""
+        principal = await self.identity.principal_by_username(name, Via.HUB, create=True)
+        return replace(principal, via=Via.KEYPAIR, role=role)
+
+    async def policy(self, **limits: object) -> None:
+        """Change the default key pair policy."""
+
+        async def work(db: AsyncSession) -> None:
+            row = (await db.scalars(select(KeyPairPolicyRow))).one()
+            for name, value in limits.items():
+                setattr(row, name, value)
+
+        await self.store.write(work)
+
+    async def create(self, owner: Principal, **fields: object) -> SessionDetail:
+        """Submit a session, with defaults for what the test does not care about."""
+        created = await self.plane.sessions.create(owner, owner, request(**fields), REQUEST)
+        return created.detail
+
+    async def wait(self, detail: SessionDetail, *statuses: Status) -> SessionDetail:
+        """The session once it has one of ``statuses`` (default: RUNNING or ended)."""
+        wanted = frozenset(statuses) or UP
+        found = await self.plane.sessions.wait(detail.session.id, wanted, PATIENCE)
+        assert found.status in wanted, (found.status, found.session.status_info)
+        return found
+
+    async def run(self, owner: Principal, **fields: object) -> SessionDetail:
+        """A session that runs."""
+        found = await self.wait(await self.create(owner, **fields))
+        assert found.status is Status.RUNNING, found.session.status_info
+        return found
+
+    async def destroy(
+        self, owner: Principal, detail: SessionDetail, *, forced: bool = False
+    ) -> SessionDetail:
+        return await self.plane.sessions.destroy(
+            owner, str(detail.session.id), forced=forced, request_id=REQUEST
+        )
+
+    async def kernel(self, detail: SessionDetail) -> KernelRow:
+        """The main kernel as its row is, nothing hidden."""
+        return await self.store.read(lambda db: db.get_one(KernelRow, detail.main.id))
+
+    async def agent_row(self, agent_id: str = "node-1") -> AgentRow:
+        return await self.store.read(lambda db: db.get_one(AgentRow, agent_id))
+
+    async def validate(self) -> None:
+        """All invariants hold now."""
+        await validate(self.store)
+
+
+@asynccontextmanager
+async def rig(
+    url: str, folder: Path, settings: ControlSettings | None = None
+) -> AsyncIterator[Rig]:
+    """A started rig; at the end all invariants must hold."""
+    made = Rig(url, folder, settings)
+    await made.start()
+    try:
+        yield made
+        await made.validate()
+    finally:
+        await made.stop()
+
+
+def request(**fields: object) -> NewSession:
+    """A session of 1 CPU and 1 GiB; ``cpu=2`` and ``mem="2g"`` are short for slots."""
+    slots = {"cpu": fields.pop("cpu", "1"), "mem": fields.pop("mem", "1g")}
+    slots |= fields.pop("slots", {})  # type: ignore[arg-type]  # any mapping will do
+    name = fields.pop("name", None) or f"s-{uuid.uuid4().hex[:10]}"
+    return NewSession(name=name, image=IMAGE, slots=slots, **fields)  # type: ignore[arg-type]  # kwargs
+
+
+def hub_launch(server: str = "lab") -> HubLaunch:
+    return HubLaunch("hub-1", server, ("jupyterhub-singleuser",), 8888)
+
+
+def device(slot: str, device_id: str, amount: int) -> DeviceReport:
+    return DeviceReport(slot, device_id, amount)
