@@ -53,6 +53,13 @@ class PerijoveAuthenticator(Authenticator):
         help="Seconds to wait for an answer of the manager before the person is told that it is away.",
     ).tag(config=True)
 
+    _refused: set[str]
+    """Users of the hub whom the manager refused when it was last asked."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)  # type: ignore[no-untyped-call]  # JupyterHub is untyped
+        self._refused = set()
+
     @default("manager_url")
     def _default_manager_url(self) -> str:
         return os.environ.get("PERIJOVE_MANAGER_URL", "http://127.0.0.1:8090")
@@ -125,20 +132,22 @@ class PerijoveAuthenticator(Authenticator):
     ) -> bool | dict[str, Any]:
         """False for users whom the manager does not know or has disabled; their new facts when they changed.
 
-        While the manager is away everybody stays who they are.
+        While the manager is away everybody stays what they were: in, or out.
         """
+        as_before = user.name not in self._refused
         try:
             response = await self._ask("GET", f"/internal/users/{quote(user.name, safe='')}")
         except HTTPError:
-            return True
+            return as_before
         answer = _object(response)
-        if response.code == 404 and answer.get("type") == PROBLEM_BASE + "object-not-found":
+        unknown = response.code == 404 and answer.get("type") == PROBLEM_BASE + "object-not-found"
+        if unknown or (response.code == 200 and answer.get("status") != "active"):
+            self._refused.add(user.name)
             return False
         if response.code != 200:
             self._report(response, answer)
-            return True
-        if answer.get("status") != "active":
-            return False
+            return as_before
+        self._refused.discard(user.name)
         model = self._model(answer)
         unchanged = (user.admin, user.user_info) == (model["admin"], model["user_info"])
         return True if unchanged else model

@@ -92,6 +92,18 @@ class KeyPairService:
 
         return await self._store.write(work)
 
+    async def rate_limit(self, access_key: str) -> int:
+        """Requests that a key pair may make in 15 minutes. Raises ``NotFound``."""
+
+        async def work(session: AsyncSession) -> int | None:
+            query = select(KeyPairRow.rate_limit).where(KeyPairRow.access_key == access_key)
+            return (await session.scalars(query)).one_or_none()
+
+        limit = await self._store.read(work)
+        if limit is None:
+            raise NotFound("key pair", f"there is no key pair {access_key[:20]!r}")
+        return limit
+
     async def mark_used(self, access_key: str) -> None:
         """Remember that a key pair signed a request (to five minutes, so that reads stay cheap)."""
         now = self._now()

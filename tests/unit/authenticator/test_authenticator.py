@@ -171,6 +171,18 @@ async def test_refreshing_keeps_changes_or_ends(manager: Manager) -> None:
     ]
 
 
+async def test_out_stays_out_while_the_manager_is_away(manager: Manager) -> None:
+    subject = authenticator(manager)
+    manager.answer = ADA | {"status": "inactive"}
+    assert await subject.refresh_user(user()) is False
+    manager.answer = Problem("a bug")
+    assert await subject.refresh_user(user()) is False
+    manager.answer = ADA | {"status": "active"}
+    assert await subject.refresh_user(user()) is True
+    manager.server.stop()
+    assert await subject.refresh_user(user()) is True
+
+
 async def test_nobody_is_thrown_out_while_the_manager_is_away(manager: Manager) -> None:
     manager.answer = Problem("a bug")
     assert await authenticator(manager).refresh_user(user()) is True

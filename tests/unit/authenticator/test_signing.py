@@ -82,6 +82,50 @@ def test_the_media_type_is_signed_without_parameters(content_type: str | None, k
     verify(request(header(signature), content_type=content_type), SECRET, NOW)
 
 
+RECORDED = [
+    (
+        *("GET", "/hub/bai/session/_/match?id=%ED%95%9C%EA%B8%80+a%2Bb/c", "127.0.0.1:44809"),
+        *("2026-11-23T19:20:57.679783+00:00", "text/plain", "HMAC-SHA256"),
+        "3bab4a57bd1bd1511b049eab4179039cd40bf1f4df62a74e43f938a4077b8932",
+    ),
+    (
+        *("GET", "/hub/bai/events/session?x=1", "127.0.0.1:44809"),
+        *("2026-11-23T19:20:57.692252+00:00", None, "HMAC-SHA256"),
+        "ffdae53db2fb2e9e095fd393bf1085bf1113f2a1cf776d5e1f2aca7b33dc2798",
+    ),
+    (
+        *("POST", "/hub/bai/session", "127.0.0.1:33725"),
+        *("2026-11-23T19:21:12.860510+00:00", "application/json", "HMAC-SHA512"),
+        "e5e496f71fb4a069a0ec752b6bdef27ce13ccf49cd79f84d6c5aaf59437eb083"
+        "372aa1ee7a0c7dee1c6e8753ef2c6a5ba711892955f9975ad5992ac6df95b685",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "host", "date", "content_type", "algorithm", "signature"), RECORDED
+)
+def test_signatures_that_the_published_client_made(
+    method: str,
+    target: str,
+    host: str,
+    date: str,
+    content_type: str | None,
+    algorithm: str,
+    signature: str,
+) -> None:
+    """Recorded from ``backend.ai-client`` 23.09.10 as its requests arrived."""
+    received = request(
+        header(signature, algorithm),
+        method=method,
+        target=target,
+        host=host,
+        date=date,
+        content_type=content_type,
+    )
+    verify(received, SECRET, dt.datetime.fromisoformat(date))
+
+
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256", "sha512", "sha3_256", "blake2b", "md5"])
 def test_any_hash_of_hashlib_signs(algorithm: str) -> None:
     signature = by_the_book(
