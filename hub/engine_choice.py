@@ -32,6 +32,8 @@ def choose_engine(wanted: str) -> EngineChoice:
         return process_choice("as configured")
     import docker
     from docker.errors import DockerException, ImageNotFound
+
+    from spawner.agent.engines.base import EngineError
     from spawner.agent.engines.docker import ensure_network
 
     try:
@@ -43,11 +45,11 @@ def choose_engine(wanted: str) -> EngineChoice:
             return EngineChoice("docker", gateway, "a Docker engine answers", image_missing=True)
         finally:
             client.close()
-    except (DockerException, OSError) as error:
-        sentence = f"no Docker engine answers: {_brief(error)}"
+    except (DockerException, EngineError, OSError) as error:
+        sentence = f"Docker cannot be used: {_brief(error)}"
         if wanted == "docker":
             raise SupervisorError(
-                f"{sentence}; start it, or use --engine process for users who trust each other"
+                f"{sentence}; put that right, or use --engine process for users who trust each other"
             ) from error
         return process_choice(sentence)
     return EngineChoice("docker", gateway, "a Docker engine answers")

@@ -14,7 +14,8 @@ MAX_BYTES = 10 * 1024 * 1024
 KEEP = 3
 """Rotated files kept: NAME.log.1 is the newest."""
 KEY_LINE = re.compile(
-    r"^\[[WEC] |"  # our own processes and JupyterHub
+    r"^\[[EC] |"  # our own processes and JupyterHub
+    r"^\[W \S+ \S+ (?!JupyterHub )|"  # the hub warns of every request that is refused
     r"^\d\d:\d\d:\d\d\.\d+ \[ConfigProxy\] \S*(warn|error)|"
     r"^(WARNING|ERROR|CRITICAL)\b|"
     r"^(\w+\.)*\w+(Error|Exception|Problem)\b"  # the last line of a traceback

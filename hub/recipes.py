@@ -51,6 +51,7 @@ class Recipes:
         a = self.addresses
         argv = [str(program), "--ip", a.ip, "--port", str(a.port)]
         argv += ["--api-ip", LOOPBACK, "--api-port", str(a.proxy_api_port)]
+        argv += ["--default-target", a.hub_url]
         argv += ["--error-target", f"{a.hub_url}{a.base_url}hub/error", "--log-level", "info"]
         return self._spec("proxy", argv, ("CONFIGPROXY_AUTH_TOKEN",))
 

@@ -7,7 +7,7 @@ import sys
 import time
 
 behaviour, port = sys.argv[1], int(sys.argv[2])
-print(f"[W start] {behaviour} pid={os.getpid()}", flush=True)
+print(f"[W to day start] {behaviour} pid={os.getpid()}", flush=True)
 if behaviour == "fails":
     print("ValueError: no such luck", flush=True)
     sys.exit(3)

@@ -24,6 +24,7 @@ def test_key_lines(line):
     "line",
     [
         "[I 2026-11-23 18:00:00.000 JupyterHub log:192] 200 GET /hub/health",
+        "[W 2026-11-23 18:00:00.000 JupyterHub log:192] 404 GET /hub/robots.txt",
         "18:00:00.000 [ConfigProxy] info: Adding route /user/error",
         "Traceback (most recent call last):",
     ],
@@ -38,15 +39,15 @@ def test_following_gives_whole_new_lines_once(tmp_path):
     seen: list[str] = []
     follower = LogFollower(path, seen.append)
     with path.open("a") as log:
-        log.write("[E now] one\n[I now] two\n[W now] thr")
+        log.write("[E to day] one\n[I now] two\n[W to day] thr")
         log.flush()
         follower.read_new()
-        assert seen == ["[E now] one"]
+        assert seen == ["[E to day] one"]
         log.write("ee\n")
         log.flush()
         follower.read_new()
         follower.read_new()
-    assert seen == ["[E now] one", "[W now] three"]
+    assert seen == ["[E to day] one", "[W to day] three"]
 
 
 def test_following_goes_on_after_rotation(tmp_path):
