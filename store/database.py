@@ -103,7 +103,10 @@ class Store:
         self._arrived.set()
         if self._task is not None:
             await asyncio.wait([self._task])
-            self._task = None
+            task, self._task = self._task, None
+            await self._dispose()
+            if not task.cancelled():
+                task.result()  # a writer that ended by a fault of its own says so here
         await self._dispose()
 
     async def read(self, work: Work[T]) -> T:

@@ -50,7 +50,7 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: object) -> str:
         done = subprocess.run(
-            [self.binaries / program, *map(str, arguments)],
+            [str(self.binaries / program), *map(str, arguments)],
             user=self.account,
             cwd=self.folder,
             capture_output=True,
@@ -74,7 +74,7 @@ class PostgresServer:
             stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 60
-        ready = [self.binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        ready = [str(self.binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         while subprocess.run(ready, check=False).returncode != 0:
             assert self.process.poll() is None, "the server ended while it started"
             assert time.monotonic() < deadline, "the server does not answer"

@@ -37,7 +37,8 @@ def test_the_rest_is_told_and_keys_are_apart() -> None:
 def test_no_window_holds_more_than_the_limit_and_none_is_refused_early(
     gaps: list[float], limit: int
 ) -> None:
-    rates, time, allowed = RequestRates(), 0.0, []
+    rates, time = RequestRates(), 0.0
+    allowed: list[float] = []
     refusals: list[RateLimited] = []
     for gap in gaps:
         time += gap
