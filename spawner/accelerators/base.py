@@ -37,3 +37,10 @@ class AcceleratorPlugin(abc.ABC):
     @abc.abstractmethod
     def device_spec(self, shares: Sequence[Share]) -> DeviceSpec:
         """What a kernel holding ``shares`` (of this plug-in's slots only) gets."""
+
+
+def only_settings(config: Mapping[str, Any], *allowed: str) -> None:
+    """Raise ``ValueError`` for a setting that is not in ``allowed``."""
+    for key in config:
+        if key not in allowed:
+            raise ValueError(f"{key!r} is not a setting; there are {', '.join(allowed)}")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spawner.accelerators.base import AcceleratorPlugin, DeviceSpec
+from spawner.accelerators.base import AcceleratorPlugin, DeviceSpec, only_settings
 from spawner.agent.protocol import DeviceReport, Share
 from spawner.scheduler.slots import MICRO, parse_amount
 
@@ -25,7 +25,7 @@ class CpuPlugin(AcceleratorPlugin):
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """``reserved``: CPUs kept for the node itself; ``total``: CPUs to count with."""
-        only_settings(config, ("reserved", "total"))
+        only_settings(config, "reserved", "total")
         if "total" in config:
             self._total = parse_amount("cpu", config["total"])
         if "reserved" in config:
@@ -52,9 +52,3 @@ def _model() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def only_settings(config: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
-    for key in config:
-        if key not in allowed:
-            raise ValueError(f"{key!r} is not a setting; there are {', '.join(allowed)}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 
-from spawner.accelerators.base import AcceleratorPlugin, DeviceSpec
+from spawner.accelerators.base import AcceleratorPlugin, DeviceSpec, only_settings
 from spawner.agent.protocol import DeviceReport, Share
 from spawner.scheduler.slots import human_bytes, parse_amount
 
@@ -26,9 +26,7 @@ class MemPlugin(AcceleratorPlugin):
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """``reserved``: bytes kept for the node itself; ``total``: bytes to count with."""
-        for key in config:
-            if key not in ("reserved", "total"):
-                raise ValueError(f"{key!r} is not a setting; there are reserved, total")
+        only_settings(config, "reserved", "total")
         if "total" in config:
             self._total = parse_amount("mem", config["total"])
         if "reserved" in config:

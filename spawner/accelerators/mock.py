@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spawner.accelerators.base import AcceleratorPlugin, DeviceSpec
+from spawner.accelerators.base import AcceleratorPlugin, DeviceSpec, only_settings
 from spawner.agent.protocol import DeviceReport, Share
 from spawner.scheduler.slots import format_amount, parse_amount
 
@@ -32,9 +32,7 @@ class MockPlugin(AcceleratorPlugin):
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """Read and check the file."""
-        for key in config:
-            if key != "file":
-                raise ValueError(f"{key!r} is not a setting; there is file")
+        only_settings(config, "file")
         if not config:
             return
         path = Path(str(config["file"]))

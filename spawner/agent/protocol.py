@@ -117,7 +117,7 @@ class Message(msgspec.Struct, frozen=True, tag_field="kind"):
     """Base of all frames."""
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, frozen=True, tag="hello"):
     """First frame of the agent."""
 
     protocol: int
@@ -132,14 +132,14 @@ class Hello(Message, tag="hello"):
     max_containers: int | None = None
 
 
-class Welcome(Message, tag="welcome"):
+class Welcome(Message, frozen=True, tag="welcome"):
     """The manager's answer to ``Hello``."""
 
     heartbeat_interval: float
     sync_interval: float
 
 
-class Wanted(Message, tag="wanted"):
+class Wanted(Message, frozen=True, tag="wanted"):
     """The whole set of kernels that the agent should run; anything else of ours it ends.
 
     ``drain`` lists kernels (id, epoch) that should end; a kernel of ours in neither list is an
@@ -150,7 +150,7 @@ class Wanted(Message, tag="wanted"):
     drain: tuple[tuple[str, int], ...]
 
 
-class Report(Message, tag="report"):
+class Report(Message, frozen=True, tag="report"):
     """Kernels as the agent sees them; ``whole`` means that there are no others."""
 
     sequence: int
@@ -158,20 +158,20 @@ class Report(Message, tag="report"):
     whole: bool = False
 
 
-class Ack(Message, tag="ack"):
+class Ack(Message, frozen=True, tag="ack"):
     """The manager has durably recorded reports up to ``sequence``."""
 
     sequence: int
 
 
-class Heartbeat(Message, tag="heartbeat"):
+class Heartbeat(Message, frozen=True, tag="heartbeat"):
     """The agent lives; ``images`` and ``devices`` only when they changed."""
 
     images: tuple[ImageReport, ...] | None = None
     devices: tuple[DeviceReport, ...] | None = None
 
 
-class Call(Message, tag="call"):
+class Call(Message, frozen=True, tag="call"):
     """A question of the manager: ``method`` is ``logs`` (params ``kernel_id``, ``tail`` lines)."""
 
     call_id: int
@@ -179,7 +179,7 @@ class Call(Message, tag="call"):
     params: dict[str, Any]
 
 
-class Answer(Message, tag="answer"):
+class Answer(Message, frozen=True, tag="answer"):
     """The agent's answer to a ``Call``."""
 
     call_id: int
