@@ -1,3 +1,5 @@
+"""A clock that the test sets, quick password hashes, and identity on a database of its own."""
+
 import datetime as dt
 from collections.abc import AsyncIterator
 from dataclasses import dataclass

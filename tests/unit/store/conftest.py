@@ -1,3 +1,5 @@
+"""An open store with one table of notes."""
+
 from collections.abc import AsyncIterator
 from pathlib import Path
 
