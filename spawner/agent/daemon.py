@@ -1,0 +1,308 @@
+"""The daemon: one WebSocket to the manager, kernels underneath, and nothing that must be remembered.
+
+While the manager is away kernels go on; what happened meanwhile is in the whole report that follows
+the next hello.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import platform
+import random
+import ssl
+import time
+from collections import deque
+from typing import Any
+
+import aiohttp
+
+from spawner.accelerators.registry import Accelerators
+from spawner.agent.config import AgentConfig
+from spawner.agent.engines.base import Engine, EngineError, Identity
+from spawner.agent.kernels import Kernels
+from spawner.agent.protocol import (
+    MAX_FRAME_BYTES,
+    PROTOCOL_VERSION,
+    Ack,
+    Answer,
+    Call,
+    DeviceReport,
+    Heartbeat,
+    Hello,
+    ImageReport,
+    KernelReport,
+    Message,
+    ProtocolError,
+    Report,
+    Wanted,
+    Welcome,
+    decode,
+    encode,
+)
+from spawner.agent.runner import Surroundings
+
+BACK_OFF = (0.2, 10.0)
+"""Seconds between attempts to reach the manager: at first, and at most."""
+REFUSED_PAUSE = 10.0
+MAX_LOG_LINES = 10_000
+log = logging.getLogger(__name__)
+
+
+class Refused(Exception):
+    """The manager does not want this agent (token, version); trying at once again is useless."""
+
+
+class AgentDaemon:
+    """Runs until cancelled."""
+
+    def __init__(self, config: AgentConfig, engine: Engine, accelerators: Accelerators) -> None:
+        self._config = config
+        self._engine = engine
+        self._accelerators = accelerators
+        self._token = config.read_token()
+        self._changed: asyncio.Queue[KernelReport] = asyncio.Queue()
+        self._kernels = Kernels(
+            Surroundings(
+                engine=engine,
+                accelerators=accelerators,
+                volumes=dict(config.volumes),
+                address=config.address,
+                max_pids=config.max_pids,
+                stop_grace=config.stop_grace,
+                changed=self._changed.put_nowait,
+            ),
+            config.orphan_grace,
+        )
+        self._offered: tuple[tuple[DeviceReport, ...], tuple[ImageReport, ...]] = ((), ())
+
+    async def run(self) -> None:
+        """Open the engine, adopt what is there, then serve the manager for ever."""
+        config = self._config
+        await self._engine.open(
+            {
+                "state_dir": config.state_dir,
+                "publish_host": config.address,
+                "uid": config.uid,
+                "gid": config.gid,
+                "read_only_root": config.read_only_root,
+            }
+        )
+        try:
+            self._offered = (await self._accelerators.devices(), await self._engine.images())
+            await self._kernels.adopt()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow_events())
+                tasks.create_task(self._relist())
+                tasks.create_task(self._stay_connected())
+        finally:
+            await self._kernels.close()
+            await self._engine.close()
+
+    async def _stay_connected(self) -> None:
+        """Dial the manager again whenever the connection ends, with growing random pauses."""
+        pause, most = BACK_OFF
+        async with aiohttp.ClientSession() as http:
+            while True:
+                begun = time.monotonic()
+                try:
+                    await self._converse(http)
+                    log.info("the manager closed the connection")
+                except Refused as refusal:
+                    log.error("the manager refuses this agent: %s", refusal)
+                    pause = REFUSED_PAUSE
+                except (aiohttp.ClientError, OSError, TimeoutError, ProtocolError) as error:
+                    log.warning("no connection to the manager: %s", error or type(error).__name__)
+                if time.monotonic() - begun > most:
+                    pause = BACK_OFF[0]
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
+                pause = min(most, pause * 2)
+
+    async def _converse(self, http: aiohttp.ClientSession) -> None:
+        """One connection, from hello to its end."""
+        url = self._config.manager_url.replace("http", "ws", 1) + "/agents/connect"
+        context = ssl.create_default_context(cafile=self._config.ca_file or None)
+        try:
+            socket = await http.ws_connect(
+                url,
+                headers={"Authorization": f"Bearer {self._token}"},
+                max_msg_size=MAX_FRAME_BYTES,
+                heartbeat=20.0,
+                ssl=context if url.startswith("wss") else True,
+            )
+        except aiohttp.WSServerHandshakeError as error:
+            if error.status in (401, 403):
+                raise Refused(f"{error.status} {error.message}") from error
+            raise
+        async with socket:
+            await _Conversation(self, socket).run()
+            if socket.close_code == aiohttp.WSCloseCode.POLICY_VIOLATION:
+                raise Refused("see the manager's log")
+
+    def hello(self) -> Hello:
+        """Who this agent is and what it offers."""
+        devices, images = self._offered
+        return Hello(
+            protocol=PROTOCOL_VERSION,
+            agent_id=self._config.agent_id,
+            resource_group=self._config.resource_group,
+            version=importlib.metadata.version("perijove"),
+            architecture=platform.machine(),
+            engine=self._engine.name,
+            address=self._config.address,
+            devices=devices,
+            images=images,
+            max_containers=self._config.max_containers,
+        )
+
+    async def heartbeat(self) -> Heartbeat:
+        """A sign of life, with images and devices where they changed."""
+        try:
+            offered = (await self._accelerators.devices(), await self._engine.images())
+        except EngineError as error:
+            log.warning("the engine does not list its images: %s", error)
+            return Heartbeat()
+        devices = None if offered[0] == self._offered[0] else offered[0]
+        images = None if offered[1] == self._offered[1] else offered[1]
+        self._offered = offered
+        return Heartbeat(images=images, devices=devices)
+
+    async def answer(self, call: Call) -> Answer:
+        """Answer a question of the manager; an error is an answer too."""
+        try:
+            if call.method != "logs":
+                return Answer(
+                    call.call_id, error=f"method {call.method!r} is not known; there is logs"
+                )
+            return Answer(call.call_id, value=await self._logs(call.params))
+        except (EngineError, ValueError) as error:
+            return Answer(call.call_id, error=str(error))
+
+    async def _logs(self, params: dict[str, Any]) -> str:
+        kernel_id = params.get("kernel_id")
+        report = next((r for r in self._kernels.reports() if r.kernel_id == kernel_id), None)
+        if report is None:
+            raise ValueError(f"there is no kernel {kernel_id!r} on this node")
+        tail = min(MAX_LOG_LINES, max(1, int(params.get("tail", 1000))))
+        identity = Identity(report.kernel_id, report.session_id, report.epoch)
+        return (await self._engine.logs(identity, tail))[-MAX_FRAME_BYTES // 4 :]
+
+    async def _follow_events(self) -> None:
+        """Turn the engine's hints into looks; open the stream again when it ends."""
+        pause = 0.5
+        while True:
+            try:
+                async for event in self._engine.events():
+                    pause = 0.5
+                    self._kernels.look(event.identity.kernel_id)
+            except EngineError as error:
+                log.warning("no events from the engine: %s", error)
+            await asyncio.sleep(pause)
+            pause = min(10.0, pause * 2)
+            self._kernels.look()
+
+    async def _relist(self) -> None:
+        """The slow tick: look at everything, sweep orphans."""
+        while True:
+            await asyncio.sleep(self._config.relist_interval)
+            self._kernels.look()
+            try:
+                await self._kernels.sweep(time.monotonic())
+            except EngineError as error:
+                log.warning("cleaning up failed: %s", error)
+
+    @property
+    def kernels(self) -> Kernels:
+        """The kernels of this node."""
+        return self._kernels
+
+    @property
+    def changed(self) -> asyncio.Queue[KernelReport]:
+        """Reports that the manager has not been sent yet."""
+        return self._changed
+
+
+class _Conversation:
+    """One connection: reports go up in order and are remembered until they are acknowledged."""
+
+    def __init__(self, daemon: AgentDaemon, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._daemon = daemon
+        self._socket = socket
+        self._sequence = 0
+        self._unacknowledged: deque[tuple[int, tuple[KernelReport, ...]]] = deque()
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Until the connection ends."""
+        await self._send(self._daemon.hello())
+        first = await self._socket.receive(timeout=30)
+        if first.type is not aiohttp.WSMsgType.TEXT:
+            raise Refused(str(first.extra or first.data or "the connection was closed"))
+        welcome = decode(first.data)
+        if not isinstance(welcome, Welcome):
+            raise ProtocolError(f"the manager began with {type(welcome).__name__}, not Welcome")
+        log.info("connected to the manager as %s", self._daemon.hello().agent_id)
+        while not self._daemon.changed.empty():  # the whole report holds them all
+            self._daemon.changed.get_nowait()
+        await self._report(self._daemon.kernels.reports(), whole=True)
+        tasks = [
+            asyncio.create_task(self._send_reports()),
+            asyncio.create_task(self._beat(welcome.heartbeat_interval)),
+        ]
+        try:
+            async for frame in self._socket:
+                if frame.type is aiohttp.WSMsgType.TEXT:
+                    await self._take(decode(frame.data))
+        finally:
+            for task in [*tasks, *self._calls]:
+                task.cancel()
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(result, Exception) and not isinstance(
+                    result, aiohttp.ClientError | OSError
+                ):
+                    log.error("the conversation broke off", exc_info=result)
+
+    async def _take(self, message: Message) -> None:
+        if isinstance(message, Wanted):
+            answers = self._daemon.kernels.apply(message, time.monotonic())
+            if answers:
+                await self._report(tuple(answers))
+        elif isinstance(message, Ack):
+            while self._unacknowledged and self._unacknowledged[0][0] <= message.sequence:
+                await self._daemon.kernels.acknowledge(self._unacknowledged.popleft()[1])
+        elif isinstance(message, Call):
+            task = asyncio.create_task(self._answer(message))
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
+        else:
+            raise ProtocolError(f"the manager sent {type(message).__name__}")
+
+    async def _answer(self, call: Call) -> None:
+        answer = await self._daemon.answer(call)
+        with contextlib.suppress(
+            aiohttp.ClientError, OSError
+        ):  # asked by a connection that is gone
+            await self._send(answer)
+
+    async def _send_reports(self) -> None:
+        while True:
+            newest = {(report := await self._daemon.changed.get()).kernel_id: report}
+            while not self._daemon.changed.empty():
+                report = self._daemon.changed.get_nowait()
+                newest[report.kernel_id] = report
+            await self._report(tuple(newest.values()))
+
+    async def _report(self, reports: tuple[KernelReport, ...], *, whole: bool = False) -> None:
+        self._sequence += 1
+        self._unacknowledged.append((self._sequence, reports))
+        await self._send(Report(self._sequence, reports, whole))
+
+    async def _beat(self, interval: float) -> None:
+        while True:
+            await asyncio.sleep(interval)
+            await self._send(await self._daemon.heartbeat())
+
+    async def _send(self, message: Message) -> None:
+        await self._socket.send_str(encode(message))

@@ -1,0 +1,106 @@
+"""Control groups for the process engine, where this user may make them (version 1 or 2)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from pathlib import Path
+
+from spawner.agent.engines.base import Limits
+
+ROOT = Path("/sys/fs/cgroup")
+PARENT = "perijove"
+_PERIOD = 100_000
+
+
+class ControlGroups:
+    """The control groups of runs, beneath ``perijove`` in each hierarchy."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._root = root
+        self.unified = (root / "cgroup.controllers").exists()
+        self.usable = self._probe()
+
+    def create(self, run: str, limits: Limits) -> tuple[str, ...]:
+        """Make the groups of ``run`` with its limits; the ``cgroup.procs`` files to join."""
+        settings = _unified(limits) if self.unified else _split(limits)
+        joined = []
+        for hierarchy, files in settings.items():
+            folder = self._folder(hierarchy, run)
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, value in files.items():
+                with contextlib.suppress(FileNotFoundError):  # e.g. no swap accounting
+                    (folder / name).write_text(value)
+            joined.append(str(folder / "cgroup.procs"))
+        return tuple(joined)
+
+    def out_of_memory(self, run: str) -> bool:
+        """Whether the kernel killed something of ``run`` for memory."""
+        hierarchy, name = (
+            ("", "memory.events") if self.unified else ("memory", "memory.oom_control")
+        )
+        try:
+            text = (self._folder(hierarchy, run) / name).read_text()
+        except OSError:
+            return False
+        counts = dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
+        return int(counts.get("oom_kill", 0)) > 0
+
+    def remove(self, run: str) -> None:
+        """Remove the groups of ``run``, whose processes have ended; harmless when there are none."""
+        for hierarchy in ("",) if self.unified else ("memory", "cpu", "pids"):
+            folder = self._folder(hierarchy, run)
+            for _ in range(50):
+                try:
+                    folder.rmdir()
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    if error.errno == errno.EBUSY:  # the kernel still buries the last process
+                        time.sleep(0.02)
+                        continue
+                break
+
+    def _folder(self, hierarchy: str, run: str) -> Path:
+        return self._root / hierarchy / PARENT / run
+
+    def _probe(self) -> bool:
+        """Whether groups with limits can be made here."""
+        probe = f"probe-{os.getpid()}"
+        try:
+            if self.unified:
+                parent = self._root / PARENT
+                parent.mkdir(exist_ok=True)
+                for folder in (self._root, parent):
+                    (folder / "cgroup.subtree_control").write_text("+cpu +memory +pids")
+            self.create(probe, Limits(cpu_quota=1, memory_bytes=1 << 30))
+        except OSError:
+            return False
+        self.remove(probe)
+        return True
+
+
+def _unified(limits: Limits) -> dict[str, dict[str, str]]:
+    files = {"pids.max": str(limits.pids)}
+    if limits.memory_bytes is not None:
+        files |= {"memory.max": str(limits.memory_bytes), "memory.swap.max": "0"}
+    if limits.cpu_quota is not None:
+        files["cpu.max"] = f"{max(1000, int(limits.cpu_quota * _PERIOD))} {_PERIOD}"
+    return {"": files}
+
+
+def _split(limits: Limits) -> dict[str, dict[str, str]]:
+    settings: dict[str, dict[str, str]] = {"pids": {"pids.max": str(limits.pids)}}
+    if limits.memory_bytes is not None:
+        settings["memory"] = {
+            "memory.limit_in_bytes": str(limits.memory_bytes),
+            "memory.memsw.limit_in_bytes": str(limits.memory_bytes),
+        }
+    if limits.cpu_quota is not None:
+        settings["cpu"] = {
+            "cpu.cfs_period_us": str(_PERIOD),
+            "cpu.cfs_quota_us": str(max(1000, int(limits.cpu_quota * _PERIOD))),
+        }
+    return settings

@@ -1,0 +1,327 @@
+"""Kernels as processes of this host: for people who trust each other, on one machine, without Docker.
+
+Each run has a process group and a scratch folder of its own and is found again after the agent died.
+CPU, memory and process counts are limited by control groups where this user may make them; elsewhere
+by ``ulimit`` and a watch over the memory of its processes. There is no isolation of files or ports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from spawner.agent.engines import process_table
+from spawner.agent.engines.base import (
+    BoundMount,
+    Endpoint,
+    Engine,
+    EngineError,
+    EngineEvent,
+    EngineState,
+    Identity,
+    Limits,
+)
+from spawner.agent.engines.cgroups import ControlGroups
+from spawner.agent.engines.scratch import Run, Scratch
+from spawner.agent.protocol import ImageReport, KernelSpec
+from spawner.agent.substitution import Substitution
+
+IMAGE = "process"
+HOME_TARGET = "/home/work"
+LOOPBACK = "127.0.0.1"
+TICK = 1.0
+"""Seconds between looks at memory and logs; ends of processes are noticed at once."""
+_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
+_HINT = "use the docker engine for that"
+
+
+class ProcessEngine(Engine):
+    """Settings of ``open``: ``state_dir`` (scratch folders lie in its ``scratch/``)."""
+
+    name = "process"
+
+    def __init__(self) -> None:
+        self._scratch = Path()
+        self._groups: ControlGroups | None = None
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._reserved: set[int] = set()
+        self._changed = asyncio.Event()
+        self._watched: dict[str, int] = {}
+
+    async def open(self, config: Mapping[str, Any]) -> None:
+        """Make the scratch folder, see whether control groups may be used."""
+        if not Path("/proc/self/environ").exists():
+            raise EngineError("the process engine needs Linux with /proc")
+        self._scratch = Path(str(config["state_dir"])) / "scratch"
+        self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        groups = await asyncio.to_thread(ControlGroups)
+        self._groups = groups if groups.usable else None
+
+    async def close(self) -> None:
+        """Stop watching; processes go on."""
+        loop = asyncio.get_running_loop()
+        for descriptor in self._watched.values():
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+        self._watched.clear()
+
+    async def session_address(self) -> str:
+        """Sessions share the host's loopback."""
+        return LOOPBACK
+
+    async def images(self) -> tuple[ImageReport, ...]:
+        """One: the Python environment of this agent."""
+        labels = {
+            "ai.perijove.image": "jupyterlab",
+            "ai.perijove.label": f"This machine's Python {platform.python_version()}",
+            "ai.backend.service-ports": "jupyterlab:http:8888",
+        }
+        return (ImageReport(IMAGE, platform.machine(), None, 0, labels),)
+
+    async def ensure_image(self, name: str) -> AsyncIterator[str]:
+        """Only the one image is there."""
+        if name != IMAGE:
+            raise EngineError(f"the process engine has no image {name!r}: {_HINT}")
+        nothing: tuple[str, ...] = ()
+        for sentence in nothing:
+            yield sentence
+
+    async def create(
+        self, spec: KernelSpec, limits: Limits, mounts: tuple[BoundMount, ...]
+    ) -> EngineState:
+        """Write the run down; nothing starts yet."""
+        identity = Identity(spec.kernel_id, spec.session_id, spec.epoch)
+        scratch = self._of(identity)
+        present = scratch.read()
+        if present is not None:
+            return self._state(scratch, present)
+        home = self._home(mounts)
+        endpoints = tuple(
+            Endpoint(port.name, port.protocol, port.container_port, LOOPBACK, self._free_port())
+            for port in spec.ports
+        )
+        tokens = Substitution(LOOPBACK, endpoints[0].port if endpoints else 0, home, LOOPBACK)
+        cgroups: tuple[str, ...] = ()
+        if self._groups is not None:
+            cgroups = await asyncio.to_thread(self._groups.create, scratch.mark, limits)
+        environ = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        environ["PATH"] = f"{Path(sys.executable).parent}:{environ.get('PATH', os.defpath)}"
+        environ |= {"HOME": home, "JUPYTER_PREFER_ENV_PATH": "1", "SHELL": "/bin/bash"}
+        environ |= tokens.environ(limits.environ) | tokens.environ(spec.environ)
+        run = Run(
+            kernel_id=spec.kernel_id,
+            session_id=spec.session_id,
+            epoch=spec.epoch,
+            argv=tuple(tokens.text(item) for item in spec.command or self._own_command()),
+            environ=environ,
+            cwd=home,
+            endpoints=endpoints,
+            shares=spec.shares,
+            memory_bytes=limits.memory_bytes,
+            cgroups=cgroups,
+        )
+        await asyncio.to_thread(scratch.write, run)
+        return self._state(scratch, run)
+
+    async def start(self, identity: Identity) -> EngineState:
+        """Start the run's first process unless it started before."""
+        scratch, run = self._known(identity)
+        state = self._state(scratch, run)
+        if state.phase != "created" or await self._half_started(scratch):
+            return self._state(scratch, run)
+        if shutil.which(run.argv[0], path=run.environ.get("PATH")) is None:
+            raise EngineError(f"the command {run.argv[0]!r} is not installed on this node")
+        try:
+            child = await asyncio.to_thread(scratch.launch, run, limit_data=self._groups is None)
+        except OSError as error:
+            raise EngineError(f"the session cannot be started: {error}") from error
+        self._children[scratch.mark] = child
+        for _ in range(200):
+            if scratch.process() is not None:
+                break
+            if child.poll() is not None:
+                raise EngineError(f"the session cannot be started: {scratch.tail(5)}")
+            await asyncio.sleep(0.01)
+        self._watch(scratch)
+        return self._state(scratch, run)
+
+    async def stop(self, identity: Identity, grace: float) -> None:
+        """SIGTERM to everything of the run, SIGKILL to what is left after ``grace`` seconds."""
+        scratch = self._of(identity)
+        number = signal.SIGTERM
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace
+        while pids := await asyncio.to_thread(process_table.marked, scratch.mark):
+            if loop.time() >= deadline:
+                number = signal.SIGKILL
+            if number is signal.SIGKILL or deadline - loop.time() > grace - 0.05:
+                process_table.send(pids, number)
+            self._reap(scratch.mark)
+            await asyncio.sleep(0.05)
+        self._reap(scratch.mark)
+
+    async def remove(self, identity: Identity) -> None:
+        """End what is left of the run and remove its folder and control groups."""
+        scratch = self._of(identity)
+        await self.stop(identity, grace=0)
+        self._unwatch(scratch.mark)
+        run = scratch.read()
+        if run is not None:
+            self._reserved.difference_update(endpoint.port for endpoint in run.endpoints)
+        if self._groups is not None:
+            await asyncio.to_thread(self._groups.remove, scratch.mark)
+        await asyncio.to_thread(scratch.delete)
+
+    async def list(self) -> tuple[EngineState, ...]:
+        """All runs with a whole scratch folder; half ones are removed."""
+        states = []
+        for folder in sorted(self._scratch.iterdir()):
+            scratch = Scratch(folder)
+            run = scratch.read()
+            if run is None:
+                await asyncio.to_thread(scratch.delete)
+                continue
+            self._reserved.update(endpoint.port for endpoint in run.endpoints)
+            state = self._state(scratch, run)
+            if state.phase == "running":
+                self._watch(scratch)
+            states.append(state)
+        return tuple(states)
+
+    async def inspect(self, identity: Identity) -> EngineState | None:
+        """State of one run."""
+        scratch = self._of(identity)
+        run = scratch.read()
+        return None if run is None else self._state(scratch, run)
+
+    async def logs(self, identity: Identity, tail: int) -> str:
+        """Last lines of its output."""
+        return await asyncio.to_thread(self._of(identity).tail, tail)
+
+    async def events(self) -> AsyncIterator[EngineEvent]:
+        """Ends of runs as they happen, and runs that vanish; looks after memory and logs meanwhile."""
+        alive: dict[str, Identity] = {}
+        while True:
+            now = {state.native_id: state for state in await self.list()}
+            for mark, identity in list(alive.items()):
+                if mark not in now or now[mark].phase == "exited":
+                    del alive[mark]
+                    yield EngineEvent(identity, "exited" if mark in now else "removed")
+            alive |= {m: s.identity for m, s in now.items() if s.phase == "running"}
+            for mark in alive:
+                await asyncio.to_thread(self._look_after, Scratch(self._scratch / mark))
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), TICK)
+
+    def _look_after(self, scratch: Scratch) -> None:
+        """Bound the log; without control groups, end a run that uses more memory than it asked for."""
+        scratch.bound_log()
+        run = scratch.read()
+        if self._groups is not None or run is None or run.memory_bytes is None:
+            return
+        pids = process_table.marked(scratch.mark)
+        if process_table.resident_bytes(pids) > run.memory_bytes:
+            scratch.note_out_of_memory()
+            process_table.send(pids, signal.SIGKILL)
+
+    def _of(self, identity: Identity) -> Scratch:
+        return Scratch(self._scratch / f"{identity.kernel_id}-{identity.epoch}")
+
+    def _known(self, identity: Identity) -> tuple[Scratch, Run]:
+        scratch = self._of(identity)
+        run = scratch.read()
+        if run is None:
+            raise EngineError("the session's scratch folder is gone before it was started")
+        return scratch, run
+
+    def _state(self, scratch: Scratch, run: Run) -> EngineState:
+        self._reap(scratch.mark)
+        groups = self._groups
+        return scratch.state(
+            run, oom_killed=groups is not None and groups.out_of_memory(scratch.mark)
+        )
+
+    async def _half_started(self, scratch: Scratch) -> bool:
+        """Whether a process of the run is there that did not write itself down yet (we died in between)."""
+        for _ in range(100):
+            if scratch.process() is not None:
+                return True
+            if not await asyncio.to_thread(process_table.marked, scratch.mark):
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    def _home(self, mounts: tuple[BoundMount, ...]) -> str:
+        """The home folder; other folders appear in it as links. Raises where that cannot be right."""
+        home = next((m.source for m in mounts if m.target == HOME_TARGET), None)
+        if home is None:
+            raise EngineError("the session has no home folder")
+        for mount in mounts:
+            if mount.target == HOME_TARGET:
+                continue
+            name = mount.target.removeprefix(f"{HOME_TARGET}/")
+            if mount.read_only:
+                raise EngineError(f"{mount.target} cannot be mounted read-only here: {_HINT}")
+            if "/" in name:
+                raise EngineError(f"nothing can be mounted at {mount.target} here: {_HINT}")
+            link = Path(home) / name
+            if not link.is_symlink() and link.exists():
+                raise EngineError(f"{name!r} is already a file or folder in the home folder")
+            link.unlink(missing_ok=True)
+            link.symlink_to(mount.source)
+        return home
+
+    def _own_command(self) -> tuple[str, ...]:
+        """JupyterLab behind its own token, for sessions that no hub asked for."""
+        options = ("--no-browser", "--ip={bind_host}", "--port={bind_port}", "--allow-root")
+        return (sys.executable, "-m", "jupyterlab", *options, "--ServerApp.root_dir={home}")
+
+    def _free_port(self) -> int:
+        for _ in range(100):
+            with socket.socket() as probe:
+                probe.bind((LOOPBACK, 0))
+                port = int(probe.getsockname()[1])
+            if port not in self._reserved:
+                self._reserved.add(port)
+                return port
+        raise EngineError("no free port was found", retriable=True)
+
+    def _watch(self, scratch: Scratch) -> None:
+        """Wake ``events`` when the run's first process ends, whoever its parent is."""
+        process = scratch.process()
+        if process is None or scratch.mark in self._watched or not process.alive():
+            return
+        try:
+            descriptor = os.pidfd_open(process.pid)
+        except OSError:
+            return
+        self._watched[scratch.mark] = descriptor
+        asyncio.get_running_loop().add_reader(descriptor, self._ended, scratch.mark)
+
+    def _ended(self, mark: str) -> None:
+        self._unwatch(mark)
+        self._reap(mark)
+        self._changed.set()
+
+    def _unwatch(self, mark: str) -> None:
+        descriptor = self._watched.pop(mark, None)
+        if descriptor is not None:
+            asyncio.get_running_loop().remove_reader(descriptor)
+            os.close(descriptor)
+
+    def _reap(self, mark: str) -> None:
+        """Bury our own child once it ended; runs of an earlier agent are buried by init."""
+        child = self._children.get(mark)
+        if child is not None and child.poll() is not None:
+            del self._children[mark]

@@ -1,0 +1,187 @@
+"""The scratch folder of one run of the process engine: all that must be known after the agent died.
+
+``run.json`` (0600: it holds the environment) is written whole or not at all; ``process`` is written
+by the run's first process about itself, ``exit_code`` by the same process when its command ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spawner.agent.engines.base import Endpoint, EngineState, Identity
+from spawner.agent.engines.process_table import MARK, ProcessId, parse
+from spawner.agent.protocol import Share
+
+LOG_LIMIT = 10 * 1024 * 1024
+_WRAPPER = r"""
+umask 077
+for group in $PERIJOVE_CGROUPS; do echo $$ > "$group" || exit 125; done
+if [ -n "$PERIJOVE_DATA_KIB" ]; then ulimit -d "$PERIJOVE_DATA_KIB" || exit 125; fi
+ulimit -c 0
+scratch=$PERIJOVE_SCRATCH
+unset PERIJOVE_CGROUPS PERIJOVE_DATA_KIB PERIJOVE_SCRATCH
+{ cat /proc/sys/kernel/random/boot_id; cat "/proc/$$/stat"; } > "$scratch/process.new" || exit 125
+mv "$scratch/process.new" "$scratch/process"
+trap : TERM INT HUP
+umask 022
+"$@" &
+child=$!
+wait "$child"; code=$?
+while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
+umask 077
+echo "$code" > "$scratch/exit_code.new" && mv "$scratch/exit_code.new" "$scratch/exit_code"
+"""
+"""First process of a run. It outlives the agent, ignores SIGTERM while its command still ends, and
+writes the command's exit code down, so that nobody has to be there to see it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What ``run.json`` says."""
+
+    kernel_id: str
+    session_id: str
+    epoch: int
+    argv: tuple[str, ...]
+    environ: dict[str, str]
+    cwd: str
+    endpoints: tuple[Endpoint, ...]
+    shares: tuple[Share, ...]
+    memory_bytes: int | None
+    cgroups: tuple[str, ...]
+
+    @property
+    def identity(self) -> Identity:
+        """Which run this is."""
+        return Identity(self.kernel_id, self.session_id, self.epoch)
+
+
+class Scratch:
+    """One run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mark = folder.name
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return self.folder / "output.log"
+
+    def write(self, run: Run) -> None:
+        """Make the folder with ``run.json``."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        body = asdict(run)
+        body["shares"] = [[share.slot, share.device_id, share.amount] for share in run.shares]
+        new = self.folder / "run.json.new"
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(body, file)
+        new.rename(self.folder / "run.json")
+
+    def read(self) -> Run | None:
+        """What was written, or None where a crash left only half a folder."""
+        try:
+            body: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+        except (OSError, ValueError):
+            return None
+        body["endpoints"] = tuple(Endpoint(**endpoint) for endpoint in body["endpoints"])
+        body["shares"] = tuple(Share(*share) for share in body["shares"])
+        body["argv"], body["cgroups"] = tuple(body["argv"]), tuple(body["cgroups"])
+        return Run(**body)
+
+    def launch(self, run: Run, *, limit_data: bool) -> subprocess.Popen[bytes]:
+        """Start the first process; it writes ``process`` before it starts the command."""
+        environ = {
+            **run.environ,
+            MARK: self.mark,
+            "PERIJOVE_SCRATCH": str(self.folder),
+            "PERIJOVE_CGROUPS": " ".join(run.cgroups),
+            "PERIJOVE_DATA_KIB": str(run.memory_bytes // 1024)
+            if limit_data and run.memory_bytes
+            else "",
+        }
+        with self.log.open("ab") as output:
+            return subprocess.Popen(
+                ["/bin/sh", "-c", _WRAPPER, "perijove-session", *run.argv],
+                env=environ,
+                cwd=run.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def process(self) -> ProcessId | None:
+        """The run's first process, as it wrote itself down; None before it did."""
+        try:
+            return parse((self.folder / "process").read_text())
+        except OSError:
+            return None
+
+    def state(self, run: Run, *, oom_killed: bool) -> EngineState:
+        """What the folder and the process table say of the run."""
+        process = self.process()
+        endpoints = run.endpoints
+        if process is None:
+            return EngineState(run.identity, "created", self.mark, endpoints, run.shares)
+        started = (self.folder / "process").stat().st_mtime
+        if self.exit_code() is None and process.alive():
+            return EngineState(run.identity, "running", self.mark, endpoints, run.shares, started)
+        code = self.exit_code()
+        return EngineState(
+            identity=run.identity,
+            phase="exited",
+            native_id=self.mark,
+            endpoints=endpoints,
+            shares=run.shares,
+            started_at=started,
+            exit_code=128 + signal.SIGKILL if code is None else code,
+            oom_killed=oom_killed or (self.folder / "oom").exists(),
+        )
+
+    def exit_code(self) -> int | None:
+        """Exit status of the command, None while it runs or when it was killed with its parent."""
+        try:
+            return int((self.folder / "exit_code").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def note_out_of_memory(self) -> None:
+        """Remember that the run was ended because it used too much memory."""
+        (self.folder / "oom").touch()
+
+    def bound_log(self) -> None:
+        """Keep the newest half of a log that grew over its limit (it is open for appending)."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.log.stat().st_size <= LOG_LIMIT:
+                return
+            with self.log.open("r+b") as file:
+                file.seek(-LOG_LIMIT // 2, os.SEEK_END)
+                kept = file.read()
+                file.truncate(0)
+                file.seek(0)
+                file.write(b"[earlier output was dropped]\n" + kept)
+
+    def tail(self, lines: int) -> str:
+        """The last ``lines`` of the output."""
+        try:
+            with self.log.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 65536 - lines * 256))
+                text = file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def delete(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)

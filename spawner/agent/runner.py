@@ -1,0 +1,314 @@
+"""One kernel on this node: makes it run, watches it, ends it, and says what it sees.
+
+A runner is a task that can be thrown away at any point (``kill -9``) and made anew from what the engine
+still has: every step finds out by itself whether it was done before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import aiohttp
+
+from spawner.accelerators.registry import Accelerators, PluginError
+from spawner.agent.engines.base import Endpoint, Engine, EngineError, EngineState, Identity
+from spawner.agent.mounts import resolve_mounts
+from spawner.agent.protocol import KernelReport, KernelSpec
+
+LOG_LINES = 50
+PROBE_EVERY = (0.05, 0.5)
+"""Seconds between probes of a starting port: at first, and at most."""
+RETRIES = 5
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every runner of an agent shares."""
+
+    engine: Engine
+    accelerators: Accelerators
+    volumes: Mapping[str, str]
+    address: str
+    max_pids: int
+    stop_grace: float
+    changed: Callable[[KernelReport], None]
+    """Called with each new report."""
+
+
+class KernelRunner:
+    """Drives one epoch of one kernel; ``report`` is what it last saw."""
+
+    def __init__(
+        self, around: Surroundings, identity: Identity, spec: KernelSpec | None = None
+    ) -> None:
+        self._around = around
+        self.identity = identity
+        self._spec = spec
+        self._drained = asyncio.Event()
+        self._look = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.report = KernelReport(
+            identity.kernel_id, identity.session_id, identity.epoch, "PREPARING"
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether the kernel has ended and said so."""
+        return self.report.status == "TERMINATED"
+
+    def start(self) -> None:
+        """Begin, or go on from wherever an earlier agent got to."""
+        if self._task is None and self._spec is not None:
+            self._task = asyncio.create_task(self._run(), name=f"kernel-{self.identity.kernel_id}")
+
+    def adopt(self, state: EngineState) -> None:
+        """Take over what the engine has of a run that this process did not start."""
+        self._say(
+            "CREATING" if state.phase == "created" else "RUNNING",
+            container_id=state.native_id,
+            shares=state.shares,
+            **self._reached(state),
+        )
+        if state.phase != "created":
+            self._task = asyncio.create_task(self._watch(state))
+
+    def want(self, spec: KernelSpec) -> None:
+        """The manager wants this run: go on with it if it waited for that word."""
+        self._spec = spec
+        self.start()
+
+    def drain(self) -> None:
+        """End the kernel, whatever it is doing."""
+        if not self._drained.is_set():
+            self._drained.set()
+            if self._task is None:
+                self._task = asyncio.create_task(self._end())
+
+    def look(self) -> None:
+        """Something may have happened to the kernel: ask the engine."""
+        self._look.set()
+
+    async def forget(self) -> None:
+        """Remove what the engine still has of the ended kernel. Raises ``EngineError``."""
+        await self._around.engine.remove(self.identity)
+
+    async def close(self) -> None:
+        """Stop watching; the kernel goes on."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        """Start the kernel, then watch it; a drain interrupts the start wherever it is."""
+        assert self._spec is not None  # noqa: S101 - start() made sure
+        starting = asyncio.create_task(self._bring_up(self._spec))
+        drained = asyncio.create_task(self._drained.wait())
+        try:
+            await asyncio.wait({starting, drained}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+                with contextlib.suppress(asyncio.CancelledError, EngineError, PluginError):
+                    await starting
+                await self._end()
+                return
+            state = starting.result()
+        except (EngineError, PluginError, OSError) as error:
+            await self._fail("create-failed", str(error))
+            return
+        finally:
+            for task in (starting, drained):
+                task.cancel()
+        if state is not None:
+            await self._watch(state)
+
+    async def _bring_up(self, spec: KernelSpec) -> EngineState | None:
+        """Image, mounts, container, start, first answer; None when it ended while starting."""
+        around = self._around
+        self._say("PREPARING", progress="preparing the image and the folders")
+        async for sentence in around.engine.ensure_image(spec.image):
+            self._say("PREPARING", progress=sentence)
+        mounts = await asyncio.to_thread(resolve_mounts, spec.mounts, around.volumes)
+        limits = around.accelerators.limits(spec.shares, spec.shm_bytes, around.max_pids)
+        self._say("CREATING", progress="creating the container")
+        state = await self._persist(lambda: around.engine.create(spec, limits, mounts))
+        if state.phase == "created":
+            state = await self._persist(lambda: around.engine.start(self.identity))
+        self._say(
+            "CREATING",
+            progress=f"starting {_application(spec)}",
+            container_id=state.native_id,
+            shares=state.shares,
+        )
+        if state.phase == "running" and spec.ports and not await self._answers(spec, state):
+            return None
+        self._say("RUNNING", progress="running", **self._reached(state))
+        return state
+
+    async def _persist(self, step: Callable[[], object]) -> EngineState:
+        """Repeat a step that the engine could not do just now, with growing pauses."""
+        for attempt in range(RETRIES):
+            try:
+                result = await step()  # type: ignore[misc]  # the callers pass coroutines
+                assert isinstance(result, EngineState)  # noqa: S101 - narrows for the type checker
+                return result
+            except EngineError as error:
+                if not error.retriable or attempt == RETRIES - 1:
+                    raise
+                await asyncio.sleep(0.5 * 2**attempt)
+        raise AssertionError("unreachable: the last attempt raises or returns")
+
+    async def _answers(self, spec: KernelSpec, state: EngineState) -> bool:
+        """Wait until the main port answers; False when the kernel ended instead, which is reported."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + spec.start_timeout
+        pause, most = PROBE_EVERY
+        while not await _port_answers(_main(state)):
+            now = await self._around.engine.inspect(self.identity)
+            if now is None or now.phase == "exited":
+                await self._ended(now)
+                return False
+            if loop.time() > deadline:
+                await self._fail(
+                    "start-timeout",
+                    f"{_application(spec)} did not answer within {spec.start_timeout:.0f} s",
+                )
+                return False
+            await asyncio.sleep(pause)
+            pause = min(most, pause * 1.5)
+        return True
+
+    async def _watch(self, state: EngineState | None) -> None:
+        """Wait until the kernel ends by itself or is drained."""
+        while state is not None and state.phase != "exited":
+            looking = asyncio.create_task(self._look.wait())
+            drained = asyncio.create_task(self._drained.wait())
+            await asyncio.wait({looking, drained}, return_when=asyncio.FIRST_COMPLETED)
+            looking.cancel()
+            drained.cancel()
+            if self._drained.is_set():
+                await self._end()
+                return
+            self._look.clear()
+            try:
+                state = await self._around.engine.inspect(self.identity)
+            except EngineError as error:
+                log.warning("kernel %s: %s", self.identity.kernel_id, error)
+        await self._ended(state)
+
+    async def _end(self) -> None:
+        """Stop the kernel as asked and say so; repeated until the engine has done it."""
+        self._say("TERMINATING", progress="ending the session")
+        pause = 0.5
+        while True:
+            try:
+                await self._around.engine.stop(self.identity, self._around.stop_grace)
+                break
+            except EngineError as error:
+                log.warning("kernel %s does not end: %s", self.identity.kernel_id, error)
+                await asyncio.sleep(pause)
+                pause = min(30.0, pause * 2)
+        state = await self._inspect_quietly()
+        self._say(
+            "TERMINATED",
+            progress="ended",
+            exit_code=None if state is None else state.exit_code,
+            log_tail=await self._tail(),
+        )
+
+    async def _ended(self, state: EngineState | None) -> None:
+        """The kernel ended unasked."""
+        if state is None:
+            self._say("TERMINATED", failure="removed", progress="the container was removed")
+            return
+        failure = "oom-killed" if state.oom_killed else "exited"
+        sentence = (
+            "the session used more memory than it asked for"
+            if state.oom_killed
+            else f"the session's main process ended with status {state.exit_code}"
+        )
+        self._say(
+            "TERMINATED",
+            failure=failure,
+            progress=sentence,
+            exit_code=state.exit_code,
+            log_tail=await self._tail(),
+        )
+
+    async def _fail(self, failure: str, sentence: str) -> None:
+        """The start failed: nothing of it may stay, then say why."""
+        log.warning("kernel %s: %s", self.identity.kernel_id, sentence)
+        tail = await self._tail()
+        with contextlib.suppress(EngineError):
+            await self._around.engine.stop(self.identity, 0)
+        self._say("TERMINATED", failure=failure, progress=sentence, log_tail=tail)
+
+    async def _inspect_quietly(self) -> EngineState | None:
+        try:
+            return await self._around.engine.inspect(self.identity)
+        except EngineError:
+            return None
+
+    async def _tail(self) -> str:
+        try:
+            return await self._around.engine.logs(self.identity, LOG_LINES)
+        except EngineError as error:
+            return f"(the log cannot be read: {error})"
+
+    def _reached(self, state: EngineState) -> dict[str, object]:
+        """How a running kernel is reached from the proxy."""
+        main = _main(state)
+        host = self._around.address
+        ports = tuple(
+            {
+                "name": endpoint.name,
+                "protocol": endpoint.protocol,
+                "container_port": endpoint.container_port,
+                "host": host,
+                "port": endpoint.port,
+            }
+            for endpoint in state.endpoints
+        )
+        url = None if main is None else f"http://{host}:{main.port}"
+        return {"url": url, "ports": ports, "started_at": state.started_at}
+
+    def _say(self, status: str, **facts: object) -> None:
+        """Set and hand on a new report; facts that are not named stay as they were."""
+        old = {name: getattr(self.report, name) for name in self.report.__struct_fields__}
+        report = KernelReport(**{**old, "status": status, **facts})
+        if report != self.report or status == "TERMINATED":
+            self.report = report
+            self._around.changed(report)
+
+
+def _main(state: EngineState) -> Endpoint | None:
+    return state.endpoints[0] if state.endpoints else None
+
+
+def _application(spec: KernelSpec) -> str:
+    """What starts, for people."""
+    name = spec.ports[0].name if spec.ports else ""
+    return {"jupyterlab": "JupyterLab", "": "the command"}.get(name, name)
+
+
+async def _port_answers(endpoint: Endpoint | None) -> bool:
+    """Whether something behind the port speaks (an HTTP port must answer a request)."""
+    if endpoint is None:
+        return False
+    try:
+        if endpoint.protocol != "http":
+            _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+            writer.close()
+            return True
+        timeout = aiohttp.ClientTimeout(total=5)
+        async with aiohttp.ClientSession(timeout=timeout) as http:
+            url = f"http://{endpoint.host}:{endpoint.port}/"
+            async with http.get(url, allow_redirects=False):
+                return True
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return False
