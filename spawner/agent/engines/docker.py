@@ -44,6 +44,7 @@ HOME = "/home/work"
 LABEL = "ai.perijove"
 IMAGE_LABEL = "ai.perijove.image"
 COMMAND_LABEL = "ai.perijove.command"
+RECIPE_LABEL = "ai.perijove.recipe"
 CALL_TIMEOUT = 60
 THREADS = 8
 _NETFILTER = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
@@ -146,10 +147,11 @@ class DockerEngine(Engine):
             tags = sorted(tag for tag in image.get("RepoTags") or [] if tag != "<none>:<none>")
             if not tags:
                 continue
+            labels = image["Labels"] or {}
             name = next((tag for tag in tags if tag.endswith(":latest")), tags[0])
-            reports.append(
-                ImageReport(name, architecture, image["Id"], image["Size"], image["Labels"] or {})
-            )
+            if name.rpartition(":")[2] == labels.get(RECIPE_LABEL):
+                continue  # an older build of a recipe: kept by the engine, not offered any more
+            reports.append(ImageReport(name, architecture, image["Id"], image["Size"], labels))
         return tuple(sorted(reports, key=lambda report: report.name))
 
     async def ensure_image(self, name: str) -> AsyncIterator[str]:
