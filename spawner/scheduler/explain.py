@@ -98,29 +98,17 @@ class Refusal:
 
 def never_of(shape: Shape, nodes: Sequence[Node]) -> Shortage | None:
     """Why none of ``nodes`` (all of a group, in whatever state) could ever serve ``shape``, or None."""
-    if shape.defect is not None:
-        return Shortage(shape.defect.message, (shape.defect,), never=True)
-    removed: dict[str, int] = {}
-    of_kind = sift(nodes, shape, KIND, removed)
-    capable = sift(of_kind, shape, SIZE, removed)
-    if capable or not nodes:
-        return None
-    if not of_kind:
-        return Shortage(_wrong_kind(shape, nodes), _reasons(removed), never=True)
-    best = _best_fit(shape, of_kind, total=True)
-    largest = {slot: best.capacity.get(slot, 0) for slot in shape.wanted}
-    return Shortage(_too_big(shape, of_kind), _reasons(removed), largest=largest, never=True)
+    return _never(shape, nodes, {})[0]
 
 
 def shortage_of(shape: Shape, nodes: Sequence[Node]) -> Shortage:
     """What keeps ``shape`` from each of ``nodes`` at this point of the pass, when none takes it."""
-    never = never_of(shape, nodes)
+    removed: dict[str, int] = {}
+    never, capable = _never(shape, nodes, removed)
     if never is not None:
         return never
     if not nodes:
         return Shortage(NO_NODE, (Reason("agents", NO_NODE),))
-    removed: dict[str, int] = {}
-    capable = sift(nodes, shape, (*KIND, *SIZE), removed)
     eligible = sift(capable, shape, PRESENCE, removed)
     if not eligible:
         return Shortage(_absent(capable, nodes), _reasons(removed))
@@ -133,6 +121,24 @@ def shortage_of(shape: Shape, nodes: Sequence[Node]) -> Shortage:
     )
     text = _waits_for(shape, best, missing)
     return Shortage(text, _reasons(removed), missing, keepers=tuple(eligible))
+
+
+def _never(
+    shape: Shape, nodes: Sequence[Node], removed: dict[str, int]
+) -> tuple[Shortage | None, list[Node]]:
+    """Why no node could ever serve ``shape``, or None and those that could."""
+    if shape.defect is not None:
+        return Shortage(shape.defect.message, (shape.defect,), never=True), []
+    of_kind = sift(nodes, shape, KIND, removed)
+    capable = sift(of_kind, shape, SIZE, removed)
+    if capable or not nodes:
+        return None, capable
+    if not of_kind:
+        return Shortage(_wrong_kind(shape, nodes), _reasons(removed), never=True), []
+    best = _best_fit(shape, of_kind, total=True)
+    largest = {slot: best.capacity.get(slot, 0) for slot in shape.wanted}
+    text = _too_big(shape, of_kind)
+    return Shortage(text, _reasons(removed), largest=largest, never=True), []
 
 
 def _reasons(removed: Mapping[str, int]) -> tuple[Reason, ...]:
@@ -164,12 +170,13 @@ def _best_fit(shape: Shape, nodes: Sequence[Node], *, total: bool) -> Node:
     """The node that lacks the fewest slots, and of them the smallest part of what is asked."""
 
     def lack(node: Node) -> tuple[int, float, int]:
-        short = [
-            (amount - has) / amount
-            for slot, amount in shape.need
-            if (has := node.capacity.get(slot, 0) if total else node.available(slot)) < amount
-        ]
-        return len(short), sum(short), node.index
+        count, part = 0, 0.0
+        for slot, amount in shape.need:
+            has = node.capacity.get(slot, 0) if total else node.available(slot)
+            if has < amount:
+                count += 1
+                part += (amount - has) / amount
+        return count, part, node.index
 
     return min(nodes, key=lack)
 

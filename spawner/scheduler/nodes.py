@@ -54,7 +54,11 @@ class Node:
 
     def fits_empty(self, need: Need) -> bool:
         """True when ``need`` is within what this node has in all."""
-        return all(self.capacity.get(slot, 0) >= amount for slot, amount in need)
+        capacity = self.capacity
+        for slot, amount in need:  # noqa: SIM110 - as above
+            if capacity.get(slot, 0) < amount:
+                return False
+        return True
 
     def available(self, slot: str) -> int:
         """What a session looked at now could take of ``slot``."""
@@ -62,8 +66,10 @@ class Node:
 
     def keep(self, need: Need) -> None:
         """Hold back ``need`` from every session looked at later in this pass."""
+        kept = self.kept
         for slot, amount in need:
-            self.kept[slot] = max(self.kept.get(slot, 0), amount)
+            if kept.get(slot, 0) < amount:
+                kept[slot] = amount
 
     def place(self, kernel: KernelRequest) -> KernelPlacement:
         """Take devices for ``kernel``, whose amounts fit (``fits`` was asked for the whole session)."""

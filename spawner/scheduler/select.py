@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 from spawner.scheduler.model import GroupPolicy
@@ -25,7 +26,7 @@ class Offer(Protocol):
         """What there is in all."""
 
 
-Selector = Callable[[Offer, Sequence[str], GroupPolicy], Key]
+Selector = Callable[[Offer, tuple[str, ...], GroupPolicy], Key]
 """Rates a node for a session that wants these slots: the smallest key wins, equal keys by agent id.
 
 It must be a pure function of its arguments. It does not learn the amounts, so that all requests for
@@ -33,23 +34,26 @@ the same slots share one ranking of nodes.
 """
 
 
-def by_priority(wanted: Sequence[str], slot_priority: Sequence[str]) -> list[list[str]]:
+@lru_cache(maxsize=4096)
+def by_priority(
+    wanted: tuple[str, ...], slot_priority: tuple[str, ...]
+) -> tuple[tuple[str, ...], ...]:
     """``wanted`` in groups of descending weight.
 
     An entry of ``slot_priority`` means the slot of this name or all slots of this family (``cuda``:
     ``cuda.device`` and ``cuda.shares``). Slots that no entry names come last, by name.
     """
     left = sorted(wanted)
-    groups: list[list[str]] = []
+    groups: list[tuple[str, ...]] = []
     for entry in slot_priority:
-        group = [slot for slot in left if entry in (slot, family_of(slot))]
+        group = tuple(slot for slot in left if entry in (slot, family_of(slot)))
         if group:
             groups.append(group)
             left = [slot for slot in left if slot not in group]
-    return groups + [[slot] for slot in left]
+    return (*groups, *((slot,) for slot in left))
 
 
-def concentrated(offer: Offer, wanted: Sequence[str], policy: GroupPolicy) -> Key:
+def concentrated(offer: Offer, wanted: tuple[str, ...], policy: GroupPolicy) -> Key:
     """Fill nodes one after another: the least free first, compared by slot priority."""
     free = offer.free
     return tuple(
@@ -58,7 +62,7 @@ def concentrated(offer: Offer, wanted: Sequence[str], policy: GroupPolicy) -> Ke
     )
 
 
-def dispersed(offer: Offer, wanted: Sequence[str], policy: GroupPolicy) -> Key:
+def dispersed(offer: Offer, wanted: tuple[str, ...], policy: GroupPolicy) -> Key:
     """Spread over nodes: the most free first, compared by slot priority."""
     return tuple(-amount for amount in concentrated(offer, wanted, policy))
 
