@@ -232,7 +232,7 @@ def form_field(name: str) -> str:
     """The form field in which the option or slot called ``name`` is entered."""
     if name in (*KEYS, "mem_gib") or name.startswith(SLOT_FIELD):
         return name
-    slot = name.removeprefix("slots.")
+    slot = name.removeprefix("config.resources.").removeprefix("slots.")
     return {"cpu": "cpu", "mem": "mem_gib"}.get(slot, SLOT_FIELD + slot)
 
 
@@ -292,8 +292,7 @@ def _preset_slots(
             errors["preset"] = f"is {_shown(name)}: the presets to choose from are {there}"
         return {}, None
     slots = {slot: parse_amount(slot, text) for slot, text in preset["slots"].items()}
-    shmem = preset.get("shmem")
-    return slots, None if shmem is None else parse_amount("mem", shmem)
+    return slots, parse_amount("mem", preset.get("shmem") or "0") or None
 
 
 def _clamped(slot: str, amount: int, bounds: Bounds) -> int:

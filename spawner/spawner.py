@@ -381,6 +381,9 @@ class PerijoveSpawner(Spawner):
             raise refused(refusal) from None
         except InvalidParameters as problem:
             raise invalid_options(problem) from None
+        except asyncio.CancelledError:
+            self._no_server()
+            raise
         finally:
             self._starting = False
             self._launch.story.close()
@@ -400,6 +403,12 @@ class PerijoveSpawner(Spawner):
         )
         self.servers.forget()
         return await launch.until_running(session_id)
+
+    def _no_server(self) -> None:
+        # JupyterHub takes a server that is neither pending nor gone for ready, and would say so to
+        # the browsers that follow a cancelled start, until its `stop` comes.
+        self.server = None
+        self.user.db.commit()
 
     async def poll(self) -> int | None:
         """None while the session lives or starts, else its exit code. A manager that is away is no news."""
@@ -444,10 +453,11 @@ class PerijoveSpawner(Spawner):
 
     def start_polling(self) -> None:
         """Watch the server; also the end of a resumed start, since JupyterHub calls it there."""
-        if self._resumed is None:
-            super().start_polling()
-        elif not self._resumed.future.cancelled():
-            super().start_polling()
+        if self._resumed is not None and self._resumed.future.cancelled():
+            self._no_server()
+            return
+        super().start_polling()
+        if self._resumed is not None:
             self._finishing = asyncio.ensure_future(self._resumed.finish())
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
