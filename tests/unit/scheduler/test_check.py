@@ -53,6 +53,11 @@ def test_no_limit_a_missing_slot_or_an_exact_fit_pass(limits) -> None:  # type: 
     assert started(snapshot([agent()], pending, quotas=[limits])) == {"s1": "a1"}
 
 
+def test_one_byte_too_many_is_too_many() -> None:
+    quotas = [quota(limit={"mem": "1g"}, held={"mem": 1})]
+    assert told(snapshot([agent()], [session(wants={"mem": "1g"})], quotas=quotas), "s1")
+
+
 def test_zero_allows_nothing_of_that_slot() -> None:
     case = snapshot([agent()], [session()], quotas=[quota(limit={"cpu": 0})])
     assert told(case, "s1").unsatisfiable

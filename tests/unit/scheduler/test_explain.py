@@ -97,6 +97,12 @@ def test_missing_is_measured_against_the_best_fitting_agent() -> None:
     assert reasons(answer) == {"capacity": 3}
 
 
+def test_lacking_one_slot_fits_better_than_lacking_a_little_of_two() -> None:
+    nodes = [agent("a1", used={"cpu": 5, "mem": "29g"}), agent("a2", used={"cpu": 8})]
+    answer = told(snapshot(nodes, [session(wants={"cpu": 4, "mem": "4g"})]), "s1")
+    assert answer.missing == (Missing("cpu", 4 * MICRO, 0, "a2"),)
+
+
 def test_the_largest_amounts_are_those_of_one_agent() -> None:
     nodes = [agent("a1", has={"cpu": 16, "mem": "2g"}), agent("a2", has={"cpu": 8, "mem": "64g"})]
     answer = told(snapshot(nodes, [session(wants={"cpu": 32, "mem": "4g"})]), "s1")

@@ -52,6 +52,13 @@ def test_a_session_goes_where_all_filters_let_it() -> None:
     assert started(snapshot(nodes, [session(designated=["a1", "a2", "a3", "a5"])])) == {"s1": "a5"}
 
 
+def test_containers_started_in_the_same_pass_count() -> None:
+    pending = [session("pair", kernels=2, at=1), session("one", at=2), session("more", at=3)]
+    case = snapshot([agent(containers=1, max_containers=4)], pending)
+    assert set(started(case)) == {"pair", "one"}
+    assert reasons(told(case, "more")) == {"container-limit": 1}
+
+
 def test_whole_devices_are_not_pieced_together() -> None:
     """Two GPUs that are half held (a shrunk report) are not one GPU."""
     from dataclasses import replace
