@@ -12,7 +12,7 @@
   const log = document.getElementById("perijove-events");
   let began = Date.now();
   let shown = 0;
-  let source = null;
+  let stream = null;
   let over = false;
   let cancelling = false;
 
@@ -60,7 +60,7 @@
 
   function close() {
     over = true;
-    source.close();
+    stream.abort();
     clearInterval(clock);
     cancel.hidden = true;
   }
@@ -83,8 +83,7 @@
     hint.hidden = true;
   }
 
-  function onEvent(message) {
-    const event = JSON.parse(message.data);
+  function onEvent(event) {
     if (event.ready) {
       close();
       setProgress(100);
@@ -100,41 +99,68 @@
     if (shown === 0 && event.at !== undefined) { began = Math.min(began, at); shown = 1; }
     if (event.progress !== undefined) setProgress(event.progress);
     if (event.status) setStage(event.status);
-    if (event.message && !cancelling) {
-      if (event.status || event.progress !== 0) state.textContent = event.message;
+    if (event.message && event.status !== undefined && !cancelling) {
+      state.textContent = event.message;
       record(event.message, at);
     }
   }
 
-  function listen() {
-    log.replaceChildren();
-    source = new EventSource(page.dataset.progressUrl);
-    source.onmessage = onEvent;
-    source.onerror = () => {
-      // The hub was started again, or says that there is nothing to follow any more: look again.
-      if (over) return;
-      source.close();
-      setTimeout(look, 1500);
+  // Not an EventSource: that cannot see the hub's keep-alives (every 8 s), and a proxy may hold the
+  // connection open after the hub behind it has died.
+  const LONGEST_SILENCE = 15000;
+
+  async function listen() {
+    stream = new AbortController();
+    let silence = 0;
+    const heard = () => {
+      clearTimeout(silence);
+      silence = setTimeout(() => stream.abort(), LONGEST_SILENCE);
     };
+    try {
+      heard();
+      const response = await fetch(page.dataset.progressUrl, {
+        credentials: "same-origin",
+        signal: stream.signal,
+      });
+      if (response.ok) {
+        log.replaceChildren();
+        const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+        let rest = "";
+        for (let part = await reader.read(); !part.done && !over; part = await reader.read()) {
+          heard();
+          const lines = (rest + part.value).split("\n");
+          rest = lines.pop();
+          for (const line of lines) {
+            if (line.startsWith("data:") && !over) onEvent(JSON.parse(line.slice(5)));
+          }
+        }
+      }
+    } catch {
+      // Broken off: look again below.
+    }
+    clearTimeout(silence);
+    if (!over) setTimeout(look, 1000);
   }
 
+  // The hub was started again, or has nothing to tell any more: what would this page be now?
   async function look() {
     if (over) return;
     try {
       const response = await fetch(window.location.href, { credentials: "same-origin", redirect: "manual" });
-      if (response.type === "opaqueredirect" || response.status === 404 || response.status >= 500) {
-        if (response.type === "opaqueredirect" || !(await response.text()).includes("hub")) {
-          window.location.reload();
-          return;
-        }
-      } else if (response.ok && !(await response.text()).includes("perijove-pending")) {
+      if (response.type === "opaqueredirect") {
         window.location.reload();
         return;
       }
+      if (!response.headers.has("X-JupyterHub-Version")) throw new Error("not the hub");
+      if (!(await response.text()).includes('id="perijove-pending"')) {
+        window.location.reload();
+        return;
+      }
+      listen();
     } catch {
       state.textContent = "The hub does not answer now; your start goes on without it.";
+      setTimeout(look, 2000);
     }
-    listen();
   }
 
   cancel.addEventListener("click", async () => {
