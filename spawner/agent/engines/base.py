@@ -140,7 +140,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     async def logs(self, identity: Identity, tail: int) -> str:
-        """The last ``tail`` lines of its output (stdout and stderr in order)."""
+        """The last ``tail`` lines of its output (stdout and stderr, as the engine received them)."""
 
     @abc.abstractmethod
     def events(self) -> AsyncIterator[EngineEvent]:

@@ -106,7 +106,7 @@ class DockerEngine(Engine):
 
     def __init__(self) -> None:
         self._client: docker.DockerClient | None = None
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
+        self._pool: ThreadPoolExecutor | None = None
         self._gateway = ""
         self._publish_host = "127.0.0.1"
         self._user = "1000:1000"
@@ -121,6 +121,7 @@ class DockerEngine(Engine):
         gid = config.get("gid") or (1000 if root else os.getegid())
         self._user = f"{uid}:{gid}"
         self._read_only_root = bool(config.get("read_only_root", True))
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
         self._client = await self._call(
             lambda: docker.from_env(timeout=CALL_TIMEOUT, max_pool_size=THREADS + 2)
         )
@@ -131,7 +132,9 @@ class DockerEngine(Engine):
         if self._client is not None:
             client, self._client = self._client, None
             await self._call(client.close)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def session_address(self) -> str:
         """The gateway of the sessions' network."""
@@ -185,7 +188,7 @@ class DockerEngine(Engine):
         try:
             while (line := await lines.get()) is not None:
                 if "error" in line:
-                    raise EngineError(f"the image {name} cannot be pulled: {line['error']}")
+                    raise EngineError(str(line["error"]))
                 detail = line.get("progressDetail") or {}
                 if line.get("status") == "Downloading" and detail.get("total"):
                     layers[line["id"]] = (detail["current"], detail["total"])
@@ -194,6 +197,11 @@ class DockerEngine(Engine):
             await pull
         except _Missing as error:
             raise EngineError(f"there is no image {name} and it cannot be pulled") from error
+        except EngineError as error:
+            raise EngineError(
+                f"there is no image {name} and it cannot be pulled: {error}",
+                retriable=error.retriable,
+            ) from error
         finally:
             if not pull.done():
                 await asyncio.wait([pull])

@@ -14,7 +14,6 @@ import platform
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -32,7 +31,7 @@ from spawner.agent.engines.base import (
     Limits,
 )
 from spawner.agent.engines.cgroups import ControlGroups
-from spawner.agent.engines.scratch import Run, Scratch
+from spawner.agent.engines.scratch import UNFINISHED, Run, Scratch
 from spawner.agent.protocol import ImageReport, KernelSpec
 from spawner.agent.substitution import Substitution
 
@@ -53,7 +52,7 @@ class ProcessEngine(Engine):
     def __init__(self) -> None:
         self._scratch = Path()
         self._groups: ControlGroups | None = None
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._children: dict[str, int] = {}
         self._reserved: set[int] = set()
         self._changed = asyncio.Event()
         self._watched: dict[str, int] = {}
@@ -64,6 +63,8 @@ class ProcessEngine(Engine):
             raise EngineError("the process engine needs Linux with /proc")
         self._scratch = Path(str(config["state_dir"])) / "scratch"
         self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in self._scratch.glob(f"*{UNFINISHED}"):  # a crash left them half-made
+            Scratch(folder).delete()
         groups = await asyncio.to_thread(ControlGroups)
         self._groups = groups if groups.usable else None
 
@@ -149,7 +150,7 @@ class ProcessEngine(Engine):
         for _ in range(200):
             if scratch.process() is not None:
                 break
-            if child.poll() is not None:
+            if self._reap(scratch.mark):
                 raise EngineError(f"the session cannot be started: {scratch.tail(5)}")
             await asyncio.sleep(0.01)
         self._watch(scratch)
@@ -183,14 +184,12 @@ class ProcessEngine(Engine):
         await asyncio.to_thread(scratch.delete)
 
     async def list(self) -> tuple[EngineState, ...]:
-        """All runs with a whole scratch folder; half ones are removed."""
+        """All runs that were created."""
         states = []
-        for folder in sorted(self._scratch.iterdir()):
-            scratch = Scratch(folder)
+        for scratch in self._all():
             run = scratch.read()
             if run is None:
-                await asyncio.to_thread(scratch.delete)
-                continue
+                continue  # removed while we looked
             self._reserved.update(endpoint.port for endpoint in run.endpoints)
             state = self._state(scratch, run)
             if state.phase == "running":
@@ -234,6 +233,10 @@ class ProcessEngine(Engine):
         if process_table.resident_bytes(pids) > run.memory_bytes:
             scratch.note_out_of_memory()
             process_table.send(pids, signal.SIGKILL)
+
+    def _all(self) -> tuple[Scratch, ...]:
+        folders = sorted(self._scratch.iterdir())
+        return tuple(Scratch(each) for each in folders if not each.name.endswith(UNFINISHED))
 
     def _of(self, identity: Identity) -> Scratch:
         return Scratch(self._scratch / f"{identity.kernel_id}-{identity.epoch}")
@@ -320,8 +323,15 @@ class ProcessEngine(Engine):
             asyncio.get_running_loop().remove_reader(descriptor)
             os.close(descriptor)
 
-    def _reap(self, mark: str) -> None:
-        """Bury our own child once it ended; runs of an earlier agent are buried by init."""
+    def _reap(self, mark: str) -> bool:
+        """Bury our own child once it ended, and say whether it did; init buries an earlier agent's."""
         child = self._children.get(mark)
-        if child is not None and child.poll() is not None:
+        if child is None:
+            return False
+        try:
+            pid, _ = os.waitpid(child, os.WNOHANG)
+        except ChildProcessError:
+            pid = child
+        if pid:
             del self._children[mark]
+        return bool(pid)

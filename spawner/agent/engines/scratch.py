@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,9 @@ from spawner.agent.engines.base import Endpoint, EngineState, Identity
 from spawner.agent.engines.process_table import MARK, ProcessId, parse
 from spawner.agent.protocol import Share
 
+UNFINISHED = ".new"
+"""Ending of a folder that a crash may have left half-made."""
+_SHELL = "/bin/sh"
 LOG_LIMIT = 10 * 1024 * 1024
 _WRAPPER = r"""
 umask 077
@@ -27,7 +29,8 @@ for group in $PERIJOVE_CGROUPS; do echo $$ > "$group" || exit 125; done
 if [ -n "$PERIJOVE_DATA_KIB" ]; then ulimit -d "$PERIJOVE_DATA_KIB" || exit 125; fi
 ulimit -c 0
 scratch=$PERIJOVE_SCRATCH
-unset PERIJOVE_CGROUPS PERIJOVE_DATA_KIB PERIJOVE_SCRATCH
+cd "$PERIJOVE_CWD" || exit 125
+unset PERIJOVE_CWD PERIJOVE_CGROUPS PERIJOVE_DATA_KIB PERIJOVE_SCRATCH
 { cat /proc/sys/kernel/random/boot_id; cat "/proc/$$/stat"; } > "$scratch/process.new" || exit 125
 mv "$scratch/process.new" "$scratch/process"
 trap : TERM INT HUP
@@ -77,18 +80,19 @@ class Scratch:
         return self.folder / "output.log"
 
     def write(self, run: Run) -> None:
-        """Make the folder with ``run.json``."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Make the folder with ``run.json``: it appears with its content or not at all."""
+        new = self.folder.with_name(f"{self.folder.name}{UNFINISHED}")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700, parents=True)
         body = asdict(run)
         body["shares"] = [[share.slot, share.device_id, share.amount] for share in run.shares]
-        new = self.folder / "run.json.new"
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(new / "run.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             json.dump(body, file)
-        new.rename(self.folder / "run.json")
+        new.rename(self.folder)
 
     def read(self) -> Run | None:
-        """What was written, or None where a crash left only half a folder."""
+        """What was written, or None where there is no (whole) folder."""
         try:
             body: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
         except (OSError, ValueError):
@@ -98,27 +102,32 @@ class Scratch:
         body["argv"], body["cgroups"] = tuple(body["argv"]), tuple(body["cgroups"])
         return Run(**body)
 
-    def launch(self, run: Run, *, limit_data: bool) -> subprocess.Popen[bytes]:
-        """Start the first process; it writes ``process`` before it starts the command."""
+    def launch(self, run: Run, *, limit_data: bool) -> int:
+        """Start the first process, which writes ``process`` before it starts the command; its id.
+
+        Whoever calls this is its parent and has to bury it. Raises ``OSError``.
+        """
+        data_kib = run.memory_bytes // 1024 if limit_data and run.memory_bytes else ""
         environ = {
             **run.environ,
             MARK: self.mark,
             "PERIJOVE_SCRATCH": str(self.folder),
             "PERIJOVE_CGROUPS": " ".join(run.cgroups),
-            "PERIJOVE_DATA_KIB": str(run.memory_bytes // 1024)
-            if limit_data and run.memory_bytes
-            else "",
+            "PERIJOVE_DATA_KIB": str(data_kib),
+            "PERIJOVE_CWD": run.cwd,
         }
-        with self.log.open("ab") as output:
-            return subprocess.Popen(
-                ["/bin/sh", "-c", _WRAPPER, "perijove-session", *run.argv],
-                env=environ,
-                cwd=run.cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        appending = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        return os.posix_spawn(
+            _SHELL,
+            [_SHELL, "-c", _WRAPPER, "perijove-session", *run.argv],
+            environ,
+            setsid=True,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(self.log), appending, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+        )
 
     def process(self) -> ProcessId | None:
         """The run's first process, as it wrote itself down; None before it did."""

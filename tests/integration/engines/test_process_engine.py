@@ -1,0 +1,83 @@
+"""The process engine passes the conformance tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spawner.agent.engines import process_table
+from spawner.agent.engines.base import BoundMount, Engine, EngineError, Limits
+from spawner.agent.engines.cgroups import ControlGroups
+from spawner.agent.engines.process import IMAGE, ProcessEngine
+from spawner.agent.engines.scratch import UNFINISHED
+from tests.integration.engines.conformance import MIB, SERVE, EngineConformance
+
+pytestmark = pytest.mark.integration
+
+
+class TestProcessEngine(EngineConformance):
+    @pytest.fixture
+    def fresh(self) -> Callable[[], Engine]:
+        return ProcessEngine
+
+    @pytest.fixture
+    def settings(self, tmp_path: Path) -> Mapping[str, Any]:
+        return {"state_dir": str(tmp_path / "agent")}
+
+    @pytest.fixture
+    def image(self) -> str:
+        return IMAGE
+
+    async def test_nothing_is_left_after_removal(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...], tmp_path: Path
+    ) -> None:
+        state = await self.run(engine, self.spec(image, SERVE), mounts)
+        assert process_table.marked(state.native_id)
+        await engine.stop(state.identity, 1)
+        await engine.remove(state.identity)
+        assert process_table.marked(state.native_id) == []
+        assert list((tmp_path / "agent/scratch").iterdir()) == []
+        assert not list(Path("/sys/fs/cgroup").glob(f"**/{state.native_id}"))
+
+    async def test_a_folder_that_cannot_be_protected_is_refused(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...], tmp_path: Path
+    ) -> None:
+        data = BoundMount(str(tmp_path), "/home/work/data", True)
+        with pytest.raises(EngineError, match="read-only"):
+            await engine.create(self.spec(image, SERVE), Limits(), (*mounts, data))
+
+    async def test_a_half_made_scratch_folder_is_removed_at_the_next_start(
+        self, engine: Engine, settings: Mapping[str, Any], tmp_path: Path
+    ) -> None:
+        folder = tmp_path / f"agent/scratch/half-1{UNFINISHED}"
+        folder.mkdir()
+        (folder / "run.json").write_text("{")
+        assert await engine.list() == ()
+        await engine.close()
+        await engine.open(settings)
+        assert not folder.exists()
+
+
+class TestProcessEngineWithoutControlGroups(TestProcessEngine):
+    """The same where control groups may not be used: ``ulimit`` and the watch over memory."""
+
+    @pytest.fixture(autouse=True)
+    def _no_groups(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ControlGroups, "_probe", lambda self: False)
+
+    async def test_processes_are_bounded(self) -> None:  # type: ignore[override]
+        pytest.skip("the number of processes is bounded by control groups only (documented)")
+
+    async def test_too_much_memory_is_told_apart(  # type: ignore[override]
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        program = "b = bytearray(200 * 2**20)"
+        state = await self.run(
+            engine, self.spec(image, ("python3", "-c", program)), mounts, memory_bytes=64 * MIB
+        )
+        ended = await self.ends(engine, state.identity)
+        assert ended.exit_code == 1
+        assert "MemoryError" in await engine.logs(state.identity, 5)
