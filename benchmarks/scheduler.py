@@ -48,15 +48,15 @@ def all_different(number: int, chance: random.Random) -> dict[str, int]:
     return {"cpu": chance.randint(1, 40) * MICRO // 10, "mem": GIB + number}
 
 
-def cluster(agents: int, cpus: int, gpus_each_fourth: int) -> tuple[Agent, ...]:
-    """Agents of one size; each fourth has GPUs."""
+def cluster(agents: int, cpus: int, gpus_each_fourth: int, *, busy: int = 0) -> tuple[Agent, ...]:
+    """Agents of one size, ``busy`` CPUs of each taken; each fourth has GPUs."""
     return tuple(
         Agent(
             f"agent-{number:05}",
             "default",
             ARCHITECTURE,
             (
-                Device("cpu", "cpu", cpus * MICRO, cpus * MICRO),
+                Device("cpu", "cpu", cpus * MICRO, (cpus - busy) * MICRO),
                 Device("mem", "mem", 256 * GIB, 256 * GIB),
                 *(
                     Device("cuda.device", f"gpu{gpu}", MICRO, MICRO)
@@ -159,7 +159,7 @@ def dry_run(agents: int, pending: int) -> dict[str, object]:
     snapshot = Snapshot(
         0.0,
         (GroupPolicy("default"),),
-        tuple(cluster(agents, 2, 0)),
+        cluster(agents, 4, 0, busy=2),
         queue(pending, lambda number, chance: {"cpu": 3 * MICRO}),
     )
     request = queue(1, presets)[0]
