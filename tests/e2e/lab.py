@@ -1,0 +1,80 @@
+"""What a person does in the browser, one method each."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+SLOW = 120_000
+"""Milliseconds; a cold JupyterLab on two busy cores takes its time."""
+
+
+class Person:
+    """A person at a browser page."""
+
+    def __init__(self, page: Page, url: str, shots: Path) -> None:
+        self.page, self.url, self.shots = page, url, shots
+        page.set_default_timeout(SLOW)
+
+    def shot(self, name: str) -> None:
+        """Keep a picture of the page."""
+        self.page.screenshot(path=self.shots / f"{name}.png")
+
+    def log_in(self, name: str, password: str) -> None:
+        self.page.goto(f"{self.url}/hub/login")
+        self.page.locator("#username_input").fill(name)
+        self.page.locator("#password_input").fill(password)
+        self.page.locator("#login_submit").click()
+        self.page.wait_for_url(re.compile(r"/hub/(home|spawn)|/user/"))
+
+    def lands_in_lab(self) -> None:
+        """Wait until JupyterLab's launcher or a document is there."""
+        self.page.wait_for_url(re.compile(r"/user/.*/lab"), timeout=SLOW)
+        self.page.locator("#jp-main-dock-panel").wait_for(timeout=SLOW)
+        self.page.locator(".jp-LauncherCard, .jp-Notebook").first.wait_for(timeout=SLOW)
+
+    def open_notebook(self) -> None:
+        self.page.locator('.jp-LauncherCard[data-category="Notebook"]').first.click()
+        self.page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+
+    def run_cell(self, code: str, expected: str) -> None:
+        """Type ``code`` into the last cell, run it, and see ``expected`` come out."""
+        cell = self.page.locator(".jp-Notebook .jp-CodeCell").last
+        cell.locator(".cm-content").click()
+        self.page.keyboard.insert_text(code)
+        self.page.keyboard.press("Shift+Enter")
+        output = self.page.locator(".jp-OutputArea-output", has_text=expected)
+        expect(output.first).to_be_visible(timeout=SLOW)
+
+    def save(self) -> None:
+        self.page.keyboard.press("Control+s")
+        rename = self.page.get_by_role("button", name=re.compile("^Rename"))
+        dirty = self.page.locator(".lm-TabBar-tab.jp-mod-dirty")
+        if rename.count():
+            rename.first.click()
+        expect(dirty).to_have_count(0)
+
+    def open_terminal(self, command: str) -> None:
+        """Open a terminal from the launcher and type ``command``."""
+        self.page.keyboard.press("Control+Shift+l")
+        card = self.page.locator('.jp-LauncherCard[data-category="Other"]', has_text="Terminal")
+        card.last.click()
+        screen = self.page.locator(".jp-Terminal .xterm-screen").last
+        screen.wait_for()
+        screen.click()
+        self.page.keyboard.type(command + "\n", delay=15)
+
+    def contents(self, user: str, path: str, server: str = "") -> dict[str, object] | None:
+        """A file as the session's own contents API tells it; None when there is none."""
+        base = f"{self.url}/user/{user}/" + (f"{server}/" if server else "")
+        answer = self.page.request.get(f"{base}api/contents/{path}")
+        return answer.json() if answer.ok else None
+
+    def stop_server(self) -> None:
+        """Stop the default server on the hub's home page, and see the page say so."""
+        self.page.goto(f"{self.url}/hub/home")
+        self.page.locator("#stop").click()
+        expect(self.page.locator("#start")).to_contain_text(re.compile("Start", re.I), timeout=SLOW)
+        expect(self.page.locator("#stop")).to_be_hidden(timeout=SLOW)

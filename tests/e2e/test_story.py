@@ -1,0 +1,128 @@
+"""The whole story in a real browser, on the process engine and on the docker engine."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.e2e.lab import SLOW, Person
+from tests.e2e.platform import Platform
+from tests.integration.docker_engine import running_engine
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
+def platform(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Platform]:
+    engine = str(request.param)
+    if engine == "docker":
+        with running_engine():
+            yield from started(tmp_path, engine)
+    else:
+        yield from started(tmp_path, engine)
+
+
+def started(tmp_path: Path, engine: str) -> Iterator[Platform]:
+    platform = Platform(tmp_path / "state", engine)
+    # Building the image, once on a machine, takes a few minutes.
+    platform.start(timeout=600 if engine == "docker" else 120)
+    try:
+        yield platform
+    finally:
+        if platform.process is not None and platform.process.poll() is None:
+            platform.end()
+
+
+def test_first_light(platform: Platform, browser: Browser, shots: Path) -> None:
+    engine = platform.engine
+    assert platform.password, "the password of the first administrator is shown once"
+    assert platform.password not in platform.logs()
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    person = Person(context.new_page(), platform.url, shots)
+    page = person.page
+    person.log_in("admin", platform.password)
+
+    # The form says what the cluster can give, and refuses what can never fit with a sentence.
+    page.goto(f"{platform.url}/hub/spawn")
+    page.locator("#perijove-form").wait_for()
+    expect(page.locator(".perijove-badge-now").first).to_be_visible()
+    person.shot(f"{engine}-1-form")
+    page.locator('input[name=preset][value="custom"]').check()
+    page.locator("#field-cpu").fill("512")
+    page.locator("#field-cpu").dispatch_event("change")
+    expect(page.locator("body")).to_contain_text(re.compile(r"512 CPUs|largest|more than"))
+    person.shot(f"{engine}-2-refused")
+
+    # A request that fits starts, with live progress, and lands in JupyterLab.
+    page.goto(f"{platform.url}/hub/spawn")
+    page.locator('input[name=preset][value="custom"]').check()
+    page.locator("#field-cpu").fill("0.5")
+    page.locator("#field-mem").fill("1")
+    page.get_by_role("button", name=re.compile("^Start")).click()
+    page.wait_for_url(re.compile(r"/spawn-pending/|/user/"))
+    person.shot(f"{engine}-3-progress")
+    person.lands_in_lab()
+    person.shot(f"{engine}-4-launcher")
+
+    # A cell, a terminal, a saved notebook; the status bar knows the session.
+    person.open_notebook()
+    person.run_cell("print(40 + 2)", "42")
+    person.save()
+    expect(page.locator("#jp-main-statusbar")).to_contain_text(re.compile("0.5 CPU"), timeout=SLOW)
+    person.shot(f"{engine}-5-notebook")
+    person.open_terminal("echo from the terminal > terminal.txt")
+    expect_file(person, "terminal.txt", "from the terminal")
+    person.shot(f"{engine}-6-terminal")
+    notebook = person.contents("admin", "Untitled.ipynb")
+    assert notebook is not None
+    assert "42" in json.dumps(notebook["content"])
+
+    # A second, named server works beside the first.
+    page.goto(f"{platform.url}/hub/spawn/admin/second")
+    page.locator('input[name=preset][value="custom"]').check()
+    page.locator("#field-cpu").fill("0.5")
+    page.locator("#field-mem").fill("0.5")
+    page.get_by_role("button", name=re.compile("^Start")).click()
+    page.wait_for_url(re.compile(r"/user/admin/second/lab"), timeout=SLOW)
+    person.lands_in_lab()
+    assert person.contents("admin", "terminal.txt", server="second") is not None
+
+    # An administrator sees who runs what.
+    page.goto(f"{platform.url}/services/perijove/")
+    expect(page.locator("body")).to_contain_text("second", timeout=SLOW)
+    expect(page.locator("body")).to_contain_text("admin")
+    person.shot(f"{engine}-7-sessions")
+    page.goto(f"{platform.url}/hub/admin")
+    expect(page.locator("body")).to_contain_text("admin")
+
+    # Stop and start again: the notebook is still there.
+    person.stop_server()
+    person.shot(f"{engine}-8-home")
+    page.goto(f"{platform.url}/hub/spawn")
+    page.get_by_role("button", name=re.compile("^Start")).click()
+    person.lands_in_lab()
+    again = person.contents("admin", "Untitled.ipynb")
+    assert again is not None
+    assert "42" in json.dumps(again["content"])
+    context.close()
+
+    # Ctrl-C ends it all.
+    assert platform.end(signal.SIGINT) == 0
+    assert platform.leftovers() == []
+    assert list((platform.state / "run").glob("*.json")) == []
+
+
+def expect_file(person: Person, path: str, text: str) -> None:
+    """Wait until the session's contents API has ``path`` with ``text`` in it."""
+    for _ in range(200):
+        file = person.contents("admin", path)
+        if file is not None and text in str(file["content"]):
+            return
+        person.page.wait_for_timeout(100)
+    raise AssertionError(f"{path} never appeared")
