@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -82,7 +83,7 @@ class Recipes:
 
     def _ours(self, *words: str) -> list[str]:
         argv = [sys.executable, "-P", "-m", "hub.app", *words]
-        return [*argv, "--log-level", str(self.log_level)]
+        return [*argv, "--log-level", logging.getLevelName(self.log_level)]
 
     def _spec(self, name: str, argv: list[str], secrets: tuple[str, ...]) -> DaemonSpec:
         state = self.deployment.state
@@ -100,6 +101,7 @@ class Recipes:
     def _environ(self) -> Mapping[str, str]:
         environ = {
             "PERIJOVE_STATE": str(self.deployment.state),
+            "PERIJOVE_MANAGER_URL": self.addresses.manager_url,
             "PERIJOVE_RELEASE": importlib.metadata.version("perijove"),
             "PYTHONUNBUFFERED": "1",
         }

@@ -67,7 +67,7 @@ python_packages() {
     wanted=$(fingerprint "$ROOT/setup.cfg" "$ROOT/pyproject.toml")
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || [ ! -x "$VENV/bin/perijove" ]; then
         step "Installing Python packages (about a minute the first time)"
-        quietly "$VENV/bin/python" -m pip install --quiet --editable "$ROOT[$1]"
+        quietly "$VENV/bin/python" -m pip install --quiet --no-compile --editable "$ROOT[$1]"
         printf '%s\n' "$wanted" >"$stamp"
     fi
     export PATH="$VENV/bin:$PATH"
@@ -92,5 +92,20 @@ proxy() {
         step "Installing the proxy from npm"
         (cd "$folder" && quietly npm ci --no-audit --no-fund --loglevel=error)
         printf '%s\n' "$wanted" >"$folder/node_modules/.installed"
+    fi
+}
+
+# The JupyterLab extension: built once per state of its sources.
+labextension() {
+    local folder="$ROOT/labextension" wanted
+    [ -f "$folder/package.json" ] || return 0
+    wanted=$(cd "$folder" && find . -type f \
+        -not -path './node_modules/*' -not -path './lib/*' -not -path './*/labextension/*' \
+        -not -path './.yarn/*' -not -name '*.py' -not -name '*.pyc' -not -name '*.tsbuildinfo' -print0 |
+        sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
+    if [ "$(cat "$folder/node_modules/.built" 2>/dev/null)" != "$wanted" ]; then
+        step "Building the JupyterLab extension (about two minutes the first time)"
+        (cd "$folder" && quietly jlpm install --immutable && quietly jlpm build:prod)
+        printf '%s\n' "$wanted" >"$folder/node_modules/.built"
     fi
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -135,6 +136,21 @@ class Command(Application):
         """The deployment that configuration and command line name."""
         return Deployment(parent=self)
 
+    @property
+    def level(self) -> int:
+        """The log level as a number."""
+        value = self.log_level
+        return value if isinstance(value, int) else logging.getLevelNamesMapping()[str(value)]
+
+    def log_everything(self) -> None:
+        """Let the logs of all our modules go where this command's log goes; for daemons."""
+        root = logging.getLogger()
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(LOG_FORMAT, datefmt=self.log_datefmt))
+        root.handlers[:] = [handler]
+        root.setLevel(self.level)
+        logging.captureWarnings(True)
+
     def write_config_file(self) -> None:
         """Write the documented configuration file; an existing one stays."""
         path = Path(self.config_file or CONFIG_FILE).absolute()
@@ -168,6 +184,7 @@ CONFIGURABLES = (
     "hub.config.deployment.Deployment",
     "hub.commands.up.Up",
     "hub.commands.image.ImageBuild",
+    "spawner.agent.config.AgentConfig",
     "authenticator.authenticator.PerijoveAuthenticator",
     "spawner.spawner.PerijoveSpawner",
 )

@@ -61,7 +61,7 @@ class Up(Command):
             config_path=self.config_path(),
             engine=self.engine,
             verbose=self.verbose,
-            log_level=self.log.level,
+            log_level=self.level,
         )
         try:
             asyncio.run(ensemble.run())

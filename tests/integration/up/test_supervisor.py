@@ -235,7 +235,7 @@ async def test_key_lines_of_the_log_are_forwarded(rig):
     supervisor = rig.supervisor()
     await supervisor.bring_up(rig.member())
     async with asyncio.timeout(10):
-        while not any("[W to day start] answers" in text for text in rig.said):  # noqa: ASYNC110
+        while not any("[W to day start] answers" in text for text in rig.said):
             await asyncio.sleep(0.02)
     await supervisor.end(("thing",))
 
