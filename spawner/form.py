@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from authenticator.problems import InvalidParameters
-from spawner.options import CUSTOM, SLOT_FIELD, Bounds, Choice, parse
+from spawner.options import CUSTOM, SLOT_FIELD, Bounds, Choice, form_field, parse
 from spawner.scheduler.slots import MICRO, human_amount, parse_amount
 
 GIB = 1024**3
@@ -22,6 +22,10 @@ class Entered:
 
     fields: dict[str, Sequence[Any]]
     errors: dict[str, str] = field(default_factory=dict)
+
+    def note(self, problems: Mapping[str, str]) -> None:
+        """Keep what is wrong with options or fields, by form field."""
+        self.errors.update({form_field(name): why for name, why in problems.items()})
 
 
 entered: ContextVar[Entered | None] = ContextVar("perijove_spawn_form", default=None)
@@ -214,7 +218,7 @@ def _images(
     names = list(bounds.allowed_images or offered)
     if image and image not in names:
         names.insert(0, image)
-    selected = values.text("image") or values.choice("image") if values else None
+    selected = values.choice("image")
     if selected not in names:
         selected = image or (names[0] if names else None)
     return [

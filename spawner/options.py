@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from authenticator.problems import InvalidParameters
 from spawner.scheduler.slots import format_amount, human_amount, parse_amount
@@ -26,6 +27,8 @@ MAX_SLOTS = 16
 CUSTOM = "custom"
 """Value of the form's ``preset`` field that says: use the amounts below."""
 SLOT_FIELD = "slot."
+AGENT_TOKENS = ("home", "bind_host", "bind_port", "session_address")
+"""In braces, in a session's command or environment, these are filled in where the session runs."""
 
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -107,6 +110,16 @@ def _slug(text: str, default: str, limit: int) -> str:
 def slots_text(slots: Mapping[str, int]) -> dict[str, str]:
     """Slots in the texts of the wire."""
     return {slot: format_amount(slot, amount) for slot, amount in slots.items()}
+
+
+def seen_from_session(url: str) -> str:
+    """``url`` with a loopback host replaced by the one at which a session reaches its own node."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if host != "localhost" and not host.startswith("127.") and host != "::1":
+        return url
+    port = "" if parts.port is None else f":{parts.port}"
+    return urlunsplit(parts._replace(netloc="{session_address}" + port))
 
 
 def parse(options: object) -> Choice:

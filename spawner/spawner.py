@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from jinja2 import TemplateNotFound
 from jupyterhub.spawner import Spawner
 from jupyterhub.traitlets import Callable as CallableTrait
+from jupyterhub.utils import url_escape_path, url_path_join
 from traitlets import Dict, Float, Integer, List, Unicode, Union, default
 
 from authenticator.problems import InvalidParameters
@@ -29,7 +29,7 @@ from spawner.client import (
     Unreachable,
     Verdict,
 )
-from spawner.form import Entered, entered, view
+from spawner.formhandling import accept, posted, render
 from spawner.launch import Launch
 from spawner.resuming import ResumedStart
 from spawner.scheduler.slots import MICRO, format_amount
@@ -74,8 +74,12 @@ class PerijoveSpawner(Spawner):
     ).tag(config=True)
     session_api_url = Unicode(
         help="""
-        URL of the manager as sessions reach it (`PERIJOVE_API_URL` in the session), if it is not the one
-        that the manager itself announces. What `hub_connect_url` is for the hub.
+        URL of the manager as sessions reach it (`PERIJOVE_API_URL` in the session): what
+        `hub_connect_url` is for the hub. In both, `{session_address}` stands for the host at which the
+        agent's sessions reach their own node.
+
+        Default: `manager_url`, with `{session_address}` for a loopback host. Without `hub_connect_url`, a
+        loopback host in the hub's own URL is replaced in the same way.
         """,
     ).tag(config=True)
     image = Unicode(
@@ -124,13 +128,13 @@ class PerijoveSpawner(Spawner):
     ).tag(config=True)
 
     _shared: ClassVar[dict[tuple[Any, ...], ServerCache]] = {}
-    _no_template_said: ClassVar[set[str]] = set()
 
     # Set by JupyterHub, and by ``ResumedStart`` where it steps in for it.
     _spawn_future: Any = None
     _server: Any = None
 
-    _choice: options.Choice | None = None
+    choice: options.Choice | None = None
+    """What the user asked for in this start."""
     _starting = False
     _alive = False
     _slots: Mapping[str, int] = MappingProxyType({})
@@ -152,6 +156,10 @@ class PerijoveSpawner(Spawner):
     def _default_hub_id(self) -> str:
         digest = hashlib.sha256(b"perijove hub id:" + self.hub_secret.encode()).hexdigest()
         return f"hub-{digest[:12]}"
+
+    @default("session_api_url")
+    def _default_session_api_url(self) -> str:
+        return options.seen_from_session(self.manager_url)
 
     @default("start_timeout")
     def _default_start_timeout(self) -> int:
@@ -183,15 +191,15 @@ class PerijoveSpawner(Spawner):
 
     @default("options_form")
     def _default_options_form(self) -> Callable[[PerijoveSpawner], Awaitable[str]]:
-        return type(self).render_form
+        return render
 
     @default("options_from_form")
     def _default_options_from_form(self) -> Callable[..., Awaitable[dict[str, Any]]]:
-        return type(self)._posted
+        return posted
 
     @default("apply_user_options")
     def _default_apply_user_options(self) -> Callable[[PerijoveSpawner, Any], None]:
-        return type(self).accept_options
+        return accept
 
     # Who and where
 
@@ -226,90 +234,27 @@ class PerijoveSpawner(Spawner):
 
     # Options
 
-    async def bounds(self) -> options.Bounds:
-        """What this hub's configuration lets the user choose."""
+    async def _images(self) -> Any:
         allowed = self.allowed_images
         if callable(allowed):
             allowed = allowed(self)
             if isinstance(allowed, Awaitable):
                 allowed = await allowed
-        images = tuple(allowed.values()) if isinstance(allowed, Mapping) else tuple(allowed)
+        return allowed
+
+    async def image_labels(self) -> dict[str, str]:
+        """Labels of images, where `allowed_images` gives them."""
+        allowed = await self._images()
+        return {i: label for label, i in allowed.items()} if isinstance(allowed, Mapping) else {}
+
+    async def bounds(self) -> options.Bounds:
+        """What this hub's configuration lets the user choose."""
+        allowed = await self._images()
         return options.Bounds(
-            allowed_images=images,
+            allowed_images=tuple(allowed.values() if isinstance(allowed, Mapping) else allowed),
             least=_slots(self.cpu_guarantee, self.mem_guarantee),
             most=_slots(self.cpu_limit, self.mem_limit),
         )
-
-    async def render_form(self) -> str:
-        """The spawn form, or nothing when its template is not to be found."""
-        environment = self.user.settings.get("jinja2_env")
-        if not self.form_template or environment is None:
-            return ""
-        try:
-            template = environment.get_template(self.form_template)
-        except TemplateNotFound:
-            if self.form_template not in self._no_template_said:
-                self._no_template_said.add(self.form_template)
-                self.log.warning(
-                    "No template %s: servers start without a form. Add hub.web.template_paths()"
-                    " to JupyterHub.template_paths.",
-                    self.form_template,
-                )
-            return ""
-        offer: dict[str, Any] | None
-        try:
-            offer = await self.manager.spawn_options(self.user.name)
-        except (Unreachable, Refusal) as error:
-            self.log.warning("No spawn options for %s: %s", self._log_name, error)
-            offer = None
-        before = entered.get()
-        form = view(offer, await self.bounds(), self.user_options, before, self.image)
-        return str(
-            await template.render_async(
-                form=form,
-                spawner=self,
-                user_name=self.user.escaped_name,
-                base_url=self.hub.base_url,
-                xsrf_token=self.handler.xsrf_token.decode() if self.handler else "",
-            )
-        )
-
-    @staticmethod
-    def _posted(formdata: Mapping[str, Any], spawner: PerijoveSpawner) -> Awaitable[dict[str, Any]]:
-        # Not a coroutine: what was entered must be remembered in the context of the handler, which
-        # renders the form again (with another spawner object) when this raises.
-        remembered = Entered(dict(formdata))
-        entered.set(remembered)
-        return spawner._options_from_form(remembered)
-
-    async def _options_from_form(self, remembered: Entered) -> dict[str, Any]:
-        try:
-            chosen = options.from_form(remembered.fields)
-            offer = await self.manager.spawn_options(self.user.name)
-            await self.accepted(options.parse(chosen), offer)
-        except InvalidParameters as problem:
-            remembered.errors.update(
-                {options.form_field(name): why for name, why in problem.fields.items()}
-            )
-            raise invalid_options(problem) from None
-        except StartRefused as failure:
-            remembered.errors.update(
-                {options.form_field(name): why for name, why in failure.fields.items()}
-            )
-            raise
-        except Refusal as refusal:
-            raise refused(refusal) from None
-        except Unreachable:
-            # Not a reason to refuse: the start waits for the manager, and checks again.
-            self.log.warning("The manager is away: options of %s go unchecked", self._log_name)
-        return chosen
-
-    def accept_options(self, user_options: Any) -> None:
-        """Take the options of this start. Raises ``StartRefused`` (HTTP 400) naming wrong fields."""
-        try:
-            self._choice = options.parse(user_options or {})
-        except InvalidParameters as problem:
-            raise invalid_options(problem) from None
 
     async def consider(
         self, choice: options.Choice, offer: Mapping[str, Any]
@@ -348,16 +293,20 @@ class PerijoveSpawner(Spawner):
 
     def template_namespace(self) -> dict[str, Any]:
         """Names for `notebook_dir` and `default_url`; those in braces are filled in by the agent."""
-        tokens = {name: "{" + name + "}" for name in ("home", "bind_host", "bind_port")}
+        tokens = {name: "{" + name + "}" for name in options.AGENT_TOKENS}
         return {**tokens, **super().template_namespace()}
 
     def get_env(self) -> dict[str, str]:
         """The session's environment; the agent fills in where the server listens."""
         env = dict(super().get_env())
         prefix = env.get("JUPYTERHUB_SERVICE_PREFIX", "/")
-        ours = {"JUPYTERHUB_SERVICE_URL": "http://{bind_host}:{bind_port}" + prefix}
-        if self.session_api_url:
-            ours["PERIJOVE_API_URL"] = self.session_api_url
+        ours = {
+            "JUPYTERHUB_SERVICE_URL": "http://{bind_host}:{bind_port}" + prefix,
+            "PERIJOVE_API_URL": self.session_api_url,
+        }
+        if self.hub_connect_url is None:
+            for name in ("JUPYTERHUB_API_URL", "JUPYTERHUB_ACTIVITY_URL"):
+                ours[name] = options.seen_from_session(env[name])
         for slot in self._slots.keys() & {"cpu", "mem"}:
             amount = format_amount(slot, self._slots[slot])
             ours[f"{slot.upper()}_LIMIT"] = ours[f"{slot.upper()}_GUARANTEE"] = amount
@@ -390,7 +339,7 @@ class PerijoveSpawner(Spawner):
 
     async def _start(self) -> str:
         launch = self._launch
-        choice = self._choice or options.Choice()
+        choice = self.choice or options.Choice()
         offer = await launch.answered(lambda: self.manager.spawn_options(self.user.name))
         request = await launch.answered(lambda: self.accepted(choice, offer))
         await launch.clear_name()
@@ -450,6 +399,19 @@ class PerijoveSpawner(Spawner):
             return await self._launch.until_running(server.id)
         finally:
             self._launch.story.close()
+
+    def run_post_stop_hook(self) -> Any:
+        """Run `post_stop_hook`, after making sure that the server's token is no longer valid.
+
+        JupyterHub revokes the token that it remembers; after a restart of the hub it remembers none.
+        """
+        if not self.api_token and not self.will_resume:
+            path = url_path_join(self.user.base_url, url_escape_path(self.name), "/")
+            for token in list(self.user.api_tokens):
+                if token.note == f"Server at {path}":
+                    self.user.db.delete(token)
+            self.user.db.commit()
+        return super().run_post_stop_hook()
 
     def start_polling(self) -> None:
         """Watch the server; also the end of a resumed start, since JupyterHub calls it there."""

@@ -15,6 +15,7 @@ from spawner.client import End, Refusal, Step
 MAX_EVENTS = 500
 LOG_TAIL_LINES = 40
 LOG_TAIL_CHARACTERS = 6000
+LOG_HEADING = "\nLast lines of its log:\n"
 PROGRESS_CEILING = 95
 """The hub itself says 100, once the server answers."""
 
@@ -96,7 +97,11 @@ class StartRefused(SpawnException):
         fields: dict[str, str] | None = None,
     ) -> None:
         html = html or escape(message)
-        super().__init__(message, reason=reason, message_html=html, status_code=status_code)
+        # The hub's log gets one line, and none of what a session wrote.
+        line = " ".join(message.partition(LOG_HEADING)[0].split())
+        super().__init__(
+            message, reason=reason, log_message=line, message_html=html, status_code=status_code
+        )
         self.jupyterhub_message = message
         self.jupyterhub_html_message = html
         self.fields = fields or {}
@@ -155,6 +160,6 @@ def ended_early(end: End, log: str) -> StartRefused:
             '<details class="perijove-log" open><summary>Last lines of its log</summary>'
             f"<pre>{tail}</pre></details>"
         )
-        message += "\nLast lines of its log:\n" + "\n".join(lines)
+        message += LOG_HEADING + "\n".join(lines)
     reason = "start-failed" if end.status == "ERROR" else "exited"
     return StartRefused(f"{message}\n{advice}", reason=reason, html=html, status_code=500)

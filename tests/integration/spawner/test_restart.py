@@ -111,6 +111,29 @@ async def test_c_resumed_start_can_be_cancelled_and_started_again(
     assert len(manager.sessions) == 2
 
 
+async def test_stop_after_a_restart_revokes_the_servers_token(
+    hub: HubProcess, manager: ContractManager
+) -> None:
+    manager.run_at_once = True
+    assert (await hub.api("POST", "/users/alice"))[0] == 201
+    assert (await hub.api("POST", "/users/alice/server"))[0] == 201
+    token = manager.sessions[0].body["config"]["environ"]["JUPYTERHUB_API_TOKEN"]
+    await hub.kill_hub()
+    await hub.start_hub()
+    await until(lambda: hub.ready("alice"), "the server is ready again")
+    assert await _token_is_valid(hub, token)
+    status, answer = await hub.api("DELETE", "/users/alice/server")
+    assert status in (202, 204), answer
+    await until(lambda: _stopped(hub, "alice"), "stopped")
+    assert not await _token_is_valid(hub, token)
+
+
+async def _token_is_valid(hub: HubProcess, token: str) -> bool:
+    headers = {"Authorization": f"token {token}"}
+    async with hub.http.get(f"{hub.api_url}/user", headers=headers) as response:
+        return response.status == 200
+
+
 async def _stopped(hub: HubProcess, user: str) -> bool:
     server = await hub.server(user)
     return not server or bool(server.get("stopped"))

@@ -13,6 +13,7 @@ from spawner.options import (
     from_form,
     parse,
     resolve,
+    seen_from_session,
     session_name,
 )
 
@@ -167,3 +168,16 @@ def test_odd_names_do_not_collide() -> None:
     names = {session_name("hub", user, server) for user in users for server in servers}
     assert len(names) == len(users) * len(servers)
     assert session_name("hub", "alice", "").startswith("alice-lab-")
+
+
+@pytest.mark.parametrize(
+    ("url", "seen"),
+    [
+        ("http://127.0.0.1:8081/hub/api", "http://{session_address}:8081/hub/api"),
+        ("http://[::1]:8081/x", "http://{session_address}:8081/x"),
+        ("http://localhost/x", "http://{session_address}/x"),
+        ("https://hub.example.org/x", "https://hub.example.org/x"),
+    ],
+)
+def test_loopback_is_replaced_by_the_address_that_sessions_see(url: str, seen: str) -> None:
+    assert seen_from_session(url) == seen

@@ -85,6 +85,9 @@ def test_failures_are_sentences_with_escaped_html() -> None:
     assert "<b>" not in failure.jupyterhub_html_message
     assert "&lt;script&gt;" in failure.jupyterhub_html_message
     assert "(exit code 3)" in failure.message
+    assert "one\n<script>" in failure.message
+    assert "script" not in str(failure), "the hub's log has one line of ours only"
+    assert "\n" not in str(failure)
     assert (failure.reason, failure.status_code) == ("start-failed", 500)
     assert ended_early(End("CANCELLED"), "").reason == "cancelled"
 
