@@ -20,6 +20,7 @@ from hub.first_start import ADMIN, first_administrator, prepare_database
 from hub.logfiles import printable
 from hub.recipes import Recipes
 from hub.supervisor import Listener, Member, Supervisor, SupervisorError, only_one
+from store import schema
 from store.engine import StoreError
 
 END_ORDER = ("agent", "hub", "manager", "proxy")
@@ -88,7 +89,7 @@ class Ensemble:
         recipes = Recipes(
             self.deployment, self._addresses, self._secrets, self.config_path, self.log_level
         )
-        await self._prepare_database()
+        await self._prepare_database(Daemon(recipes.manager()))
         await asyncio.gather(
             supervisor.bring_up(self._proxy(recipes)), supervisor.bring_up(self._manager(recipes))
         )
@@ -98,9 +99,15 @@ class Ensemble:
         await self._bring_up_agent(supervisor, recipes, choice)
         show("up", "sessions can start; Ctrl-C ends everything")
 
-    async def _prepare_database(self) -> None:
-        """Schema, default rows and, if there is none, an administrator."""
+    async def _prepare_database(self, manager: Daemon) -> None:
+        """Schema, default rows and, if there is none, an administrator.
+
+        A manager of an older release that still runs is ended before its tables change.
+        """
         try:
+            current = await asyncio.to_thread(schema.current_revision, self.deployment.db_url)
+            if current not in (None, schema.head_revision()) and manager.adopt() != "none":
+                await manager.stop(10.0)
             upgrade = await prepare_database(self.deployment)
             self._password = await first_administrator(self.deployment)
         except StoreError as error:

@@ -7,7 +7,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -87,11 +87,11 @@ class Supervisor:
         """
         daemon = member.daemon
         self._members[daemon.name] = member
-        self._tasks.append(asyncio.create_task(self._follow(daemon)))
+        self._do(daemon.name, self._follow(daemon))
         if not await self._adopt(member):
             check_listeners(member)
             await self._first_start(member)
-        self._tasks.append(asyncio.create_task(self._keep(member)))
+        self._do(daemon.name, self._keep(member))
 
     async def end(self, names: tuple[str, ...]) -> None:
         """Stop keeping members running, then end them in the order of ``names``."""
@@ -102,6 +102,17 @@ class Supervisor:
             member = self._members.get(name)
             if member is not None:
                 await member.daemon.stop(member.grace)
+
+    def _do(self, name: str, work: Coroutine[None, None, None]) -> None:
+        """Do ``work`` beside everything else; if it fails, somebody hears of it."""
+
+        def report(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.say(name, f"is not watched any more: {type(error).__name__}: {error}")
+
+        task = asyncio.create_task(work)
+        task.add_done_callback(report)
+        self._tasks.append(task)
 
     def running(self) -> frozenset[str]:
         """Names of the members that run now."""
