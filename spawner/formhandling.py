@@ -50,7 +50,6 @@ async def render(spawner: PerijoveSpawner) -> str:
             spawner=spawner,
             user_name=spawner.user.escaped_name,
             base_url=spawner.hub.base_url,
-            xsrf_token=spawner.handler.xsrf_token.decode() if spawner.handler else "",
         )
     )
 

@@ -122,7 +122,7 @@ class PerijoveSpawner(Spawner):
         help="""
         Template of the spawn form's content, found in `JupyterHub.template_paths`.
 
-        It gets `form` (see `spawner.form.view`), `spawner`, `base_url` and `xsrf_token`. With an empty
+        It gets `form` (see `spawner.form.view`), `spawner`, `user_name` and `base_url`. With an empty
         name, or when there is no such template, servers start with defaults and without a form.
         """,
     ).tag(config=True)

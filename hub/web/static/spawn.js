@@ -100,7 +100,7 @@
     try {
       const response = await fetch(content.dataset.checkUrl, {
         method: "POST",
-        headers: { "Content-Type": "application/json", "X-XSRFToken": content.dataset.xsrf },
+        headers: { "Content-Type": "application/json", "X-XSRFToken": form.dataset.xsrf },
         body: JSON.stringify(fields),
         credentials: "same-origin",
       });
