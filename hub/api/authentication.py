@@ -188,6 +188,13 @@ class Authentication:
             raise Unavailable("The hub does not answer now; try again.") from error
         if model is None:
             raise AuthFailed(UNAUTHORIZED)
+        return await self._known(model, via)
+
+    async def known_by_cookie(self, model: Mapping[str, Any]) -> Principal:
+        """The user that the hub described as the owner of a cookie. Raises ``Forbidden``."""
+        return await self._known(model, Via.HUB_COOKIE)
+
+    async def _known(self, model: Mapping[str, Any], via: Via) -> Principal:
         if model.get("kind") != "user":
             raise Forbidden("this token belongs to a service of the hub, not to a user")
         name, held = str(model["name"]), model.get("scopes", ())

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
-from jupyterhub.services.auth import HubOAuth, HubOAuthenticated
+from jupyterhub.services.auth import HubOAuthenticated
 from tornado import httputil
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
@@ -52,7 +52,7 @@ class ClientGone(Exception):
     """The client closed the connection; nobody waits for an answer."""
 
 
-class Base(HubOAuthenticated, RequestHandler):  # type: ignore[misc]  # JupyterHub is untyped
+class Base(HubOAuthenticated, RequestHandler):
     """Authenticates before anything else happens, and answers every error as a problem."""
 
     paths: ClassVar[tuple[str, ...]] = ()
@@ -67,11 +67,10 @@ class Base(HubOAuthenticated, RequestHandler):  # type: ignore[misc]  # JupyterH
         found: Services = self.settings["services"]
         return found
 
-    @property
-    def hub_auth(self) -> HubOAuth:
-        """JupyterHub's OAuth client, for its mixin."""
+    def initialize(self) -> None:
+        """Tell JupyterHub's mixin which OAuth client is ours."""
         authentication: Authentication = self.settings["authentication"]
-        return authentication.hub
+        self.hub_auth = authentication.hub
 
     @property
     def principal(self) -> Principal:
@@ -192,6 +191,7 @@ class ApiHandler(Base):
 
     def initialize(self) -> None:
         """An empty body so far."""
+        super().initialize()
         self._chunks: list[bytes] = []
         self._length = 0
 

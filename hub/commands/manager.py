@@ -1,43 +1,51 @@
-"""``perijove manager``: the manager alone."""
+"""``perijove manager``: the session API, the scheduler and the reconciler in one process."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from typing import Any
 
 from hub.commands.base import Command, CommandError
+from hub.config.deployment import Deployment
+from hub.manager import Manager, ManagerConfig, ManagerError
 
 
 class ManagerCommand(Command):
     """Run the manager alone."""
 
     name = "perijove manager"
-    description = """Run the manager alone: session API, scheduler and reconciler.
+    description = """Run the manager alone: session API, scheduler, reconciler.
 
-    Its secrets are in the environment: PERIJOVE_HUB_SECRET, PERIJOVE_SERVICE_TOKEN and, for the
-    deployment's own agent, PERIJOVE_AGENT_TOKEN. Sessions go on when it ends."""
+    Its secrets come from the environment (PERIJOVE_HUB_SECRET, PERIJOVE_SERVICE_TOKEN,
+    PERIJOVE_AGENT_TOKEN), those missing there from secrets.json in the state folder. Several
+    managers may share one PostgreSQL database. Sessions go on when it ends."""
     examples = """
-    perijove manager --ManagerConfig.bind=127.0.0.1:8090 --ManagerConfig.bind=10.0.0.1:8090
+    perijove manager --state-dir /srv/perijove --bind 0.0.0.0:8090
     """
-    aliases: dict[Any, Any] = {**Command.aliases, "bind": "ManagerConfig.bind"}
+    classes = [ManagerConfig, Deployment]
+    aliases: dict[Any, Any] = {
+        **Command.aliases,
+        "bind": "ManagerConfig.bind",
+        "hub-api-url": "ManagerConfig.hub_api_url",
+    }
 
     def _log_level_default(self) -> int:
         return logging.INFO
 
-    def _classes_default(self) -> list[Any]:
-        from hub.manager import ManagerConfig
-
-        return [ManagerConfig]
-
     def act(self, *arguments: str) -> None:
         """Serve until SIGTERM or SIGINT."""
-        from hub.manager import Manager, ManagerConfig, ManagerError
-        from store.database import StoreError
-        from store.schema import SchemaMismatch
+        from store.engine import StoreError
 
         self.log_everything()
+        deployment = self.deployment()
+        deployment.prepare()
+        kept = {}
+        if not {"PERIJOVE_HUB_SECRET", "PERIJOVE_SERVICE_TOKEN"} <= os.environ.keys():
+            kept = deployment.secrets().environ()
         try:
-            asyncio.run(Manager(ManagerConfig(parent=self), self.deployment()).run())
-        except (ManagerError, SchemaMismatch, StoreError) as error:
+            config = ManagerConfig(parent=self)
+            asyncio.run(Manager(config, deployment, {**kept, **os.environ}).run())
+        except (ManagerError, StoreError) as error:
             raise CommandError(str(error)) from error

@@ -1,0 +1,75 @@
+"""The agents' end of the manager: a WebSocket handed to the registry."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+
+from hub.api.endpoints import Access, endpoint
+from hub.api.handler import Base
+
+CLOSED_BY_POLICY = 1008
+_QUEUE = 1000
+
+
+class AgentConnect(Base, WebSocketHandler):
+    """An agent dials in."""
+
+    paths = ("/agents/connect",)
+
+    @endpoint("The agents' WebSocket", access=Access.AGENT, produces="websocket")
+    async def get(self, *path: str) -> None:  # type: ignore[override]  # `endpoint` returns any awaitable
+        """Upgrade the connection."""
+        await WebSocketHandler.get(self, *path)
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        """Let the registry talk to it."""
+        self._frames: asyncio.Queue[str | None] = asyncio.Queue(_QUEUE)
+        registry = self.services.control.agents
+        self._serving = asyncio.ensure_future(registry.serve(_Connection(self), self.caller.token))
+        self._serving.add_done_callback(self._served)
+
+    async def on_message(self, message: str | bytes) -> None:
+        """Keep a frame; a full queue holds the agent back instead of losing anything."""
+        await self._frames.put(
+            message if isinstance(message, str) else message.decode("utf-8", "replace")
+        )
+
+    def on_close(self) -> None:
+        """Tell the registry."""
+        if self._frames.full():
+            self._frames.get_nowait()
+        self._frames.put_nowait(None)
+
+    def _served(self, serving: asyncio.Future[Any]) -> None:
+        """The registry let go of the connection, or failed."""
+        if not serving.cancelled() and (error := serving.exception()) is not None:
+            self.log_exception(type(error), error, error.__traceback__)
+        self.close()
+
+
+class _Connection:
+    """The registry's view of the WebSocket."""
+
+    def __init__(self, handler: AgentConnect) -> None:
+        self._handler = handler
+
+    async def send(self, frame: str) -> None:
+        """Send one frame; raises ``ConnectionError`` when the agent is gone."""
+        try:
+            await self._handler.write_message(frame)
+        except WebSocketClosedError as error:
+            raise ConnectionError("the agent closed the connection") from error
+
+    async def receive(self) -> str | None:
+        """The next frame, or None when the connection is closed."""
+        return await self._handler._frames.get()
+
+    async def close(self, reason: str) -> None:
+        """Close, telling why (123 bytes at most fit into the frame)."""
+        self._handler.close(CLOSED_BY_POLICY, reason.encode()[:120].decode("utf-8", "ignore"))
+
+
+HANDLERS = (AgentConnect,)

@@ -1,0 +1,152 @@
+"""Resources: slots, presets, groups, and the agents that administrators look after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from authenticator.principals import Scope
+from hub.api import views
+from hub.api.endpoints import Access, endpoint
+from hub.api.handler import ApiHandler
+from hub.api.parameters import param
+from spawner.scheduler.slots import SlotType, kind_of
+
+
+@dataclass(frozen=True, slots=True)
+class PresetCheck:
+    """Parameters of ``POST /resource/check-presets``."""
+
+    project: str | None = param("Project, by name or id.", default=None, names=("group", "project"))
+    resource_group: str | None = param(
+        "Resource group.", default=None, names=("scaling_group", "scalingGroup", "resource_group")
+    )
+
+
+class Presets(ApiHandler):
+    """Named bundles."""
+
+    paths = ("/resource/presets",)
+
+    @endpoint("Resource presets", scope=Scope.SESSIONS_READ)
+    async def get(self) -> None:
+        """By rank."""
+        rows = await self.services.control.offers.presets()
+        self.answer(
+            {
+                "presets": [
+                    {
+                        "name": row.name,
+                        "shared_memory": None
+                        if row.shared_memory is None
+                        else str(row.shared_memory),
+                        "resource_slots": views.slots_text(row.resource_slots),
+                    }
+                    for row in rows
+                ]
+            }
+        )
+
+
+class CheckPresets(ApiHandler):
+    """What fits now."""
+
+    paths = ("/resource/check-presets",)
+
+    @endpoint(
+        "Limits, usage and which presets fit now", scope=Scope.SESSIONS_READ, parameters=PresetCheck
+    )
+    async def post(self, given: PresetCheck) -> None:
+        """Amounts are texts."""
+        self.answer(
+            await self.services.control.offers.check_presets(
+                self.principal, project=given.project, resource_group=given.resource_group
+            )
+        )
+
+
+class Slots(ApiHandler):
+    """Kinds of resources."""
+
+    paths = ("/config/resource-slots",)
+
+    @endpoint("Slots and their types", access=Access.PUBLIC)
+    async def get(self) -> None:
+        """Slot to ``count``, ``bytes`` or ``unique``."""
+        self.answer(await self.services.control.offers.slot_types())
+
+
+class SlotDetails(ApiHandler):
+    """How to show them."""
+
+    paths = ("/config/resource-slots/details",)
+
+    @endpoint("Names, units and number formats of slots", access=Access.PUBLIC)
+    async def get(self) -> None:
+        """For user interfaces."""
+        answer = {}
+        for slot in await self.services.control.offers.slot_types():
+            kind = kind_of(slot)
+            binary = kind.type is SlotType.BYTES
+            answer[slot] = {
+                "slot_name": slot,
+                "description": kind.human_name,
+                "human_readable_name": kind.human_name,
+                "display_unit": "GiB" if binary else kind.unit,
+                "number_format": {"binary": binary, "round_length": 2 if binary else 0},
+                "display_icon": slot.partition(".")[0],
+            }
+        self.answer(answer)
+
+
+class ScalingGroups(ApiHandler):
+    """Resource groups, under Backend.AI's name."""
+
+    paths = ("/scaling-groups",)
+
+    @endpoint("Resource groups that the caller may use", scope=Scope.SESSIONS_READ)
+    async def get(self) -> None:
+        """Their names."""
+        rows = await self.services.control.offers.resource_groups()
+        self.answer({"scaling_groups": [{"name": row.name} for row in rows]})
+
+
+class Agents(ApiHandler):
+    """Nodes."""
+
+    paths = ("/agents",)
+
+    @endpoint("Agents with devices, usage and sessions", access=Access.ADMIN)
+    async def get(self) -> None:
+        """All of them."""
+        found = await self.services.control.offers.agents(self.principal)
+        self.answer({"agents": [views.agent(each) for each in found]})
+
+
+class Cordon(ApiHandler):
+    """Keep new sessions away from a node, or let them come again."""
+
+    paths = ("/agents/{agent}/cordon",)
+    schedulable = False
+
+    @endpoint("Schedule no further session on an agent", access=Access.ADMIN)
+    async def post(self, agent: str) -> None:
+        """Sessions that run there go on."""
+        offers = self.services.control.offers
+        await offers.set_schedulable(self.principal, agent, self.schedulable, self.request_id)
+        found = await offers.agents(self.principal)
+        self.answer(next(views.agent(each) for each in found if each.id == agent))
+
+
+class Uncordon(Cordon):
+    """The way back."""
+
+    paths = ("/agents/{agent}/uncordon",)
+    schedulable = True
+
+    @endpoint("Schedule sessions on an agent again", access=Access.ADMIN)
+    async def post(self, agent: str) -> None:
+        """Waiting sessions are looked at, at once."""
+        await Cordon.post.__wrapped__(self, agent)  # type: ignore[attr-defined]  # set by functools.wraps
+
+
+HANDLERS = (Presets, CheckPresets, Slots, SlotDetails, ScalingGroups, Agents, Cordon, Uncordon)

@@ -1,0 +1,222 @@
+"""The manager process: database, use cases and control plane behind one HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import logging
+import os
+import re
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from traitlets import Dict, Float, List, TraitError, Unicode, default, validate
+from traitlets.config import Configurable
+
+from authenticator.identity import IdentityService
+from authenticator.keypairs import KeyPairService
+from hub.api.application import application
+from hub.api.authentication import Authentication, cookie_secret, hub_login
+from hub.api.handler import MAX_BODY
+from hub.api.services import Services
+from hub.config.deployment import Deployment
+from spawner.sessions.control import ControlPlane, ControlSettings
+from spawner.sessions.tokens import find
+from store import schema
+from store.database import Store
+from vfolder.folders import FolderService
+from vfolder.volumes.local import LocalVolume
+
+_BIND = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\d{1,5})")
+log = logging.getLogger(__name__)
+
+
+class ManagerError(Exception):
+    """The manager cannot begin; one sentence for the operator."""
+
+
+class ManagerConfig(Configurable):
+    """Settings of a manager. Secrets come from the environment: PERIJOVE_HUB_SECRET (hub to manager),
+    PERIJOVE_SERVICE_TOKEN (manager to hub) and PERIJOVE_AGENT_TOKEN (the deployment's own agent)."""
+
+    bind = List(
+        Unicode(),
+        help="""Addresses to listen on, each HOST:PORT. Default: the deployment's own address. Sessions
+        and agents of other nodes must be able to reach one of them.""",
+    ).tag(config=True)
+    hub_api_url = Unicode(
+        help="REST API of the hub, for checking its tokens. Default: the deployment's hub."
+    ).tag(config=True)
+    hub_prefix = Unicode(help="Path of the hub as browsers see it. Default: the deployment's.").tag(
+        config=True
+    )
+    service_prefix = Unicode(
+        help="Path of the manager behind the hub's proxy. Default: the deployment's."
+    ).tag(config=True)
+    volumes = Dict(
+        help="""Volumes that hold folders: name to path, the default one first. Default: `local` in the
+        state folder."""
+    ).tag(config=True)
+    folder_owner: Any = List(
+        help="""User and group id that own folders: those that sessions run under. Default: 1000 and
+        1000 when the manager is root (whose sessions run in containers), else nobody else."""
+    ).tag(config=True)
+    announcement = Unicode(help="A text that clients show to everybody.").tag(config=True)
+    tick = Float(
+        30.0, min=0.1, help="Seconds between looks at everything, should a hint get lost."
+    ).tag(config=True)
+    heartbeat_interval = Float(
+        10.0, min=0.1, help="Seconds between signs of life of an agent."
+    ).tag(config=True)
+    agent_timeout = Float(
+        40.0, min=1, help="Seconds without a sign of life after which an agent counts as lost."
+    ).tag(config=True)
+
+    @default("volumes")
+    def _default_volumes(self) -> dict[str, str]:
+        return {"local": str(Deployment(parent=self.parent).volume)}
+
+    @validate("bind")
+    def _valid_bind(self, proposal: dict[str, Any]) -> list[str]:
+        for text in proposal["value"]:
+            address(text)
+        return list(proposal["value"])
+
+
+def address(text: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT``. Raises ``TraitError``."""
+    found = _BIND.fullmatch(text)
+    if found is None or not 0 <= int(found["port"]) <= 65535:
+        raise TraitError(f"bind is {text!r}: give HOST:PORT, e.g. 127.0.0.1:8090")
+    return found["six"] or found["host"], int(found["port"])
+
+
+class Manager:
+    """One manager; ``run`` serves until SIGTERM or SIGINT."""
+
+    def __init__(
+        self, config: ManagerConfig, deployment: Deployment, environ: Mapping[str, str] = os.environ
+    ) -> None:
+        self._config, self._deployment = config, deployment
+        self._addresses = deployment.addresses()
+        self._secrets = {
+            name: environ.get(name, "")
+            for name in ("PERIJOVE_HUB_SECRET", "PERIJOVE_SERVICE_TOKEN", "PERIJOVE_AGENT_TOKEN")
+        }
+        for name in ("PERIJOVE_HUB_SECRET", "PERIJOVE_SERVICE_TOKEN"):
+            if not self._secrets[name]:
+                raise ManagerError(f"the environment variable {name} is missing")
+        self.ports: list[int] = []
+        """Ports that are listened on, once ``start`` returned."""
+
+    async def run(self) -> None:
+        """Serve until a signal. Raises ``ManagerError``, ``SchemaMismatch``, ``StoreError``."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        async with contextlib.AsyncExitStack() as stack:
+            await self.start(stack)
+            log.info("the manager listens on ports %s", self.ports)
+            await stop.wait()
+            log.info("the manager stops; sessions go on")
+
+    async def start(self, stack: contextlib.AsyncExitStack) -> None:
+        """Begin to serve; ``stack`` ends everything in reverse order."""
+        url = self._deployment.db_url
+        await asyncio.to_thread(schema.check, url)
+        store = Store(url)
+        await store.open()
+        stack.push_async_callback(store.close)
+        identity = IdentityService(store, now)
+        await identity.bootstrap()
+        folders = FolderService(store, self._volumes(), now)
+        control = ControlPlane(store, folders, now, self._control_settings())
+        folders.in_use = control.sessions.mounted
+        await folders.resume()
+        await control.start()
+        stack.push_async_callback(control.stop)
+        keypairs = KeyPairService(store, now)
+        await self._serve(stack, self._services(store, identity, keypairs, folders, control))
+
+    async def _serve(self, stack: contextlib.AsyncExitStack, services: Services) -> None:
+        """Listen; on the way out, stop listening before anything else is closed."""
+        hub_secret = self._secrets["PERIJOVE_HUB_SECRET"]
+
+        async def agent_known(token: str) -> bool:
+            async def work(db: AsyncSession) -> bool:
+                return await find(db, token) is not None
+
+            return await services.store.read(work)
+
+        authentication = Authentication(
+            services.identity,
+            services.keypairs,
+            now,
+            hub=hub_login(
+                self._config.hub_api_url or self._addresses.hub_api_url,
+                services.hub_prefix,
+                services.prefix,
+                self._secrets["PERIJOVE_SERVICE_TOKEN"],
+            ),
+            hub_secret=hub_secret,
+            agent_known=agent_known,
+        )
+        app = application(services, authentication, cookie_secret(hub_secret))
+        server = HTTPServer(
+            app, xheaders=True, max_body_size=2 * MAX_BODY, idle_connection_timeout=600
+        )
+        for text in self._config.bind or [f"{self._addresses.host}:{self._addresses.manager_port}"]:
+            host, port = address(text)
+            try:
+                sockets = bind_sockets(port, host or None)
+            except OSError as error:
+                raise ManagerError(f"cannot listen on {text}: {error.strerror}") from error
+            server.add_sockets(sockets)
+            self.ports += [each.getsockname()[1] for each in sockets]
+        stack.push_async_callback(server.close_all_connections)
+        stack.callback(server.stop)
+
+    def _volumes(self) -> list[LocalVolume]:
+        owner = tuple(self._config.folder_owner) or ((1000, 1000) if os.geteuid() == 0 else None)
+        if owner is not None and (len(owner) != 2 or not all(isinstance(i, int) for i in owner)):
+            raise ManagerError(f"folder_owner is {list(owner)!r}: give a user id and a group id")
+        return [LocalVolume(name, path, owner) for name, path in self._config.volumes.items()]
+
+    def _control_settings(self) -> ControlSettings:
+        return ControlSettings(
+            tick=self._config.tick,
+            heartbeat_interval=self._config.heartbeat_interval,
+            agent_timeout=self._config.agent_timeout,
+            agent_token=self._secrets["PERIJOVE_AGENT_TOKEN"] or None,
+        )
+
+    def _services(
+        self,
+        store: Store,
+        identity: IdentityService,
+        keypairs: KeyPairService,
+        folders: FolderService,
+        control: ControlPlane,
+    ) -> Services:
+        return Services(
+            store=store,
+            identity=identity,
+            keypairs=keypairs,
+            folders=folders,
+            control=control,
+            now=now,
+            prefix=self._config.service_prefix or self._addresses.service_prefix,
+            hub_prefix=self._config.hub_prefix or f"{self._addresses.base_url}hub/",
+            announcement=self._config.announcement,
+        )
+
+
+def now() -> dt.datetime:
+    """The manager's clock."""
+    return dt.datetime.now(dt.UTC)
