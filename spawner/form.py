@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from authenticator.problems import InvalidParameters
-from spawner.options import CUSTOM, SLOT_FIELD, Bounds, Choice, form_field, parse
+from spawner.options import AGAIN, CUSTOM, SLOT_FIELD, Bounds, Choice, form_field, parse
 from spawner.scheduler.slots import MICRO, human_amount, parse_amount
 
 GIB = 1024**3
 MAIN_SLOTS = ("cpu", "mem")
 FALLBACK_MOST = {"cpu": 4 * MICRO, "mem": 8 * GIB}
+"""Ends of the sliders while no node is connected."""
 
 
 @dataclass(slots=True)
@@ -45,12 +46,14 @@ def view(
     ``offer`` is the manager's (None: it is away); ``last`` the ``user_options`` of the last start, used for
     what is preselected unless a form was ``posted`` and refused. ``labels`` name images of the hub's list.
     Fields: ``presets``, ``preset``, ``sliders`` (CPU, memory), ``accelerators``, ``images``, ``groups``,
-    ``errors`` (form field -> sentence), ``notice``, ``away``.
+    ``errors`` (form field -> sentence), ``notice``, ``away``, ``chosen_before``.
     """
     values = _Values(offer or {}, last, posted)
     groups = list((offer or {}).get("groups") or ())
     return {
         "away": offer is None,
+        "again": AGAIN,
+        "chosen_before": values.chosen_before,
         "notice": (offer or {}).get("notice"),
         "presets": _presets(offer or {}, bounds),
         "preset": values.preset,
@@ -76,6 +79,7 @@ class _Values:
             self._last = parse(last or {})
         except InvalidParameters:
             self._last = Choice()
+        self.chosen_before = self._last != Choice()
         presets = {preset["name"]: preset for preset in offer.get("presets") or ()}
         self.preset = self.text("preset", self._last.preset)
         if self.preset is None:
@@ -143,7 +147,7 @@ def _slider(
         "fine_min": "0.1" if slot == "cpu" else "0.0625",
         "fine_step": "0.1" if slot == "cpu" else "any",
         "value": text if text != "0" else _number(least),
-        "largest": human_amount(slot, largest),
+        "largest": human_amount(slot, largest) if groups else "",
     }
 
 

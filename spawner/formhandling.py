@@ -66,6 +66,8 @@ def posted(formdata: Mapping[str, Any], spawner: PerijoveSpawner) -> Awaitable[d
 
 
 async def _read(spawner: PerijoveSpawner, remembered: Entered) -> dict[str, Any]:
+    if options.AGAIN in remembered.fields:
+        return _last(spawner)
     try:
         chosen = options.from_form(remembered.fields)
         offer = await spawner.manager.spawn_options(spawner.user.name)
@@ -82,6 +84,16 @@ async def _read(spawner: PerijoveSpawner, remembered: Entered) -> dict[str, Any]
         # Not a reason to refuse: the start waits for the manager, and checks again.
         spawner.log.warning("The manager is away: options of %s go unchecked", spawner._log_name)
     return chosen
+
+
+def _last(spawner: PerijoveSpawner) -> dict[str, Any]:
+    """What was chosen the last time, as far as it is valid."""
+    last = dict(spawner.user_options or {})
+    try:
+        options.parse(last)
+    except InvalidParameters:
+        return {}
+    return last
 
 
 def accept(spawner: PerijoveSpawner, user_options: Any) -> None:

@@ -26,6 +26,8 @@ KEYS = ("image", "resource_group", "preset", "slots", "shmem")
 MAX_SLOTS = 16
 CUSTOM = "custom"
 """Value of the form's ``preset`` field that says: use the amounts below."""
+AGAIN = "again"
+"""The form's only field while the manager is away: start with what was chosen the last time."""
 SLOT_FIELD = "slot."
 AGENT_TOKENS = ("home", "bind_host", "bind_port", "session_address")
 """In braces, in a session's command or environment, these are filled in where the session runs."""

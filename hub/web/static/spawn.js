@@ -5,7 +5,7 @@
   const content = document.getElementById("perijove-form");
   const line = document.getElementById("perijove-verdict");
   const start = document.getElementById("perijove-start");
-  if (!form) return;
+  if (!form || !content) return; // another form than ours
 
   const numberOf = (range) => document.getElementById(range.dataset.for);
   const ranges = [...form.querySelectorAll(".perijove-range")];
@@ -57,18 +57,21 @@
 
   // Field errors that the cluster found, shown where they belong.
   function mark(errors) {
-    for (const old of form.querySelectorAll(".perijove-found")) old.remove();
-    for (const input of form.querySelectorAll("[data-found]")) {
+    for (const old of form.querySelectorAll(".invalid-feedback")) old.remove();
+    for (const input of form.querySelectorAll(".is-invalid")) {
       input.classList.remove("is-invalid");
-      delete input.dataset.found;
+      input.removeAttribute("aria-invalid");
+      input.removeAttribute("aria-describedby");
     }
     for (const [name, why] of Object.entries(errors)) {
       const input = form.elements[name];
       if (!(input instanceof HTMLElement)) continue;
       input.classList.add("is-invalid");
-      input.dataset.found = "";
       const note = document.createElement("div");
-      note.className = "invalid-feedback d-block perijove-found";
+      note.className = "invalid-feedback d-block";
+      note.id = `error-${name}`;
+      input.setAttribute("aria-invalid", "true");
+      input.setAttribute("aria-describedby", note.id);
       note.textContent = why;
       (input.closest(".perijove-amount") || input.parentElement).append(note);
     }
@@ -85,7 +88,7 @@
   let last = null;
 
   function ask(delay = 250) {
-    if (!content) return;
+    if (!content.dataset.checkUrl) return;
     last = null;
     line.dataset.asking = "";
     clearTimeout(timer);
@@ -124,7 +127,7 @@
   // What can never run is refused here; everything else is the server's to decide.
   let sure = false;
   form.addEventListener("submit", async (event) => {
-    if (sure || !content) return;
+    if (sure || !content.dataset.checkUrl) return;
     event.preventDefault();
     clearTimeout(timer);
     start.disabled = true;

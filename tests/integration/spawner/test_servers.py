@@ -259,6 +259,25 @@ async def test_start_waits_for_a_manager_that_is_away(
     assert len(manager.sessions) == 1
 
 
+async def test_form_without_a_manager_starts_what_was_chosen_before(
+    hub: HubProcess, manager: ContractManager, user: str
+) -> None:
+    manager.run_at_once = True
+    async with browser(hub, user) as page:
+        await page.post("/hub/spawn", {"preset": "custom", "cpu": "3", "mem_gib": "1"})
+        await until(lambda: hub.ready(user), "ready")
+        await hub.api("DELETE", f"/users/{user}/server")
+        await until(lambda: not manager.live(), "ended")
+        await manager.pause()
+        _, _, text = await page.get("/hub/spawn")
+        assert "what you chose the last time" in text
+        status, url, _ = await page.post("/hub/spawn", {"again": "1"})
+        assert (status, "/spawn-pending/" in url) == (200, True)
+        await manager.start()
+        await until(lambda: hub.ready(user), "started after all")
+    assert manager.sessions[-1].body["config"]["resources"]["cpu"] == "3"
+
+
 async def test_check_answers_only_for_oneself_and_only_with_xsrf_token(
     hub: HubProcess, manager: ContractManager, user: str
 ) -> None:

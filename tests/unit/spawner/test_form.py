@@ -83,4 +83,5 @@ def test_bounds_of_the_hub_are_shown() -> None:
 def test_absent_manager_still_gives_a_form() -> None:
     form = view(None, Bounds(), {"preset": "small"}, None)
     assert form["away"]
+    assert form["chosen_before"]
     assert form["images"] == form["groups"] == form["presets"] == []
