@@ -23,9 +23,9 @@ class Launch:
     """The hub's extension of a session request."""
 
     hub: str = param("Id of the hub.", max_length=64)
-    server: str = param("Name of the server; empty for the default one.", default="", max_length=64)
     command: list[str] = param("Command of the main kernel.")
     port: int = param("Port that the command listens on.", minimum=1, maximum=65535)
+    server: str = param("Name of the server; empty for the default one.", default="", max_length=64)
 
 
 @dataclass(frozen=True, slots=True)
