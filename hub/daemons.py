@@ -67,6 +67,11 @@ class Daemon:
         """Its process id, if it runs."""
         return self.process.pid if self.process is not None else None
 
+    @property
+    def ours(self) -> bool:
+        """Whether we started it ourselves."""
+        return self._child is not None
+
     def start(self) -> None:
         """Start it. The launch is recorded before, so that it is found whatever interrupts us."""
         launch = secrets.token_hex(8)

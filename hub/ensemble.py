@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ from store.engine import StoreError
 
 END_ORDER = ("agent", "hub", "manager", "proxy")
 SHUTDOWN_WITHIN = 30.0
+HEARTBEAT_AGE = re.compile(r"^perijove_agent_heartbeat_age_seconds\{.*\} (\S+)$", re.MULTILINE)
 
 
 @dataclass
@@ -125,7 +128,9 @@ class Ensemble:
             choice = process_choice("the image could not be built")
             show("up", f"engine of the local agent: process ({choice.reason})")
         daemon = Daemon(recipes.agent(choice.engine))
-        await supervisor.bring_up(Member(daemon, ready=self._agent_ready, grace=15.0))
+        await supervisor.bring_up(
+            Member(daemon, ready=lambda: self._agent_ready(daemon), grace=15.0)
+        )
 
     async def _build_image(self) -> bool:
         """Build the image in a process of its own, showing its progress; whether it is there now."""
@@ -187,9 +192,17 @@ class Ensemble:
             f"stop that program; or, while no session lives, remove {path} to choose anew",
         )
 
-    async def _agent_ready(self) -> bool:
-        """Whether the manager counts a connected agent."""
-        return True
+    async def _agent_ready(self, agent: Daemon) -> bool:
+        """Whether the manager heard of an agent since this one began (or lately, if it was adopted)."""
+        recent = min(time.monotonic() - agent.started_at, 25.0) if agent.ours else 25.0
+        url = f"{self._addresses.manager_url}/metrics"
+        headers = {"Authorization": f"Bearer {self._secrets.hub_secret}"}
+        try:
+            async with self._http.get(url, headers=headers) as response:
+                text = await response.text() if response.status == 200 else ""
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
+        return any(float(age) <= recent for age in HEARTBEAT_AGE.findall(text))
 
     async def _answers(self, url: str, headers: Mapping[str, str] | None = None) -> bool:
         try:

@@ -183,6 +183,7 @@ class Group(Command):
 CONFIGURABLES = (
     "hub.config.deployment.Deployment",
     "hub.commands.up.Up",
+    "hub.manager.ManagerConfig",
     "hub.commands.image.ImageBuild",
     "spawner.agent.config.AgentConfig",
     "authenticator.authenticator.PerijoveAuthenticator",
