@@ -165,7 +165,7 @@ def _user(username: str, email: str, full_name: str, role: str, status: str) -> 
         "email": email,
         "full_name": full_name,
         "is_admin": role == Role.SUPERADMIN,
-        "active": status == "active",
+        "status": status,
     }
 
 
