@@ -269,16 +269,19 @@ class AgentRegistry:
 
     async def _push(self, link: AgentLink, *, always: bool) -> None:
         """Record which kernels are handed over before the agent can hear of them, then send."""
-        waiting = await self._journal.store.read(lambda db: _scheduled(db, link.agent_id))
+
+        async def look(db: AsyncSession) -> tuple[bool, Wanted]:
+            waiting = await _scheduled(db, link.agent_id)
+            return waiting, await wanted_set(db, link.agent_id, link.strays)
+
+        waiting, wanted = await self._journal.store.read(look)
         if waiting:
             handed = await self._journal.write(
                 REQUEST_ID, lambda change: _hand_over(change, link.agent_id)
             )
             link.handed.update(handed)
             await reach("push-recorded")
-        wanted = await self._journal.store.read(
-            lambda db: wanted_set(db, link.agent_id, link.strays)
-        )
+            _, wanted = await self._journal.store.read(look)
         if always or wanted != link.last_sent:
             await link.send(wanted)
             link.last_sent = wanted

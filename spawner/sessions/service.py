@@ -241,13 +241,17 @@ class SessionService:
         deadline = None if timeout is None else loop.time() + timeout
         with self.bus.subscribe(lambda event: event.session_id == session_id) as subscription:
             while True:
-                detail = await self._detail(session_id, None)
+                status = await self._store.read(
+                    lambda db: db.scalar(
+                        select(SessionRow.status).where(SessionRow.id == session_id)
+                    )
+                )
                 left = LOOK_AGAIN if deadline is None else deadline - loop.time()
-                if detail.status in statuses or left <= 0:
-                    return detail
+                if status is None or Status(status) in statuses or left <= 0:
+                    return await self._detail(session_id, None)
                 try:
                     if await subscription.get(min(left, LOOK_AGAIN)) is None:
-                        return detail
+                        return await self._detail(session_id, None)
                 except TimeoutError:
                     continue
 

@@ -25,6 +25,8 @@ T = TypeVar("T")
 PROGRESS = "_progress"
 """Name of the bus event that only says: look at the history again. It is not told to clients."""
 REQUEST_ID_LENGTH = 64
+FOLLOWED = frozenset({Status.PREPARING, Status.CREATING, Status.RUNNING})
+"""Statuses of a kernel that its agent has or was given: they change nothing of what it should run."""
 
 
 @dataclass(slots=True)
@@ -65,7 +67,7 @@ class Change:
             session.started_at = self.now
         elif to in FINAL:
             session.terminated_at = self.now
-        if to in (Status.PENDING, Status.RUNNING) or to in FINAL:
+        if to is Status.PENDING or to in FINAL:
             self.schedule = True
         self._write("session", str(session.id), session.id, old, to, cause, data)
         self._tell_session(session, to, reason or cause, exit_code)
@@ -96,7 +98,7 @@ class Change:
         await self._check(f"kernel {kernel.id}", old, to, str(kernel.id))
         kernel.status, kernel.status_info = to.value, cause
         where = {"agent": kernel.agent_id, "epoch": kernel.epoch} if kernel.agent_id else {}
-        if kernel.agent_id is not None:
+        if kernel.agent_id is not None and to not in FOLLOWED:
             self.agents.add(kernel.agent_id)
         if old in HOLDS and to not in HOLDS:
             await ledger.free(self.db, kernel.id, self.now)

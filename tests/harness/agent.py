@@ -162,7 +162,9 @@ class FakeAgent:
             if slot in ("cpu", "mem"):
                 found.append(DeviceReport(slot, slot, amount))
                 continue
-            found += [DeviceReport(slot, f"{slot}-{n}", 1_000_000) for n in range(amount // 1_000_000)]
+            found += [
+                DeviceReport(slot, f"{slot}-{n}", 1_000_000) for n in range(amount // 1_000_000)
+            ]
         return tuple(found)
 
     def say(self, message: Message) -> None:
