@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import platform
 import shutil
@@ -41,6 +42,12 @@ LOOPBACK = "127.0.0.1"
 TICK = 1.0
 """Seconds between looks at memory and logs; ends of processes are noticed at once."""
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
+_JUPYTER: dict[str, dict[str, Any]] = {
+    "KernelManager": {"transport": "ipc"},
+    "ServerApp": {"jpserver_extensions": {"jupyter_lsp": False, "notebook_shim": False}},
+    "LabServerApp": {"news_url": None},
+}
+"""Settings of Jupyter servers: kernels talk over sockets, and what one person does not need stays off."""
 _HINT = "use the docker engine for that"
 
 
@@ -51,6 +58,7 @@ class ProcessEngine(Engine):
 
     def __init__(self) -> None:
         self._scratch = Path()
+        self._jupyter = Path()
         self._groups: ControlGroups | None = None
         self._children: dict[str, int] = {}
         self._reserved: set[int] = set()
@@ -63,6 +71,13 @@ class ProcessEngine(Engine):
             raise EngineError("the process engine needs Linux with /proc")
         self._scratch = Path(str(config["state_dir"])) / "scratch"
         self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._jupyter = self._scratch.with_name("jupyter")
+        self._jupyter.mkdir(exist_ok=True, mode=0o755)
+        settings = {
+            **_JUPYTER,
+            "ServerApp": {**_JUPYTER["ServerApp"], "allow_root": os.geteuid() == 0},
+        }
+        (self._jupyter / "jupyter_server_config.json").write_text(json.dumps(settings))
         for folder in self._scratch.glob(f"*{UNFINISHED}"):  # a crash left them half-made
             Scratch(folder).delete()
         groups = await asyncio.to_thread(ControlGroups)
@@ -117,7 +132,8 @@ class ProcessEngine(Engine):
             cgroups = await asyncio.to_thread(self._groups.create, scratch.mark, limits)
         environ = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         environ["PATH"] = f"{Path(sys.executable).parent}:{environ.get('PATH', os.defpath)}"
-        environ |= {"HOME": home, "JUPYTER_PREFER_ENV_PATH": "1", "SHELL": "/bin/bash"}
+        environ |= {"HOME": home, "SHELL": "/bin/bash"}
+        environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_CONFIG_PATH": str(self._jupyter)}
         environ |= tokens.environ(limits.environ) | tokens.environ(spec.environ)
         run = Run(
             kernel_id=spec.kernel_id,
@@ -287,7 +303,7 @@ class ProcessEngine(Engine):
 
     def _own_command(self) -> tuple[str, ...]:
         """JupyterLab behind its own token, for sessions that no hub asked for."""
-        options = ("--no-browser", "--ip={bind_host}", "--port={bind_port}", "--allow-root")
+        options = ("--no-browser", "--ip={bind_host}", "--port={bind_port}")
         return (sys.executable, "-m", "jupyterlab", *options, "--ServerApp.root_dir={home}")
 
     def _free_port(self) -> int:
