@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_
 _JUPYTER: dict[str, dict[str, Any]] = {
     "KernelManager": {"transport": "ipc"},
     "ServerApp": {"jpserver_extensions": {"jupyter_lsp": False, "notebook_shim": False}},
-    "LabServerApp": {"news_url": None},
+    "LabApp": {"news_url": None, "check_for_updates_class": "jupyterlab.NeverCheckForUpdate"},
 }
 """Settings of Jupyter servers: kernels talk over sockets, and what one person does not need stays off."""
 _HINT = "use the docker engine for that"
@@ -134,6 +135,7 @@ class ProcessEngine(Engine):
         environ["PATH"] = f"{Path(sys.executable).parent}:{environ.get('PATH', os.defpath)}"
         environ |= {"HOME": home, "SHELL": "/bin/bash"}
         environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_CONFIG_PATH": str(self._jupyter)}
+        environ["JUPYTER_RUNTIME_DIR"] = str(_sockets(scratch.mark))
         environ |= tokens.environ(limits.environ) | tokens.environ(spec.environ)
         run = Run(
             kernel_id=spec.kernel_id,
@@ -147,6 +149,7 @@ class ProcessEngine(Engine):
             memory_bytes=limits.memory_bytes,
             cgroups=cgroups,
         )
+        _sockets(scratch.mark).mkdir(mode=0o700, exist_ok=True)
         await asyncio.to_thread(scratch.write, run)
         return self._state(scratch, run)
 
@@ -197,6 +200,7 @@ class ProcessEngine(Engine):
             self._reserved.difference_update(endpoint.port for endpoint in run.endpoints)
         if self._groups is not None:
             await asyncio.to_thread(self._groups.remove, scratch.mark)
+        await asyncio.to_thread(shutil.rmtree, _sockets(scratch.mark), ignore_errors=True)
         await asyncio.to_thread(scratch.delete)
 
     async def list(self) -> tuple[EngineState, ...]:
@@ -351,3 +355,9 @@ class ProcessEngine(Engine):
         if pid:
             del self._children[mark]
         return bool(pid)
+
+
+def _sockets(mark: str) -> Path:
+    """Where a run's kernels have their sockets: a path of a socket must stay under 108 characters."""
+    kernel, _, epoch = mark.rpartition("-")
+    return Path(tempfile.gettempdir()) / f"perijove-{kernel[:18]}-{epoch}"
