@@ -11,6 +11,7 @@ from hub.api.endpoints import Access, endpoint
 from hub.api.handler import Base
 
 CLOSED_BY_POLICY = 1008
+TRY_AGAIN = 1012
 _QUEUE = 1000
 
 
@@ -67,9 +68,10 @@ class _Connection:
         """The next frame, or None when the connection is closed."""
         return await self._handler._frames.get()
 
-    async def close(self, reason: str) -> None:
+    async def close(self, reason: str, *, refused: bool) -> None:
         """Close, telling why (123 bytes at most fit into the frame)."""
-        self._handler.close(CLOSED_BY_POLICY, reason.encode()[:120].decode("utf-8", "ignore"))
+        code = CLOSED_BY_POLICY if refused else TRY_AGAIN
+        self._handler.close(code, reason.encode()[:120].decode("utf-8", "ignore"))
 
 
 HANDLERS = (AgentConnect,)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.problems import AgentUnavailable
@@ -35,7 +36,7 @@ from spawner.agent.protocol import (
 )
 from spawner.sessions import registration, reports, steps
 from spawner.sessions.failpoints import reach
-from spawner.sessions.states import Status
+from spawner.sessions.states import IllegalTransition, Status
 from spawner.sessions.tables import AgentTokenRow, AllocationRow, KernelRow, SessionRow
 from spawner.sessions.tokens import find
 from spawner.sessions.transitions import Change, Journal
@@ -57,8 +58,8 @@ class AgentConnection(Protocol):
     async def receive(self) -> str | None:
         """The next frame, or None when the connection is closed."""
 
-    async def close(self, reason: str) -> None:
-        """Close, telling why."""
+    async def close(self, reason: str, *, refused: bool) -> None:
+        """Close, telling why; ``refused`` when dialling again at once would be useless."""
 
 
 class AgentLink:
@@ -150,21 +151,25 @@ class AgentRegistry:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine always runs in a task
         self._serving.add(task)
-        reason = "the manager stops"
+        reason, refused = "the manager stops", False
         try:
-            reason = await self._converse(connection, token)
+            await self._converse(connection, token)
+            reason = "the connection ended"
         except ProtocolError as error:
-            reason = str(error)
+            reason, refused = str(error), True
             log.warning("an agent's connection is closed: %s", reason)
         except StoreError as error:
             reason = "the database is not available: connect again"
             log.error("an agent's connection is closed: %s", error)
+        except (SQLAlchemyError, IllegalTransition) as error:
+            reason = "the manager could not record what the agent told it"
+            log.exception("an agent's connection is closed: %s", type(error).__name__)
         except ConnectionError as error:
             reason = f"the connection broke: {error}"
         finally:
             self._serving.discard(task)
             with suppress(ConnectionError):
-                await connection.close(reason)
+                await connection.close(reason, refused=refused)
 
     async def close(self) -> None:
         """End all connections; agents dial again when there is a manager."""
@@ -174,11 +179,11 @@ class AgentRegistry:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _converse(self, connection: AgentConnection, token: str) -> str:
-        """Hello, then both directions until one ends; returns why it ended."""
+    async def _converse(self, connection: AgentConnection, token: str) -> None:
+        """Hello, then both directions until one ends. Raises ``ProtocolError``."""
         row = await self._journal.store.read(lambda db: find(db, token))
         if row is None:
-            return "the agent's token is not known here, or was revoked"
+            raise ProtocolError("the agent's token is not known here, or was revoked")
         hello = await _hello(connection, row)
         await self._journal.write(REQUEST_ID, lambda change: registration.register(change, hello))
         link = AgentLink(hello.agent_id, connection)
@@ -186,7 +191,8 @@ class AgentRegistry:
         self._links[hello.agent_id] = link
         if old is not None:
             with suppress(ConnectionError):
-                await old.connection.close("another connection of the same agent replaced this one")
+                reason = "another connection of the same agent replaced this one"
+                await old.connection.close(reason, refused=True)
         log.info("agent %s connected (%s, %s)", hello.agent_id, hello.engine, hello.version)
         await link.send(self._welcome)
         pusher = asyncio.create_task(self._push_forever(link), name=f"push-{hello.agent_id}")
@@ -195,7 +201,6 @@ class AgentRegistry:
             done, _ = await asyncio.wait({pusher, reader}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-            return "the connection ended"
         finally:
             if self._links.get(hello.agent_id) is link:
                 del self._links[hello.agent_id]

@@ -51,6 +51,7 @@ class Wire:
         self._to_agent: asyncio.Queue[str | None] = asyncio.Queue()
         self.closed: str | None = None
         """Why the manager closed the connection."""
+        self.refused = False
         self.cut = False
 
     async def send(self, frame: str) -> None:
@@ -61,8 +62,9 @@ class Wire:
     async def receive(self) -> str | None:
         return await self._to_manager.get()
 
-    async def close(self, reason: str) -> None:
+    async def close(self, reason: str, *, refused: bool) -> None:
         if self.closed is None:
+            self.refused = refused
             self.closed = reason
             self._to_agent.put_nowait(None)
             self._to_manager.put_nowait(None)

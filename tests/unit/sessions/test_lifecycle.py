@@ -5,7 +5,7 @@ import pytest
 from authenticator.problems import NotFound
 from spawner.agent.protocol import KernelReport
 from spawner.sessions.states import Status
-from tests.harness.agent import CrashingAgent, FakeAgent, RefusingAgent, SlowAgent
+from tests.harness.agent import CrashingAgent, FakeAgent, FakeKernel, RefusingAgent, SlowAgent
 from tests.harness.plane import FINISHED, REQUEST, Rig, until
 
 
@@ -165,10 +165,7 @@ async def test_destroy_reaches_a_session_in_every_status(plane: Rig) -> None:
         again = await plane.destroy(ada, detail, forced=True)
         assert again.session.forced
 
-        async def draining() -> str:
-            return kernel.status
-
-        await until(draining, lambda state: state == "TERMINATING")
+        await _became(kernel, "TERMINATING")
         await plane.validate()
         agent.finish()
         assert (await plane.wait(detail, *FINISHED)).status is Status.TERMINATED
@@ -260,6 +257,13 @@ async def test_history_tells_the_story_without_names_of_nodes(plane: Rig) -> Non
     ]
     assert rows[0].request_id == REQUEST
     assert "node-1" not in str([(row.cause, row.data) for row in rows])
+
+
+async def _became(kernel: FakeKernel, status: str) -> None:
+    async def now() -> str:
+        return kernel.status
+
+    await until(now, lambda found: found == status)
 
 
 async def _acked(agent: FakeAgent, sequence: int) -> None:
