@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from authenticator.problems import InvalidParameters
-from spawner.options import AGAIN, CUSTOM, SLOT_FIELD, Bounds, Choice, form_field, parse
+from spawner.options import AGAIN, CUSTOM, SLOT_FIELD, Bounds, Choice, form_field, parse, sentence
 from spawner.scheduler.slots import MICRO, human_amount, parse_amount
 
 GIB = 1024**3
@@ -187,7 +187,7 @@ def _presets(offer: Mapping[str, Any], bounds: Bounds) -> list[dict[str, Any]]:
         slots = {slot: parse_amount(slot, text) for slot, text in preset["slots"].items()}
         over = [slot for slot, amount in slots.items() if amount > bounds.most.get(slot, amount)]
         verdict = preset.get("verdict") or ""
-        message = preset.get("message") or ""
+        message = sentence(preset.get("message") or "")
         if over:
             most = " and ".join(human_amount(slot, bounds.most[slot]) for slot in over)
             verdict, message = "never", f"At most {most} may be chosen here."

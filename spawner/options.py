@@ -114,6 +114,11 @@ def slots_text(slots: Mapping[str, int]) -> dict[str, str]:
     return {slot: format_amount(slot, amount) for slot, amount in slots.items()}
 
 
+def sentence(text: str) -> str:
+    """``text`` with a capital letter, as it stands alone on a page."""
+    return text[:1].upper() + text[1:]
+
+
 def seen_from_session(url: str) -> str:
     """``url`` with a loopback host replaced by the one at which a session reaches its own node."""
     parts = urlsplit(url)

@@ -11,10 +11,13 @@ from jupyterhub.spawner import SpawnException
 
 from authenticator.problems import InvalidParameters
 from spawner.client import End, Refusal, Step
+from spawner.options import sentence
 
 MAX_EVENTS = 500
 LOG_TAIL_LINES = 40
 LOG_TAIL_CHARACTERS = 6000
+QUOTED = "Last lines of its output:"
+"""Before the end of the session's output in the manager's message; the whole log says it better."""
 LOG_HEADING = "\nLast lines of its log:\n"
 PROGRESS_CEILING = 95
 """The hub itself says 100, once the server answers."""
@@ -43,7 +46,7 @@ class StartStory:
         self, message: str, status: str = "", progress: int | None = None, at: Any = None
     ) -> None:
         """Add an event, unless it repeats the last one."""
-        event: dict[str, Any] = {"message": message, "status": status}
+        event: dict[str, Any] = {"message": sentence(message), "status": status}
         if progress is not None:
             event["progress"] = max(0, min(PROGRESS_CEILING, progress))
         last = self._events[-1] if self._events else {}
@@ -134,25 +137,26 @@ def refused(refusal: Refusal) -> StartRefused:
 
 def never_fits(message: str, fields: dict[str, str]) -> StartRefused:
     """The refusal of a request that no node could ever hold."""
-    return StartRefused(
-        message, reason="capacity", html=escape(message), status_code=400, fields=fields
-    )
+    return StartRefused(sentence(message), reason="capacity", fields=fields)
 
 
 def ended_early(end: End, log: str) -> StartRefused:
     """The failure of a session that ended before it could be used: cause, what to do, last lines of its log."""
-    cause = end.message or f"the session is {end.status}"
+    cause, _, quoted = end.message.partition(QUOTED)
+    cause = cause.rstrip(" .:") or f"the session is {end.status}"
     if end.status == "CANCELLED":
         return StartRefused(
             f"The start was cancelled: {cause}", reason="cancelled", status_code=409
         )
-    code = "" if end.exit_code is None else f" (exit code {end.exit_code})"
-    message = f"The session ended while it was starting: {cause}{code}."
+    code = end.exit_code
+    if code is not None and "exit code" not in cause:
+        cause += f" (exit code {code})"
+    message = f"The session ended while it was starting: {cause}."
     advice = (
         "Start it again; if it fails in the same way, choose more memory or another image, "
         "or show this page to an administrator."
     )
-    lines = log.strip()[-LOG_TAIL_CHARACTERS:].splitlines()[-LOG_TAIL_LINES:]
+    lines = (log.strip() or quoted.strip())[-LOG_TAIL_CHARACTERS:].splitlines()[-LOG_TAIL_LINES:]
     html = f"<strong>{escape(message)}</strong><br>{advice}"
     if lines:
         tail = escape("\n".join(lines))

@@ -42,7 +42,7 @@ class CheckHandler(APIHandler):
             json.dumps(
                 {
                     "verdict": verdict.verdict,
-                    "message": verdict.message,
+                    "message": options.sentence(verdict.message),
                     "errors": {options.form_field(k): why for k, why in verdict.errors.items()},
                 }
             )

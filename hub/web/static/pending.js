@@ -35,8 +35,10 @@
     bar.parentElement.setAttribute("aria-valuenow", percent);
   }
 
-  function setStage(status) {
-    const now = stages.findIndex((stage) => stage.dataset.statuses.split(" ").includes(status));
+  function setStage(status, message) {
+    // The server starts inside a container that is still being created, as far as statuses go.
+    const starting = status === "CREATING" && /^starting/i.test(message || "");
+    const now = starting ? stages.length - 1 : stages.findIndex((stage) => stage.dataset.statuses.split(" ").includes(status));
     if (now < 0) return;
     stages.forEach((stage, index) => {
       stage.classList.toggle("done", index < now);
@@ -98,7 +100,7 @@
     const at = event.at === undefined ? Date.now() : timeOf(event.at);
     if (shown === 0 && event.at !== undefined) { began = Math.min(began, at); shown = 1; }
     if (event.progress !== undefined) setProgress(event.progress);
-    if (event.status) setStage(event.status);
+    if (event.status) setStage(event.status, event.message);
     if (event.message && event.status !== undefined && !cancelling) {
       state.textContent = event.message;
       record(event.message, at);

@@ -56,21 +56,21 @@ async def test_every_listener_hears_all_from_the_beginning() -> None:
     late = asyncio.ensure_future(_heard(story))
     story.tell("two", "RUNNING", 100)
     story.close()
-    assert await early == await late == ["one", "two"]
-    assert await _heard(story) == ["one", "two"]
+    assert await early == await late == ["One", "Two"]
+    assert await _heard(story) == ["One", "Two"]
 
 
 async def test_long_story_keeps_its_beginning_and_its_end() -> None:
     story = StartStory()
     listener = story.listen()
     story.tell("begin")
-    assert (await anext(listener))["message"] == "begin"
+    assert (await anext(listener))["message"] == "Begin"
     for number in range(2 * MAX_EVENTS):
         story.tell(str(number))
     story.close()
     rest = [event["message"] async for event in listener]
     heard = await _heard(story)
-    assert heard[0] == "begin"
+    assert heard[0] == "Begin"
     assert heard[1:] == rest
     assert rest[-1] == str(2 * MAX_EVENTS - 1)
     assert len(heard) == MAX_EVENTS
@@ -90,6 +90,9 @@ def test_failures_are_sentences_with_escaped_html() -> None:
     assert "\n" not in str(failure)
     assert (failure.reason, failure.status_code) == ("start-failed", 500)
     assert ended_early(End("CANCELLED"), "").reason == "cancelled"
+    quoting = End("ERROR", "it ended (exit code 1). Last lines of its output: x", exit_code=1)
+    assert "ended (exit code 1)." in ended_early(quoting, "all of it").message
+    assert "<pre>x</pre>" in ended_early(quoting, "").jupyterhub_html_message
 
 
 def test_refusals_keep_status_and_fields() -> None:
