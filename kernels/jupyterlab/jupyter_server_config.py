@@ -11,6 +11,3 @@ c.ServerApp.preferred_dir = "/home/work"
 c.FileContentsManager.delete_to_trash = False
 # Slow to import, not used in a session of one person.
 c.ServerApp.jpserver_extensions = {"notebook_shim": False, "jupyter_lsp": False}
-# Announcements would ask a server on the internet at each start.
-c.LabApp.news_url = None
-c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-SLOW = 120_000
+SLOW = 60_000
 """Milliseconds; a cold JupyterLab on two busy cores takes its time."""
 
 
@@ -38,6 +38,8 @@ class Person:
     def open_notebook(self) -> None:
         self.page.locator('.jp-LauncherCard[data-category="Notebook"]').first.click()
         self.page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+        kernel = self.page.locator("#jp-main-statusbar")
+        expect(kernel).to_contain_text("| Idle", timeout=SLOW)
 
     def run_cell(self, code: str, expected: str) -> None:
         """Type ``code`` into the last cell, run it, and see ``expected`` come out."""

@@ -40,12 +40,27 @@ def started(tmp_path: Path, engine: str) -> Iterator[Platform]:
 
 
 def test_first_light(platform: Platform, browser: Browser, shots: Path) -> None:
-    engine = platform.engine
     assert platform.password, "the password of the first administrator is shown once"
     assert platform.password not in platform.logs()
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     person = Person(context.new_page(), platform.url, shots)
-    page = person.page
+    try:
+        live_the_story(person, platform)
+    except BaseException:
+        person.shot(f"{platform.engine}-failed")
+        print(platform.logs())
+        raise
+    finally:
+        context.close()
+
+    # Ctrl-C ends it all.
+    assert platform.end(signal.SIGINT) == 0
+    assert platform.leftovers() == []
+    assert list((platform.state / "run").glob("*.json")) == []
+
+
+def live_the_story(person: Person, platform: Platform) -> None:
+    engine, page = platform.engine, person.page
     person.log_in("admin", platform.password)
 
     # The form says what the cluster can give, and refuses what can never fit with a sentence.
@@ -110,12 +125,6 @@ def test_first_light(platform: Platform, browser: Browser, shots: Path) -> None:
     again = person.contents("admin", "Untitled.ipynb")
     assert again is not None
     assert "42" in json.dumps(again["content"])
-    context.close()
-
-    # Ctrl-C ends it all.
-    assert platform.end(signal.SIGINT) == 0
-    assert platform.leftovers() == []
-    assert list((platform.state / "run").glob("*.json")) == []
 
 
 def expect_file(person: Person, path: str, text: str) -> None:

@@ -46,9 +46,10 @@ _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_
 _JUPYTER: dict[str, dict[str, Any]] = {
     "KernelManager": {"transport": "ipc"},
     "ServerApp": {"jpserver_extensions": {"jupyter_lsp": False, "notebook_shim": False}},
-    "LabApp": {"news_url": None, "check_for_updates_class": "jupyterlab.NeverCheckForUpdate"},
 }
 """Settings of Jupyter servers: kernels talk over sockets, and what one person does not need stays off."""
+_LAB = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+"""Settings of JupyterLab's pages: the news would be asked of a server on the internet."""
 _HINT = "use the docker engine for that"
 
 
@@ -79,6 +80,8 @@ class ProcessEngine(Engine):
             "ServerApp": {**_JUPYTER["ServerApp"], "allow_root": os.geteuid() == 0},
         }
         (self._jupyter / "jupyter_server_config.json").write_text(json.dumps(settings))
+        (self._jupyter / "labconfig").mkdir(exist_ok=True)
+        (self._jupyter / "labconfig" / "page_config.json").write_text(json.dumps(_LAB))
         for folder in self._scratch.glob(f"*{UNFINISHED}"):  # a crash left them half-made
             Scratch(folder).delete()
         groups = await asyncio.to_thread(ControlGroups)
