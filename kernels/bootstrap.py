@@ -73,10 +73,8 @@ def bootstrap(client: docker.DockerClient, progress: Callable[[str], None]) -> s
     with tempfile.TemporaryDirectory(prefix="perijove-base-") as temporary:
         root = Path(temporary) / "root"
         progress(f"bootstrapping Debian {SUITE} (about a minute)")
-        _run(
-            ["debootstrap", "--variant=minbase", "--include=python3,ca-certificates", SUITE]
-            + [str(root), apt_mirror()]
-        )
+        command = ["debootstrap", "--variant=minbase", "--include=python3,ca-certificates"]
+        _run([*command, SUITE, str(root), apt_mirror()])
         archive = Path(temporary) / "root.tar"
         _run(["tar", "-C", str(root), "-cf", str(archive), "."])
         progress(f"importing {BASE_TAG}")

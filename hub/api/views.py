@@ -118,6 +118,17 @@ def session_info(detail: SessionDetail, now: dt.datetime) -> dict[str, Any]:
         "lastStat": kernel.last_stat or None,
         "idleChecks": None,
         "servicePorts": service_ports(detail),
+        "perijove": _own_facts(detail),
+    }
+
+
+def _own_facts(detail: SessionDetail) -> dict[str, Any]:
+    """What the session's own JupyterLab shows besides Backend.AI's fields."""
+    slots = dict(detail.occupied) or dict(detail.session.requested_slots)
+    return {
+        "owner": detail.owner,
+        "message": message(detail),
+        "resources": {slot: human_amount(slot, slots[slot]) for slot in sorted(slots)},
     }
 
 
