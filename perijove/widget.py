@@ -17,7 +17,7 @@ _STYLE = (
 _TITLE_STYLE = "margin:0;color:var(--jp-ui-font-color2,inherit)"
 
 
-class SessionInfo(HTML):  # type: ignore[misc]  # ipywidgets has no annotations
+class SessionInfo(HTML):
     """Name, status, resources and age of this session.
 
     Shown as a widget it asks the manager again every ``interval`` seconds (at least 5); ``refresh``

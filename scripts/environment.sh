@@ -98,14 +98,19 @@ proxy() {
 # The JupyterLab extension: built once per state of its sources.
 labextension() {
     local folder="$ROOT/labextension" wanted
-    [ -f "$folder/package.json" ] || return 0
     wanted=$(cd "$folder" && find . -type f \
-        -not -path './node_modules/*' -not -path './lib/*' -not -path './*/labextension/*' \
+        -not -path './node_modules/*' -not -path './lib/*' -not -path './prebuilt/*' \
         -not -path './.yarn/*' -not -name '*.py' -not -name '*.pyc' -not -name '*.tsbuildinfo' -print0 |
         sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
-    if [ "$(cat "$folder/node_modules/.built" 2>/dev/null)" != "$wanted" ]; then
+    if [ "$(cat "$folder/node_modules/.built" 2>/dev/null)" != "$wanted" ] ||
+        [ ! -f "$folder/prebuilt/package.json" ]; then
         step "Building the JupyterLab extension (about two minutes the first time)"
         (cd "$folder" && quietly jlpm install --immutable && quietly jlpm build:prod)
         printf '%s\n' "$wanted" >"$folder/node_modules/.built"
     fi
+    # An editable installation has no data files: point at the checkout's instead.
+    local share="$VENV/share/jupyter/labextensions" etc="$VENV/etc/jupyter/jupyter_server_config.d"
+    mkdir -p "$share" "$etc"
+    ln -sfn "$folder/prebuilt" "$share/perijove-lab"
+    ln -sf "$folder/jupyter-config/perijove.json" "$etc/perijove.json"
 }
