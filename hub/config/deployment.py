@@ -21,7 +21,9 @@ from traitlets import Integer, TraitError, Unicode, default, validate
 from traitlets.config import Configurable
 
 LOOPBACK = "127.0.0.1"
-PREFERRED_PORTS = {"proxy_api_port": 8001, "hub_port": 8081, "manager_port": 8090}
+INNER_PORTS = ("proxy_api_port", "hub_port", "manager_port")
+MANAGER_PORT = 8090
+"""Taken for the manager if it is free: agents of other nodes are told it. Nobody types the others."""
 FREE_PORTS = range(20000, 30000)
 """Below the kernel's own range of outgoing ports, so that a remembered port stays free."""
 
@@ -239,10 +241,11 @@ class Deployment(Configurable):
             "host": host,
         }
         taken = {self.port}
-        for name, preferred in PREFERRED_PORTS.items():
+        for name in INNER_PORTS:
             port = known.get(name)
             if port is None or port == self.port:
                 where = LOOPBACK if name == "proxy_api_port" else host
+                preferred = MANAGER_PORT if name == "manager_port" else None
                 port = free_port(where, preferred, taken)
             chosen[name] = port
             taken.add(port)
@@ -282,9 +285,9 @@ def can_bind(host: str, port: int) -> bool:
         return True
 
 
-def free_port(host: str, preferred: int, taken: set[int]) -> int:
+def free_port(host: str, preferred: int | None, taken: set[int]) -> int:
     """``preferred`` if it is free on ``host``, else a free one of ``FREE_PORTS``."""
-    if preferred not in taken and can_bind(host, preferred):
+    if preferred is not None and preferred not in taken and can_bind(host, preferred):
         return preferred
     start = random.randrange(len(FREE_PORTS))  # noqa: S311 - spreads deployments, hides nothing
     for step in range(len(FREE_PORTS)):

@@ -66,7 +66,8 @@ def test_the_first_start_shows_the_password_once_and_ctrl_c_leaves_nothing(tmp_p
 def test_what_is_killed_comes_back(up, name):
     before = up.pids()
     os.kill(before[name], signal.SIGKILL)
-    eventually(lambda: up.pid(name) != before[name] and up.whole(), RECOVERS_WITHIN)
+    eventually(lambda: up.pid(name) not in (before[name], None) and up.whole(), RECOVERS_WITHIN)
+    up.wait_for(f"{name:>7} | answers again", RECOVERS_WITHIN)
     others = {other: pid for other, pid in up.pids().items() if other != name}
     assert others == {other: pid for other, pid in before.items() if other != name}
 

@@ -80,7 +80,7 @@ def test_inner_ports_are_remembered(deployment):
 
 
 def test_ports_differ_from_each_other_and_from_the_public_one(deployment):
-    clash = Deployment(state_dir=deployment.state_dir, port=8081)
+    clash = Deployment(state_dir=deployment.state_dir, port=8090)
     a = clash.choose_addresses("127.0.0.1")
     assert len({a.port, a.hub_port, a.manager_port, a.proxy_api_port}) == 4
 
