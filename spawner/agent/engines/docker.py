@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import functools
+import hashlib
 import json
 import os
 import threading
@@ -100,7 +101,10 @@ def _check_isolation(attributes: Mapping[str, Any]) -> None:
 
 
 class DockerEngine(Engine):
-    """Settings of ``open``: ``publish_host``, ``uid``, ``gid``, ``read_only_root``."""
+    """Settings of ``open``: ``state_dir``, ``publish_host``, ``uid``, ``gid``, ``read_only_root``.
+
+    Containers carry a digest of ``state_dir``: several agents on one Docker engine leave each other's alone.
+    """
 
     name = "docker"
 
@@ -108,6 +112,7 @@ class DockerEngine(Engine):
         self._client: docker.DockerClient | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._gateway = ""
+        self._home = ""
         self._publish_host = "127.0.0.1"
         self._user = "1000:1000"
         self._read_only_root = True
@@ -115,6 +120,8 @@ class DockerEngine(Engine):
 
     async def open(self, config: Mapping[str, Any]) -> None:
         """Connect, make the network, check that it isolates."""
+        folder = str(Path(str(config.get("state_dir") or "")).resolve())
+        self._home = hashlib.sha256(folder.encode()).hexdigest()[:16]
         self._publish_host = str(config.get("publish_host") or "127.0.0.1")
         root = os.geteuid() == 0
         uid = config.get("uid") or (1000 if root else os.geteuid())
@@ -229,7 +236,7 @@ class DockerEngine(Engine):
                 **tokens.environ(limits.environ),
                 **tokens.environ(spec.environ),
             },
-            labels=_labels(spec, identity),
+            labels={**_labels(spec, identity), f"{LABEL}.home": self._home},
             ports=[port.container_port for port in spec.ports],
             host_config=host_config,
         )
@@ -279,7 +286,7 @@ class DockerEngine(Engine):
         """All containers with our labels, in any phase."""
         client = self._open_client()
         call = functools.partial(
-            client.api.containers, all=True, filters={"label": [f"{LABEL}.kernel"]}
+            client.api.containers, all=True, filters={"label": [*self._ours()]}
         )
         states = []
         for entry in await self._call(call):
@@ -312,7 +319,7 @@ class DockerEngine(Engine):
     async def events(self) -> AsyncIterator[EngineEvent]:
         """Deaths and removals of our containers; ends when the engine closes the stream."""
         client = self._open_client()
-        filters = {"type": "container", "event": ["die", "destroy"], "label": [f"{LABEL}.kernel"]}
+        filters = {"type": "container", "event": ["die", "destroy"], "label": [*self._ours()]}
         stream: Any = await self._call(
             functools.partial(client.api.events, decode=True, filters=filters)
         )
@@ -335,6 +342,10 @@ class DockerEngine(Engine):
                 yield EngineEvent(_identity(labels), what)
         finally:
             stream.close()
+
+    def _ours(self) -> tuple[str, ...]:
+        """Labels that all containers of this agent carry, and no others."""
+        return f"{LABEL}.kernel", f"{LABEL}.home={self._home}"
 
     def _open_client(self) -> docker.DockerClient:
         if self._client is None:

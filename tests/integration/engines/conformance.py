@@ -303,6 +303,24 @@ class EngineConformance:
             await other.close()
         await engine.open(settings)
 
+    async def test_agents_on_one_host_leave_each_others_kernels_alone(
+        self,
+        engine: Engine,
+        fresh: Callable[[], Engine],
+        settings: Mapping[str, Any],
+        image: str,
+        mounts: tuple[BoundMount, ...],
+        tmp_path: Path,
+    ) -> None:
+        ours = await self.run(engine, self.spec(image, SLEEP), mounts)
+        neighbour = fresh()
+        await neighbour.open({**settings, "state_dir": str(tmp_path / "neighbour")})
+        try:
+            assert await neighbour.list() == ()
+        finally:
+            await neighbour.close()
+        assert ours.identity in {state.identity for state in await engine.list()}
+
     async def test_starting_what_is_not_there_is_an_error(self, engine: Engine) -> None:
         with pytest.raises(EngineError, match="gone"):
             await engine.start(Identity(str(uuid.uuid4()), "s", 1))
