@@ -75,6 +75,7 @@ class Store:
         self._arrived = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
+        self._reads: set[asyncio.Task[Any]] = set()
 
     async def open(self) -> None:
         """Connect and start the writer; a SQLite file is created (empty, 0600) where there is none.
@@ -102,7 +103,7 @@ class Store:
         self._closing = True
         self._arrived.set()
         if self._task is not None:
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task, *self._reads])
             task, self._task = self._task, None
             await self._dispose()
             if not task.cancelled():
@@ -113,10 +114,24 @@ class Store:
         """Run ``work`` in a transaction that sees one snapshot and cannot write.
 
         Rows stay usable after the session is gone, as far as they were loaded. Raises ``StoreUnavailable``.
+        A caller that is cancelled does not interrupt the work: a driver that is torn out of a statement
+        leaks its connection, and with it a read lock and a thread.
         """
         if self._reader is None or self._closing:
             raise StoreClosed("the store is not open")
-        async with transaction(self._reader) as connection:
+        task = asyncio.create_task(self._read(self._reader, work))
+        self._reads.add(task)
+        task.add_done_callback(self._read_done)
+        return await asyncio.shield(task)
+
+    def _read_done(self, task: asyncio.Task[Any]) -> None:
+        self._reads.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen by the caller, unless that was cancelled and does not care
+
+    @staticmethod
+    async def _read(engine: AsyncEngine, work: Work[T]) -> T:
+        async with transaction(engine) as connection:
             session = AsyncSession(connection, expire_on_commit=False, autoflush=False)
             try:
                 return await work(session)

@@ -332,7 +332,7 @@ async def _hand_over(change: Change, agent_id: str) -> list[uuid.UUID]:
                 cause = steps.CAUSES[Status.PREPARING]
                 await change.move_kernel(session, kernel, Status.PREPARING, cause)
                 handed.append(kernel.id)
-        await steps.advance(change, session_id)
+        await steps.step(change, session, kernels)
     return handed
 
 

@@ -22,7 +22,7 @@ from authenticator.problems import (
     QuotaExceeded,
 )
 from authenticator.tables import KeyPairPolicyRow, KeyPairRow, MembershipRow, ProjectRow
-from spawner.scheduler.slots import KINDS, human_bytes, parse_amount
+from spawner.scheduler.slots import KINDS, human_amount, human_bytes, parse_amount
 from spawner.sessions.registration import architecture
 from spawner.sessions.requests import NewSession
 from spawner.sessions.states import Status, Target
@@ -204,8 +204,7 @@ class Checker:
                 asked = self.new.slots.get(slot, 0)
                 self._fault(
                     f"config.resources.{slot}",
-                    f"{asked} is less than this image needs: give at least"
-                    f" {human_bytes(amount) if slot == 'mem' else amount / 1_000_000:}",
+                    f"{asked} is less than this image needs: at least {human_amount(slot, amount)}",
                 )
         self.draft.slots = {slot: amount for slot, amount in self.draft.slots.items() if amount}
         self._shmem(group)
@@ -325,10 +324,10 @@ class Checker:
             if not command:
                 self._fault("startupCommand", "a batch session needs a command")
             self.draft.command = ["sh", "-c", command]
-        elif new.hub is not None:
-            self.draft.command = list(new.hub.command)
         elif command:
             self._fault("startupCommand", "only batch sessions have a startup command")
+        elif new.hub is not None:
+            self.draft.command = list(new.hub.command)
         if new.starts_at is None:
             return
         if new.type != "batch":

@@ -29,7 +29,7 @@ from spawner.sessions import creation
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.registration import ALIVE
 from spawner.sessions.requests import AgentSession, AgentView, Check, NewSession
-from spawner.sessions.snapshot import Payer, read_snapshot
+from spawner.sessions.snapshot import Payer, Reading, held_by, read_snapshot
 from spawner.sessions.states import HOLDS
 from spawner.sessions.tables import (
     AgentDeviceRow,
@@ -53,6 +53,7 @@ PRESETS: tuple[tuple[str, Mapping[str, str], str], ...] = (
 LABEL = "ai.perijove.label"
 NO_NODES = "No node is connected yet: sessions will wait until one is."
 UNLIMITED = "Infinity"
+Held = Mapping[str, int]
 _TYPE_NAMES = {
     SlotType.COUNT: "count",
     SlotType.BYTES: "bytes",
@@ -109,21 +110,24 @@ class Offers:
     ) -> dict[str, Any]:
         """Backend.AI's check-presets answer; all amounts are text, ``Infinity`` where nothing limits."""
 
-        async def work(
-            db: AsyncSession,
-        ) -> tuple[creation.Facts, Snapshot, list[PresetRow]]:
-            facts = await creation.read_facts(db, principal, "")
+        async def work(db: AsyncSession) -> tuple[Reading, list[PresetRow], list[Held]]:
             mine = _project_of(facts, project)
             payer = Payer(principal.access_key, mine, principal.domain)
             reading = await read_snapshot(db, self._now(), [payer])
-            return facts, reading.snapshot, await _presets(db, resource_group)
+            by_key, _ = await held_by(db, SessionRow.access_key, [principal.access_key])
+            by_project, _ = await held_by(db, SessionRow.project_id, [uuid.UUID(mine)])
+            held = [by_key[principal.access_key], by_project[uuid.UUID(mine)]]
+            return reading, await _presets(db, resource_group), held
 
-        facts, snapshot, presets = await self._store.read(work)
+        facts = await self._store.read(lambda db: creation.read_facts(db, principal, ""))
         group = _group_of(facts, resource_group)
-        slots = sorted(facts.slots)
+        reading, presets, held = await self._store.read(work)
+        snapshot, slots = reading.snapshot, sorted(facts.slots)
         answer: dict[str, Any] = {}
-        for prefix, scope in (("keypair", "keypair"), ("group", "project")):
-            answer |= _limits(snapshot, prefix, scope, slots)
+        for prefix, scope, amounts in zip(
+            ("keypair", "group"), ("keypair", "project"), held, strict=True
+        ):
+            answer |= _limits(snapshot, prefix, scope, amounts, slots)
         groups = {each.name: _usage(snapshot, each.name, slots) for each in snapshot.groups}
         answer["scaling_groups"] = groups
         answer["scaling_group_remaining"] = groups.get(group, {}).get("remaining", {})
@@ -376,10 +380,11 @@ def _group_of(facts: creation.Facts, asked: str | None) -> str:
     return group.name
 
 
-def _limits(snapshot: Snapshot, prefix: str, scope: str, slots: list[str]) -> dict[str, Any]:
+def _limits(
+    snapshot: Snapshot, prefix: str, scope: str, held: Held, slots: list[str]
+) -> dict[str, Any]:
     quota = next((each for each in snapshot.quotas if each.scope == scope), None)
     most = (quota.max_slots if quota else None) or {}
-    held = quota.held_slots if quota else {}
     using = {slot: held.get(slot, 0) for slot in slots}
     return {
         f"{prefix}_limits": {

@@ -101,7 +101,7 @@ async def details(
     rows = list(sessions)
     ids = [row.id for row in rows]
     kernels: dict[uuid.UUID, list[KernelRow]] = defaultdict(list)
-    order = (KernelRow.cluster_role, KernelRow.cluster_index)
+    order = (KernelRow.cluster_role != "main", KernelRow.cluster_index)
     for kernel in await db.scalars(
         select(KernelRow).where(KernelRow.session_id.in_(ids)).order_by(*order)
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from collections.abc import Sequence
 
 from sqlalchemy import select
 
@@ -51,23 +52,22 @@ async def record(change: Change, agent_id: str, report: KernelReport) -> bool:
     ``ProtocolError``, changing nothing.
     """
     kernel_id = check(report)
-    kernel = await change.db.get(KernelRow, kernel_id)
     gone = report.status == Status.TERMINATED
-    if kernel is None:
-        return gone
-    loaded = await steps.load(change.db, kernel.session_id)
+    owner = await change.db.scalar(select(KernelRow.session_id).where(KernelRow.id == kernel_id))
+    loaded = None if owner is None else await steps.load(change.db, owner)
     if loaded is None:
         return gone
-    session = loaded[0]
+    session, kernels = loaded
+    kernel = next(each for each in kernels if each.id == kernel_id)
     if kernel.epoch != report.epoch or kernel.agent_id != agent_id:
         return gone
     status = Status(kernel.status)
     if status in FINAL or status is Status.PENDING:
         return gone
     if gone:
-        await _ended(change, session, kernel, report)
+        await _ended(change, session, kernels, kernel, report)
     elif status is not Status.TERMINATING:
-        await _seen(change, session, kernel, report)
+        await _seen(change, session, kernels, kernel, report)
     return True
 
 
@@ -100,7 +100,11 @@ async def missing(
 
 
 async def _seen(
-    change: Change, session: SessionRow, kernel: KernelRow, report: KernelReport
+    change: Change,
+    session: SessionRow,
+    kernels: Sequence[KernelRow],
+    kernel: KernelRow,
+    report: KernelReport,
 ) -> None:
     """The kernel lives: take over where and how far it is; never step back."""
     kernel.container_id = report.container_id or kernel.container_id
@@ -117,7 +121,7 @@ async def _seen(
             cause = steps.CAUSES[Status.PREPARING]
             await change.move_kernel(session, kernel, Status.PREPARING, cause)
         await change.move_kernel(session, kernel, new, sentence or steps.CAUSES[new])
-        await steps.advance(change, session.id)
+        await steps.step(change, session, kernels)
     if sentence and sentence != session.status_info and new is not Status.RUNNING:
         kernel.status_info = session.status_info = sentence
         change.note(session, sentence)
@@ -126,7 +130,11 @@ async def _seen(
 
 
 async def _ended(
-    change: Change, session: SessionRow, kernel: KernelRow, report: KernelReport
+    change: Change,
+    session: SessionRow,
+    kernels: Sequence[KernelRow],
+    kernel: KernelRow,
+    report: KernelReport,
 ) -> None:
     old = Status(kernel.status)
     kernel.exit_code = report.exit_code
@@ -144,12 +152,12 @@ async def _ended(
             cause = steps.CAUSES[Status.PREPARING]
             await change.move_kernel(session, kernel, Status.PREPARING, cause)
         await change.move_kernel(session, kernel, Status.RUNNING, steps.CAUSES[Status.RUNNING])
-        await steps.advance(change, session.id)
+        await steps.step(change, session, kernels)
         await change.move_kernel(session, kernel, Status.TERMINATED, why, reason="task-finished")
     elif report.failure not in RETRIABLE or not await steps.give_back(change, session, kernel, why):
         why = f"could not start: {why}{_last_words(report)}"
         await change.move_kernel(session, kernel, Status.ERROR, why, reason=steps.FAILED_TO_START)
-    await steps.advance(change, session.id)
+    await steps.step(change, session, kernels)
 
 
 def _why(kernel: KernelRow, report: KernelReport) -> str:

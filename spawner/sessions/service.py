@@ -86,7 +86,8 @@ class SessionService:
         try:
             await self._journal.write(request_id, insert)
         except IntegrityError:
-            other = await self._store.read(
+            # Asked as a write: it comes after the commit of whoever was first, a read might not.
+            other = await self._store.write(
                 lambda db: queries.live_by_name(db, owner.user_id, new.name)
             )
             if other is None:

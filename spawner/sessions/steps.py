@@ -34,14 +34,14 @@ FAILED_TO_START = "failed-to-start"
 async def load(
     db: AsyncSession, session_id: uuid.UUID
 ) -> tuple[SessionRow, list[KernelRow]] | None:
-    """A session and its kernels in order, locked against other writers."""
+    """A session and its kernels, the main one first, locked against other writers."""
     session = await db.get(SessionRow, session_id, with_for_update=True, populate_existing=True)
     if session is None:
         return None
     query = (
         select(KernelRow)
         .where(KernelRow.session_id == session_id)
-        .order_by(KernelRow.cluster_role, KernelRow.cluster_index)
+        .order_by(KernelRow.cluster_role != "main", KernelRow.cluster_index)
         .with_for_update()
         .execution_options(populate_existing=True)
     )
@@ -52,9 +52,14 @@ async def advance(change: Change, session_id: uuid.UUID) -> None:
     """Bring one session as far as it can get now."""
     await change.db.flush()
     loaded = await load(change.db, session_id)
-    if loaded is None or Status(loaded[0].status) in FINAL:
+    if loaded is not None:
+        await step(change, *loaded)
+
+
+async def step(change: Change, session: SessionRow, kernels: Sequence[KernelRow]) -> None:
+    """``advance`` for a session that is loaded and locked already, with all its kernels."""
+    if Status(session.status) in FINAL:
         return
-    session, kernels = loaded
     if session.target == Target.TERMINATED:
         await _towards_end(change, session, kernels)
     else:
@@ -90,13 +95,14 @@ async def _towards_end(change: Change, session: SessionRow, kernels: Sequence[Ke
         return
     for kernel in kernels:
         await _drain(change, session, kernel, reason, cause)
+    main = kernels[0]
     ended = all(Status(kernel.status) in FINAL for kernel in kernels)
     if ended and Status.TERMINATED in TRANSITIONS[Status(session.status)]:
-        await _finish(change, session, Status.TERMINATED, reason, cause)
+        await _finish(change, session, main, Status.TERMINATED, reason, cause)
         return
     await change.move_session(session, Status.TERMINATING, cause, reason=reason)
     if ended:
-        await _finish(change, session, Status.TERMINATED, reason, cause)
+        await _finish(change, session, main, Status.TERMINATED, reason, cause)
 
 
 async def _drain(
@@ -163,7 +169,7 @@ async def _fail(
     others = [kernel for kernel in kernels if kernel is not failed]
     for kernel in others:
         await _drain(change, session, kernel, FAILED_TO_START, "another kernel failed")
-    await _finish(change, session, Status.ERROR, FAILED_TO_START, failed.status_info, failed)
+    await _finish(change, session, failed, Status.ERROR, FAILED_TO_START, failed.status_info)
 
 
 async def _end_unasked(
@@ -179,19 +185,19 @@ async def _end_unasked(
 async def _finish(
     change: Change,
     session: SessionRow,
+    kernel: KernelRow,
     to: Status,
     reason: str,
     cause: str,
-    failed: KernelRow | None = None,
 ) -> None:
-    main = failed or await _main(change.db, session.id)
-    code = main.exit_code
+    """The last step; ``kernel`` is the one whose exit code counts."""
+    code = kernel.exit_code
     session.status_data = {
         **{k: v for k, v in session.status_data.items() if k != "scheduler"},
         "kernel": {"exit_code": code},
         "session": {"status": to.value.lower()},
     }
-    if failed is not None:
+    if to is Status.ERROR:
         session.status_data = {
             **session.status_data,
             "error": {"src": "agent", "name": reason, "repr": cause},
@@ -201,10 +207,3 @@ async def _finish(
     if session.result != "undefined":
         change.tell_session(session, f"session_{session.result}", reason, code)
     await change.move_session(session, to, cause, reason=reason, exit_code=code)
-
-
-async def _main(db: AsyncSession, session_id: uuid.UUID) -> KernelRow:
-    query = select(KernelRow).where(
-        KernelRow.session_id == session_id, KernelRow.cluster_role == "main"
-    )
-    return (await db.scalars(query)).one()
