@@ -47,30 +47,36 @@ find_python() {
 # The hash of files and words: a step is skipped while it stays the same.
 fingerprint() { cat "$@" | sha256sum | cut -d' ' -f1; }
 
-# python_packages EXTRAS: the virtual environment with this checkout, editable, and its extras.
-python_packages() {
-    local python stamp wanted
-    if [ ! -x "$VENV/bin/python" ] || ! "$VENV/bin/python" -c 'import pip' 2>/dev/null; then
-        python=$(find_python)
-        if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
-            local version
-            version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-            step "Installing python$version-venv"
-            apt_install "python$version-venv" ||
-                fail "Python's venv module is missing: install the package python$version-venv (or python3-venv) first"
-        fi
-        step "Making a virtual environment in ${VENV#"$PWD"/}"
-        rm -rf "$VENV"
-        quietly "$python" -m venv "$VENV"
+# The virtual environment of this checkout, with pip only.
+virtual_environment() {
+    local python version
+    export PATH="$VENV/bin:$PATH"
+    if [ -x "$VENV/bin/python" ] && "$VENV/bin/python" -c 'import pip' 2>/dev/null; then
+        return
     fi
-    stamp="$VENV/.installed-$1"
+    python=$(find_python)
+    if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
+        version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+        step "Installing python$version-venv"
+        apt_install "python$version-venv" ||
+            fail "Python's venv module is missing: install the package python$version-venv (or python3-venv) first"
+    fi
+    step "Making a virtual environment in .venv"
+    rm -rf "$VENV"
+    quietly "$python" -m venv "$VENV"
+}
+
+# python_packages EXTRAS: this checkout, editable, with its extras.
+python_packages() {
+    local stamp="$VENV/.installed-$1" wanted
+    virtual_environment
     wanted=$(fingerprint "$ROOT/setup.cfg" "$ROOT/pyproject.toml")
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || [ ! -x "$VENV/bin/perijove" ]; then
         step "Installing Python packages (about a minute the first time)"
+        # Compiled when they are imported first: that is sooner ready.
         quietly "$VENV/bin/python" -m pip install --quiet --no-compile --editable "$ROOT[$1]"
         printf '%s\n' "$wanted" >"$stamp"
     fi
-    export PATH="$VENV/bin:$PATH"
 }
 
 # Node.js 20 or newer: the machine's own, else one from PyPI in the virtual environment.
@@ -95,22 +101,52 @@ proxy() {
     fi
 }
 
-# The JupyterLab extension: built once per state of its sources.
-labextension() {
-    local folder="$ROOT/labextension" wanted
-    wanted=$(cd "$folder" && find . -type f \
+# The JupyterLab extension is built once per state of its sources.
+labextension_state() {
+    (cd "$ROOT/labextension" && find . -type f \
         -not -path './node_modules/*' -not -path './lib/*' -not -path './prebuilt/*' \
         -not -path './.yarn/*' -not -name '*.py' -not -name '*.pyc' -not -name '*.tsbuildinfo' -print0 |
         sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
-    if [ "$(cat "$folder/node_modules/.built" 2>/dev/null)" != "$wanted" ] ||
-        [ ! -f "$folder/prebuilt/package.json" ]; then
-        step "Building the JupyterLab extension (about two minutes the first time)"
-        (cd "$folder" && quietly jlpm install --immutable && quietly jlpm build:prod)
-        printf '%s\n' "$wanted" >"$folder/node_modules/.built"
+}
+
+labextension_is_built() {
+    [ -f "$ROOT/labextension/prebuilt/package.json" ] &&
+        [ "$(cat "$ROOT/labextension/node_modules/.built" 2>/dev/null)" = "$(labextension_state)" ]
+}
+
+# What building the extension needs, from npm.
+labextension_packages() {
+    labextension_is_built && return
+    [ -x "$VENV/bin/jlpm" ] || fail "jlpm is missing"
+    step "Installing what builds the JupyterLab extension (about a minute the first time)"
+    (cd "$ROOT/labextension" && quietly jlpm install --immutable)
+}
+
+labextension() {
+    local folder="$ROOT/labextension" share="$VENV/share/jupyter/labextensions"
+    local etc="$VENV/etc/jupyter/jupyter_server_config.d"
+    if ! labextension_is_built; then
+        step "Building the JupyterLab extension"
+        (cd "$folder" && quietly jlpm build:prod)
+        labextension_state >"$folder/node_modules/.built"
     fi
     # An editable installation has no data files: point at the checkout's instead.
-    local share="$VENV/share/jupyter/labextensions" etc="$VENV/etc/jupyter/jupyter_server_config.d"
     mkdir -p "$share" "$etc"
     ln -sfn "$folder/prebuilt" "$share/perijove-lab"
     ln -sf "$folder/jupyter-config/perijove.json" "$etc/perijove.json"
+}
+
+# everything EXTRAS: all of the above; what comes from npm is fetched while pip works.
+everything() {
+    local from_npm
+    virtual_environment
+    node_js
+    if [ ! -x "$VENV/bin/jlpm" ]; then
+        quietly "$VENV/bin/python" -m pip install --quiet --no-compile 'jupyter-builder>=1.2,<2'
+    fi
+    (proxy && labextension_packages) &
+    from_npm=$!
+    python_packages "$1"
+    wait "$from_npm" || exit 1
+    labextension
 }
