@@ -53,7 +53,7 @@ PRESETS: tuple[tuple[str, Mapping[str, str], str], ...] = (
 LABEL = "ai.perijove.label"
 NO_NODES = "No node is connected yet: sessions will wait until one is."
 UNLIMITED = "Infinity"
-Held = Mapping[str, int]
+Held = dict[str, int]
 _TYPE_NAMES = {
     SlotType.COUNT: "count",
     SlotType.BYTES: "bytes",

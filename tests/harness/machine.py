@@ -1,0 +1,186 @@
+"""Random lives of a cluster: users, nodes, networks and managers do what they do, in any order.
+
+After every step all invariants hold, and no run was ever started twice; in the end everything comes
+to rest with an empty ledger. Hypothesis shrinks what breaks that to a few steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from spawner.sessions.states import FINAL, HOLDS
+from tests.harness.agent import FakeAgent, FakeKernel, SlowAgent
+from tests.harness.plane import Rig, sqlite_url, until
+
+T = TypeVar("T")
+MOODS = st.sampled_from(["obedient", "slow", "refusing", "crashing"])
+TEMPLATES = Path(tempfile.mkdtemp(prefix="perijove-templates-"))
+
+
+class MoodyAgent(SlowAgent):
+    """Starts kernels as its mood of the moment is."""
+
+    mood = "obedient"
+
+    def start(self, kernel: FakeKernel) -> None:
+        if self.mood == "obedient":
+            FakeAgent.start(self, kernel)
+        elif self.mood == "slow":
+            super().start(kernel)
+        elif self.mood == "refusing":
+            self.move(kernel, "TERMINATED", failure="create-failed", progress="no space")
+        else:
+            self.move(kernel, "TERMINATED", failure="exited", exit_code=1)
+
+    def stop(self, kernel: FakeKernel) -> None:
+        if self.mood == "slow":
+            super().stop(kernel)
+        else:
+            FakeAgent.stop(self, kernel)
+
+
+class ClusterMachine(RuleBasedStateMachine):
+    """The rules; each one waits for nothing but its own call, so that steps overlap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="perijove-machine-"))
+        self.loop = asyncio.Runner()
+        self.nodes: list[MoodyAgent] = []
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run(work)
+
+    @initialize()
+    def begin(self) -> None:
+        self.rig = Rig(sqlite_url(self.folder, TEMPLATES), self.folder)
+        self.run(self.rig.start())
+        self.ada = self.run(self.rig.user())
+        for name, amounts in (
+            ("node-a", {"cpu": "4", "mem": "8g"}),
+            ("node-b", {"cpu": "2", "mem": "2g"}),
+        ):
+            node = MoodyAgent(name, amounts)
+            self.nodes.append(node)
+            self.run(self.rig.agent(node))
+
+    @rule(cpu=st.integers(1, 5), batch=st.booleans())
+    def create(self, cpu: int, batch: bool) -> None:
+        fields = {"type": "batch", "startup_command": "x"} if batch else {}
+        self.run(self.rig.create(self.ada, cpu=str(cpu), mem="512m", **fields))
+
+    @rule(pick=st.integers(0, 7), forced=st.booleans())
+    def destroy(self, pick: int, forced: bool) -> None:
+        async def work() -> None:
+            live = await self._live()
+            if live:
+                await self.rig.destroy(self.ada, live[pick % len(live)], forced=forced)
+
+        self.run(work())
+
+    @rule(node=st.integers(0, 1), mood=MOODS)
+    def change_mood(self, node: int, mood: str) -> None:
+        self.nodes[node].mood = mood
+
+    @rule(node=st.integers(0, 1))
+    def go_on(self, node: int) -> None:
+        async def work() -> None:
+            self.nodes[node].finish()
+
+        self.run(work())
+
+    @rule(node=st.integers(0, 1), code=st.integers(0, 2), gone=st.booleans())
+    def kernel_ends(self, node: int, code: int, gone: bool) -> None:
+        async def work() -> None:
+            for kernel in list(self.nodes[node].kernels.values())[:1]:
+                failure = "removed" if gone else "exited"
+                self.nodes[node].move(kernel, "TERMINATED", exit_code=code, failure=failure)
+
+        self.run(work())
+
+    @rule(node=st.integers(0, 1))
+    def disconnect(self, node: int) -> None:
+        self.run(self.nodes[node].disconnect())
+
+    @rule(node=st.integers(0, 1))
+    def connect(self, node: int) -> None:
+        async def work() -> None:
+            await self.nodes[node].disconnect()
+            await self.rig.connect(self.nodes[node])
+
+        self.run(work())
+
+    @rule()
+    def time_passes(self) -> None:
+        self.rig.clock.forward(45)
+        self.run(self.rig.plane.reconciler.watch_agents())
+
+    @rule()
+    def sweep(self) -> None:
+        self.run(self.rig.plane.reconciler.sweep())
+
+    @rule()
+    def crash(self) -> None:
+        async def work() -> None:
+            await self.rig.crash()
+            await self.rig.restart()
+
+        self.run(work())
+
+    @precondition(lambda self: hasattr(self, "rig"))
+    @invariant()
+    def all_is_well(self) -> None:
+        self.run(self.rig.validate())
+        for node in self.nodes:
+            assert len(node.starts) == len(set(node.starts)), f"started twice: {node.starts}"
+        starts = [run for node in self.nodes for run in node.starts]
+        assert len(starts) == len(set(starts)), f"one run on two nodes: {starts}"
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "rig"):
+                self.run(self._come_to_rest())
+        finally:
+            self.loop.close()
+            shutil.rmtree(self.folder)
+
+    async def _come_to_rest(self) -> None:
+        """Once every node is well, what was asked for happens: nothing hangs, nothing is left."""
+        try:
+            for node in self.nodes:
+                node.mood = "obedient"
+                await node.disconnect()
+                await self.rig.connect(node)
+            for detail in await self._live():
+                if detail.status not in FINAL:
+                    await self.rig.destroy(self.ada, detail)
+
+            async def left() -> int:
+                for node in self.nodes:
+                    node.finish()
+                return len(await self._live())
+
+            await until(left, lambda count: count == 0)
+
+            async def held() -> int:
+                return sum(len(node.kernels) for node in self.nodes)
+
+            await until(held, lambda count: count == 0)
+            await self.rig.validate()
+            for detail in await self.rig.plane.sessions.list(self.ada):
+                assert detail.occupied == {}
+                assert all(kernel.status not in HOLDS for kernel in detail.kernels)
+        finally:
+            await self.rig.stop()
+
+    async def _live(self) -> list[Any]:
+        found = await self.rig.plane.sessions.list(self.ada)
+        return [detail for detail in found if not detail.is_final]
