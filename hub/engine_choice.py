@@ -61,5 +61,10 @@ def process_choice(reason: str) -> EngineChoice:
 
 
 def _brief(error: Exception) -> str:
-    """The first line of an error, at most 200 characters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """Why Docker cannot be used, in a few words; at most 200 characters."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    if "PermissionError" in text:
+        return "this account may not use its socket"
+    if "FileNotFoundError" in text or "ConnectionRefusedError" in text:
+        return "no engine answers"
+    return text[:200]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,10 @@ HOST_PIP_CONFS = ("/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")
 PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "timeout", "retries", "proxy")
 """Those that say where packages come from; others, such as local folders, mean nothing in a build."""
 CHECKOUT = Path(__file__).parent.parent.parent
+NOT_IN_WHEELS = (
+    *(".*", "__pycache__", "*.egg-info", "build", "dist", "node_modules"),
+    *("tests", "docs", "benchmarks", "artifacts"),
+)
 
 
 class ImageBuild(Command):
@@ -99,10 +104,21 @@ class ImageBuild(Command):
         if not (CHECKOUT / "setup.cfg").is_file():
             say("not a checkout: the image gets no labextension (name one with --wheel)")
             return []
+        if not (CHECKOUT / "labextension/prebuilt/package.json").is_file():
+            say(
+                "the JupyterLab extension is not built, so the image gets none: scripts/up builds it"
+            )
         say("making a wheel of this checkout")
+        settings = (
+            folder / "build.cfg"
+        )  # what earlier builds left in the checkout must not come along
+        settings.write_text(f"[build]\nbuild_base={folder}/build\n[egg_info]\negg_base={folder}\n")
+        source = folder / "source"  # a copy: builds leave files behind that the next one would pack
+        shutil.copytree(CHECKOUT, source, ignore=shutil.ignore_patterns(*NOT_IN_WHEELS))
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-input"]
-        command += ["--disable-pip-version-check", "--wheel-dir", str(folder), str(CHECKOUT)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command += ["--disable-pip-version-check", "--wheel-dir", str(folder), str(source)]
+        environ = {**os.environ, "DIST_EXTRA_CONFIG": str(settings)}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
         if done.returncode:
             tail = "\n".join((done.stdout + done.stderr).splitlines()[-8:])
             raise CommandError(f"no wheel could be made of {CHECKOUT}:\n{tail}")

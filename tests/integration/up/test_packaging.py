@@ -1,0 +1,58 @@
+"""A wheel of this checkout has everything that the code reads, and is made without a warning."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from hub.commands.image import NOT_IN_WHEELS
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+ROOT = Path(__file__).resolve().parents[3]
+PACKAGED = (
+    "hub/web/templates/*",
+    "hub/web/static/*",
+    "hub/config/proxy/package*.json",
+    "kernels/*/*",
+    "store/migrations/**/*.py",
+)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel's file names, and what pip said."""
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*NOT_IN_WHEELS))
+    command = [sys.executable, "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-input"]
+    command += ["--wheel-dir", str(folder), str(folder / "source")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return set(archive.namelist()), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("pattern", PACKAGED)
+def test_files_are_packaged(wheel, pattern):
+    wanted = {
+        str(path.relative_to(ROOT))
+        for path in ROOT.glob(pattern)
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert wanted, "the pattern fits nothing"
+    assert wanted - wheel[0] == set()
+
+
+def test_nothing_else_is_packaged(wheel):
+    tops = {name.split("/")[0] for name in wheel[0] if ".dist-info" not in name}
+    rooms = {"hub", "spawner", "authenticator", "vfolder", "store", "kernels", "perijove"}
+    assert {top for top in tops if not top.endswith(".data")} == rooms | {"labextension"}
+    assert not [name for name in wheel[0] if "node_modules" in name]
+
+
+def test_making_it_warns_of_nothing(wheel):
+    lines = [line for line in wheel[1].splitlines() if "warning" in line.lower()]
+    assert [line for line in lines if "byte-compiling is disabled" not in line] == []
