@@ -75,6 +75,9 @@ def bootstrap(client: docker.DockerClient, progress: Callable[[str], None]) -> s
         progress(f"bootstrapping Debian {SUITE} (about a minute)")
         command = ["debootstrap", "--variant=minbase", "--include=python3,ca-certificates"]
         _run([*command, SUITE, str(root), apt_mirror()])
+        for pattern in ("var/cache/apt/archives/*.deb", "var/lib/apt/lists/*_*"):
+            for leftover in root.glob(pattern):
+                leftover.unlink()
         archive = Path(temporary) / "root.tar"
         _run(["tar", "-C", str(root), "-cf", str(archive), "."])
         progress(f"importing {BASE_TAG}")

@@ -1,8 +1,8 @@
 """Building images from recipes: a folder with a ``Dockerfile``, on a base image, through a Docker engine.
 
 An image is tagged with the hash of everything that went into it, so the same recipe is built once.
-The host's pip settings and CA bundle are used during the build only and never end up in the image
-(they are deleted in the layer that uses them, and are not part of the hash).
+The host's pip settings and CA bundle are used during the build only: recipes copy them in a stage with
+the label ``ai.perijove.build=${BUILD_ID}``, which is no part of the image and deleted after the build.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import io
 import re
 import tarfile
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ RECIPES = Path(__file__).parent
 REPOSITORY = "perijove"
 DEFAULT_BASE = "debian:bookworm-slim"
 RECIPE_LABEL = "ai.perijove.recipe"
+STAGE_LABEL = "ai.perijove.build"
 _IGNORED = {"__pycache__", ".git"}
 _STEP = re.compile(r"^Step (\d+)/(\d+) : (\w+) ?(.*)")
 _KEPT_LINES = 15
@@ -91,6 +93,7 @@ def _run_build(
     client: docker.DockerClient, recipe: Path, inputs: BuildInputs, tag: str, progress: Progress
 ) -> None:
     options: dict[str, Any] = {"network_mode": inputs.network} if inputs.network else {}
+    build_id = uuid.uuid4().hex
     try:
         lines = client.api.build(
             fileobj=_context(recipe, inputs),
@@ -99,7 +102,7 @@ def _run_build(
             rm=True,
             forcerm=True,
             decode=True,
-            buildargs={"BASE": inputs.base},
+            buildargs={"BASE": inputs.base, "BUILD_ID": build_id},
             labels={RECIPE_LABEL: tag.rpartition(":")[2]},
             **options,
         )
@@ -108,6 +111,17 @@ def _run_build(
         raise BuildError(f"the Docker engine refused the build: {error.explanation}") from error
     except DockerException as error:
         raise BuildError(f"the Docker engine cannot be used: {error}") from error
+    finally:
+        _forget_stage(client, build_id, progress)
+
+
+def _forget_stage(client: docker.DockerClient, build_id: str, progress: Progress) -> None:
+    """Delete the stage that saw the host's settings."""
+    label = f"{STAGE_LABEL}={build_id}"
+    try:
+        client.images.prune(filters={"dangling": True, "label": label})
+    except (DockerException, OSError) as error:
+        progress(f"the build's stage {label} could not be deleted: {error}")
 
 
 def _follow(lines: Iterator[dict[str, Any]], progress: Progress) -> None:
@@ -119,19 +133,23 @@ def _follow(lines: Iterator[dict[str, Any]], progress: Progress) -> None:
             tail = [*tail, text][-_KEPT_LINES:]
         if step := _STEP.match(text):
             number, total, instruction, rest = step.groups()
-            progress(f"step {number}/{total}: {_in_words(instruction, rest)}")
-        elif text.startswith(("Collecting ", "Downloading ")) and len(text) < 120:
+            if words := _in_words(instruction, rest):
+                progress(f"step {number}/{total}: {words}")
+        elif text.startswith("Collecting ") and len(text) < 120:
             progress(text.lower())
         if "error" in line:
             raise BuildError(f"{str(line['error']).strip()}\n" + "\n".join(tail))
 
 
 def _in_words(instruction: str, rest: str) -> str:
+    """What a step does; empty for those that take no time."""
+    if instruction in ("FROM", "COPY"):
+        return f"{instruction.lower()} {rest}"[:80]
     if instruction == "RUN" and "apt-get install" in rest:
         return "installing system packages"
     if instruction == "RUN" and "pip install" in rest:
         return "installing JupyterLab (this takes a while)"
-    return f"{instruction} {rest}"[:80]
+    return f"run {rest}"[:80] if instruction == "RUN" else ""
 
 
 def _context(recipe: Path, inputs: BuildInputs) -> io.BytesIO:

@@ -109,9 +109,7 @@ class ImageBuild(Command):
                 "the JupyterLab extension is not built, so the image gets none: scripts/up builds it"
             )
         say("making a wheel of this checkout")
-        settings = (
-            folder / "build.cfg"
-        )  # what earlier builds left in the checkout must not come along
+        settings = folder / "build.cfg"  # leftovers of earlier builds in the checkout stay out
         settings.write_text(f"[build]\nbuild_base={folder}/build\n[egg_info]\negg_base={folder}\n")
         source = folder / "source"  # a copy: builds leave files behind that the next one would pack
         shutil.copytree(CHECKOUT, source, ignore=shutil.ignore_patterns(*NOT_IN_WHEELS))

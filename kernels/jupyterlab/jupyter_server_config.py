@@ -9,5 +9,7 @@ c.ContentsManager.allow_hidden = True
 c.ServerApp.root_dir = "/home/work"
 c.ServerApp.preferred_dir = "/home/work"
 c.FileContentsManager.delete_to_trash = False
+# Extensions cannot be installed into a read-only image; looking for them would ask a package index.
+c.LabApp.extension_manager = "readonly"
 # Slow to import, not used in a session of one person.
 c.ServerApp.jpserver_extensions = {"notebook_shim": False, "jupyter_lsp": False}
