@@ -29,6 +29,15 @@ class Person:
         self.page.locator("#login_submit").click()
         self.page.wait_for_url(re.compile(r"/hub/(home|spawn)|/user/"))
 
+    def start(self, *, cpu: str = "", mem: str = "", server: str = "") -> None:
+        """Fill the spawn form (or take what it offers) and press Start."""
+        self.page.goto(f"{self.url}/hub/spawn{server}")
+        if cpu:
+            self.page.locator('input[name=preset][value="custom"]').check()
+            self.page.locator("#field-cpu").fill(cpu)
+            self.page.locator("#field-mem").fill(mem)
+        self.page.get_by_role("button", name=re.compile("^Start")).click()
+
     def lands_in_lab(self) -> None:
         """Wait until JupyterLab's launcher or a document is there."""
         self.page.wait_for_url(re.compile(r"/user/.*/lab"), timeout=SLOW)
@@ -60,9 +69,8 @@ class Person:
 
     def open_terminal(self, command: str) -> None:
         """Open a terminal from the launcher and type ``command``."""
-        self.page.keyboard.press("Control+Shift+l")
-        card = self.page.locator('.jp-LauncherCard[data-category="Other"]', has_text="Terminal")
-        card.last.click()
+        self.page.locator("#jp-main-dock-panel .lm-TabBar-addButton").first.click()
+        self.page.locator('.jp-LauncherCard[title*="terminal"]').last.click()
         screen = self.page.locator(".jp-Terminal .xterm-screen").last
         screen.wait_for()
         screen.click()

@@ -60,37 +60,39 @@ def test_first_light(platform: Platform, browser: Browser, shots: Path) -> None:
 
 
 def live_the_story(person: Person, platform: Platform) -> None:
-    engine, page = platform.engine, person.page
     person.log_in("admin", platform.password)
+    the_form_tells_and_refuses(person, platform)
+    a_session_starts_and_works(person, platform)
+    a_second_server_works_beside_the_first(person, platform)
+    an_administrator_sees_who_runs_what(person, platform)
+    the_notebook_survives(person, platform)
 
-    # The form says what the cluster can give, and refuses what can never fit with a sentence.
+
+def the_form_tells_and_refuses(person: Person, platform: Platform) -> None:
+    page = person.page
     page.goto(f"{platform.url}/hub/spawn")
     page.locator("#perijove-form").wait_for()
     expect(page.locator(".perijove-badge-now").first).to_be_visible()
-    person.shot(f"{engine}-1-form")
+    person.shot(f"{platform.engine}-1-form")
     page.locator('input[name=preset][value="custom"]').check()
     page.locator("#field-cpu").fill("512")
     page.locator("#field-cpu").dispatch_event("change")
-    expect(page.locator("body")).to_contain_text(re.compile(r"512 CPUs|largest|more than"))
-    person.shot(f"{engine}-2-refused")
+    expect(page.locator("body")).to_contain_text(re.compile(r"512 CPUs|more than"))
+    person.shot(f"{platform.engine}-2-refused")
 
-    # A request that fits starts, with live progress, and lands in JupyterLab.
-    page.goto(f"{platform.url}/hub/spawn")
-    page.locator('input[name=preset][value="custom"]').check()
-    page.locator("#field-cpu").fill("0.5")
-    page.locator("#field-mem").fill("1")
-    page.get_by_role("button", name=re.compile("^Start")).click()
+
+def a_session_starts_and_works(person: Person, platform: Platform) -> None:
+    page, engine = person.page, platform.engine
+    person.start(cpu="0.5", mem="1")
     page.wait_for_url(re.compile(r"/spawn-pending/|/user/"))
     person.shot(f"{engine}-3-progress")
     person.lands_in_lab()
     person.shot(f"{engine}-4-launcher")
-
-    # A cell, a terminal, a saved notebook; the status bar knows the session.
     person.open_notebook()
     person.run_cell("print(40 + 2)", "42")
     person.save()
-    expect(page.locator("#jp-main-statusbar")).to_contain_text(re.compile("0.5 CPU"), timeout=SLOW)
     person.shot(f"{engine}-5-notebook")
+    expect(page.locator("#jp-main-statusbar")).to_contain_text(re.compile("0.5 CPU"), timeout=SLOW)
     person.open_terminal("echo from the terminal > terminal.txt")
     expect_file(person, "terminal.txt", "from the terminal")
     person.shot(f"{engine}-6-terminal")
@@ -98,29 +100,31 @@ def live_the_story(person: Person, platform: Platform) -> None:
     assert notebook is not None
     assert "42" in json.dumps(notebook["content"])
 
-    # A second, named server works beside the first.
-    page.goto(f"{platform.url}/hub/spawn/admin/second")
-    page.locator('input[name=preset][value="custom"]').check()
-    page.locator("#field-cpu").fill("0.5")
-    page.locator("#field-mem").fill("0.5")
-    page.get_by_role("button", name=re.compile("^Start")).click()
-    page.wait_for_url(re.compile(r"/user/admin/second/lab"), timeout=SLOW)
+
+def a_second_server_works_beside_the_first(person: Person, platform: Platform) -> None:
+    person.start(cpu="0.5", mem="0.5", server="/admin/second")
+    person.page.wait_for_url(re.compile(r"/user/admin/second/lab"), timeout=SLOW)
     person.lands_in_lab()
     assert person.contents("admin", "terminal.txt", server="second") is not None
+    assert person.contents("admin", "terminal.txt") is not None
 
-    # An administrator sees who runs what.
+
+def an_administrator_sees_who_runs_what(person: Person, platform: Platform) -> None:
+    page = person.page
     page.goto(f"{platform.url}/services/perijove/")
-    expect(page.locator("body")).to_contain_text("second", timeout=SLOW)
-    expect(page.locator("body")).to_contain_text("admin")
-    person.shot(f"{engine}-7-sessions")
+    expect(page.locator("#perijove-rows")).to_contain_text("admin-second", timeout=SLOW)
+    expect(page.locator("#perijove-rows")).to_contain_text("running")
+    expect(page.locator("#perijove-nodes")).to_contain_text("cpu")
+    person.shot(f"{platform.engine}-7-sessions")
     page.goto(f"{platform.url}/hub/admin")
     expect(page.locator("body")).to_contain_text("admin")
 
-    # Stop and start again: the notebook is still there.
+
+def the_notebook_survives(person: Person, platform: Platform) -> None:
+    """Stop and start again: what was saved is still there."""
     person.stop_server()
-    person.shot(f"{engine}-8-home")
-    page.goto(f"{platform.url}/hub/spawn")
-    page.get_by_role("button", name=re.compile("^Start")).click()
+    person.shot(f"{platform.engine}-8-home")
+    person.start()
     person.lands_in_lab()
     again = person.contents("admin", "Untitled.ipynb")
     assert again is not None
