@@ -1,5 +1,6 @@
 """The configuration reference is the code's."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,10 @@ def test_every_configurable_class_is_in_the_reference():
 
     from hub.commands.base import Command, all_classes
 
+    modules = house.modules_of(ROOT, "hub", "spawner", "authenticator", "vfolder")
     found = {
         f"{module.__name__}.{name}"
-        for module in house.modules_of(ROOT, "hub", "spawner", "authenticator", "vfolder")
+        for module in map(importlib.import_module, modules)
         for name, cls in vars(module).items()
         if isinstance(cls, type) and issubclass(cls, Configurable)
         if cls.__module__ == module.__name__ and cls.class_own_traits(config=True)
