@@ -57,10 +57,15 @@ class _Pending:
 
 @dataclass(slots=True)
 class _Done:
-    """A work that ran: its result waits for the commit."""
+    """A work that ran: its result, or its own error, waits for the commit.
+
+    Errors wait too: a work that failed over a row of the same batch (a name taken a moment ago) must not
+    send its caller to look for that row before it can be seen.
+    """
 
     future: asyncio.Future[Any]
-    result: Any
+    result: Any = None
+    error: BaseException | None = None
 
 
 class Store:
@@ -145,9 +150,10 @@ class Store:
     async def write(self, work: Work[T]) -> T:
         """Run ``work`` in its own SAVEPOINT; when this returns, its changes are on disk.
 
-        ``work`` raises: its changes are taken back and its error is raised here. The commit fails: all
-        works of that commit raise ``CommitFailed``. A caller that is cancelled before its work began
-        changes nothing; one that is cancelled later does not stop the work. Nothing is retried.
+        ``work`` raises: its changes are taken back and its error is raised here, after the commit that
+        shows what it ran into. The commit fails: all works of that commit raise ``CommitFailed``. A
+        caller that is cancelled before its work began changes nothing; one that is cancelled later does
+        not stop the work. Nothing is retried.
         A work touches the database only: while it runs, all other writers wait.
         """
         if self._task is None or self._task.done() or self._closing:
@@ -215,7 +221,9 @@ class Store:
                 _fail(pending.future, _failure(error, committing))
             return
         for each in done:
-            if not each.future.done():
+            if each.error is not None:
+                _fail(each.future, each.error)
+            elif not each.future.done():
                 each.future.set_result(each.result)
 
     async def _run(self, connection: AsyncConnection, pending: _Pending, done: list[_Done]) -> None:
@@ -241,7 +249,7 @@ class Store:
         except Exception as error:  # noqa: BLE001 - handed to the caller of this work
             await _demand_alive(connection, error)
             await session.rollback()
-            _fail(pending.future, error)
+            done.append(_Done(pending.future, error=error))
         else:
             done.append(_Done(pending.future, result))
         finally:

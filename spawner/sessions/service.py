@@ -86,8 +86,7 @@ class SessionService:
         try:
             await self._journal.write(request_id, insert)
         except IntegrityError:
-            # Asked as a write: it comes after the commit of whoever was first, a read might not.
-            other = await self._store.write(
+            other = await self._store.read(
                 lambda db: queries.live_by_name(db, owner.user_id, new.name)
             )
             if other is None:

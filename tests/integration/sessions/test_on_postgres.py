@@ -1,0 +1,68 @@
+"""The engine's own tests once more, on PostgreSQL: those whose SQL or locking could differ."""
+
+import pytest
+
+from tests.unit.sessions import (
+    test_agents,
+    test_crashes,
+    test_creation,
+    test_ledger,
+    test_lifecycle,
+    test_offers,
+    test_scheduling,
+    test_service,
+)
+
+pytestmark = [pytest.mark.integration, pytest.mark.postgres]
+
+test_a_lost_agent_keeps_its_sessions_and_they_say_so = (
+    test_agents.test_a_lost_agent_keeps_its_sessions_and_they_say_so
+)
+test_devices_that_shrink_or_vanish_keep_what_is_held = (
+    test_agents.test_devices_that_shrink_or_vanish_keep_what_is_held
+)
+test_lost_after_ends_sessions_but_their_devices_stay_accounted = (
+    test_agents.test_lost_after_ends_sessions_but_their_devices_stay_accounted
+)
+test_a_start_survives_a_crash_anywhere = test_crashes.test_a_start_survives_a_crash_anywhere
+test_an_end_survives_a_crash_anywhere = test_crashes.test_an_end_survives_a_crash_anywhere
+test_a_crowd_that_asks_for_one_name_gets_one_session = (
+    test_creation.test_a_crowd_that_asks_for_one_name_gets_one_session
+)
+test_quotas_hold_sessions_in_the_queue = test_creation.test_quotas_hold_sessions_in_the_queue
+test_what_the_hub_asks_for = test_creation.test_what_the_hub_asks_for
+test_devices_follow_what_is_reported_and_what_is_held = (
+    test_ledger.test_devices_follow_what_is_reported_and_what_is_held
+)
+test_parallel_writers_never_overdraw_a_device = (
+    test_ledger.test_parallel_writers_never_overdraw_a_device
+)
+test_repair_mends_drift_both_ways_and_frees_what_nobody_holds = (
+    test_ledger.test_repair_mends_drift_both_ways_and_frees_what_nobody_holds
+)
+test_the_database_itself_refuses_to_be_overdrawn = (
+    test_ledger.test_the_database_itself_refuses_to_be_overdrawn
+)
+test_a_batch_session_ends_with_its_command = (
+    test_lifecycle.test_a_batch_session_ends_with_its_command
+)
+test_a_kernel_that_cannot_be_created_is_tried_again_and_then_given_up = (
+    test_lifecycle.test_a_kernel_that_cannot_be_created_is_tried_again_and_then_given_up
+)
+test_a_session_runs_and_ends = test_lifecycle.test_a_session_runs_and_ends
+test_progress_is_replayed_and_goes_on = test_lifecycle.test_progress_is_replayed_and_goes_on
+test_check_presets_in_the_shape_of_backend_ai = (
+    test_offers.test_check_presets_in_the_shape_of_backend_ai
+)
+test_metrics = test_offers.test_metrics
+test_spawn_options = test_offers.test_spawn_options
+test_a_plan_that_is_applied_twice_places_once = (
+    test_scheduling.test_a_plan_that_is_applied_twice_places_once
+)
+test_one_refused_placement_takes_no_other_with_it = (
+    test_scheduling.test_one_refused_placement_takes_no_other_with_it
+)
+test_lists_are_filtered_paged_and_newest_first = (
+    test_service.test_lists_are_filtered_paged_and_newest_first
+)
+test_rename = test_service.test_rename
