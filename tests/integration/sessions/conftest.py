@@ -1,3 +1,5 @@
+"""Databases of each kind, and a control plane on PostgreSQL."""
+
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""A control plane on a fresh SQLite database."""
+
 from collections.abc import AsyncIterator
 from pathlib import Path
 
