@@ -195,12 +195,9 @@ def _launched_process(launch: str) -> psutil.Process | None:
 
 
 def _inherited() -> dict[str, str]:
-    """Our environment without what belongs to another Perijove, hub or session."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PERIJOVE_", "JUPYTERHUB_", "JPY_", "CONFIGPROXY_"))
-    }
+    """Our environment without what belongs to another Perijove, hub or session, or slows restarts down."""
+    foreign = ("PERIJOVE_", "JUPYTERHUB_", "JPY_", "CONFIGPROXY_", "PYTHONDONTWRITEBYTECODE")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
 def find_program(name: str, places: Sequence[Path]) -> Path | None:

@@ -61,7 +61,7 @@ def configure(c: Any, config: Config) -> None:
     # Sessions outlive the hub; `perijove up` ends them on Ctrl-C through the manager.
     c.JupyterHub.cleanup_servers = False
     c.JupyterHub.cleanup_proxy = False
-    c.JupyterHub.init_spawners_timeout = 5
+    c.JupyterHub.init_spawners_timeout = 1
     c.JupyterHub.upgrade_db = True
 
 
