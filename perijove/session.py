@@ -80,9 +80,10 @@ class SessionFacts:
 
     def rows(self) -> list[tuple[str, str]]:
         """Titles and texts for people, in the order in which they matter."""
+        news = self.message.lower() not in ("", self.status.lower())
         rows = [
             ("Session", self.name),
-            ("Status", self.status if not self.message else f"{self.status}: {self.message}"),
+            ("Status", f"{self.status}: {self.message}" if news else self.status),
             ("Resources", ", ".join(self.resources.values()) or "none yet"),
             ("Age", age_text(self.age)),
             ("Image", self.image),

@@ -50,9 +50,11 @@ export function detailRows(
   age: number,
   trans: ITranslate
 ): [string, string][] {
-  const status = session.message
-    ? `${session.status}: ${session.message}`
-    : session.status;
+  const told = session.message.toLowerCase() === session.status.toLowerCase();
+  const status =
+    session.message && !told
+      ? `${session.status}: ${session.message}`
+      : session.status;
   const rows: [string, string][] = [
     [trans.__('Session'), session.name],
     [trans.__('Status'), status],

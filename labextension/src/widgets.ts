@@ -51,6 +51,7 @@ export class SessionDetails extends ModelWidget {
     super(model, trans, document.createElement('div'));
     this.addClass('jp-PerijoveSession-details');
     this.node.setAttribute('role', 'group');
+    this.node.tabIndex = -1; // takes the keyboard's focus, so that Escape closes what it lies in
     this.node.setAttribute('aria-label', trans.__('Session details'));
     this._show();
   }
@@ -97,8 +98,9 @@ export class SessionItem extends ModelWidget {
       this._popup.dispose();
       return;
     }
+    const details = new SessionDetails(this.model, this.trans);
     const popup = showPopup({
-      body: new SessionDetails(this.model, this.trans),
+      body: details,
       anchor: this,
       align: 'left',
       hasDynamicSize: true
@@ -106,7 +108,11 @@ export class SessionItem extends ModelWidget {
     popup.disposed.connect(() => {
       this._popup = null;
       this.removeClass('jp-mod-clicked');
+      if (document.activeElement === document.body) {
+        this.node.focus(); // which the details took with them
+      }
     });
+    details.node.focus();
     this.addClass('jp-mod-clicked');
     this._popup = popup;
     void this.model.refresh();

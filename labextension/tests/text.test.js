@@ -49,6 +49,8 @@ test('details leave out what is empty', () => {
 test('a message stands beside the status', () => {
   const rows = detailRows({ ...session, message: 'its node is away' }, 0, trans);
   assert.equal(new Map(rows).get('Status'), 'RUNNING: its node is away');
+  const same = detailRows({ ...session, message: 'running' }, 0, trans);
+  assert.equal(new Map(same).get('Status'), 'RUNNING');
 });
 
 test('a problem says whether what is shown is old', () => {
