@@ -33,6 +33,8 @@ from benchmarks.notebook_client import HubAccess, create_user, first_answer, sto
 from benchmarks.reporting import finish, note, summary
 
 HERE = Path(sys.executable).parent
+CROWD = 10
+"""Servers started at once."""
 
 PEER_CONFIG = """
 import os
@@ -152,10 +154,13 @@ def ours(folder: Path) -> Iterator[HubAccess]:
     config.write_text(OUR_CONFIG)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    environ = {"BENCH_TOKEN": secrets.token_hex(16), "PERIJOVE_HUB_CONFIG": str(config)}
+    environ = {"BENCH_TOKEN": secrets.token_hex(16)}
     command = [str(HERE / "perijove"), "up", "--engine", "docker", "--port", str(port)]
-    command += ["--state-dir", str(folder / "state")]
-    with _running(command, environ, url, folder) as hub:
+    state = ["--state-dir", str(folder / "state")]
+    with _running([*command, *state, "-f", str(config)], environ, url, folder) as hub:
+        for number in range(CROWD):  # the hub starts nothing for people whom Perijove does not know
+            add = [str(HERE / "perijove"), "user", "add", f"u{number}", "--external", *state]
+            subprocess.run(add, check=True, stdout=subprocess.DEVNULL)
         yield hub
 
 
@@ -193,7 +198,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--image", default="perijove/jupyterlab:latest")
     arguments = parser.parse_args()
-    rounds, crowds, crowd = (2, 1, 4) if arguments.quick else (7, 3, 10)
+    rounds, crowds, crowd = (2, 1, 4) if arguments.quick else (7, 3, CROWD)
     slots = {"cpu": "1", "mem": "1g"}
     with tempfile.TemporaryDirectory(prefix="perijove-bench-") as temporary:
         folder = Path(temporary)
