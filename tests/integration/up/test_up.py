@@ -14,7 +14,11 @@ import pytest
 from tests.integration.up.deployments import NAMES, Up, alive, eventually, free_port, running_up
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
-RECOVERS_WITHIN = 10.0
+
+
+def recovers_within() -> float:
+    """Ten seconds, and as many times more as the machine has work for more processors than it has."""
+    return 10.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +70,8 @@ def test_the_first_start_shows_the_password_once_and_ctrl_c_leaves_nothing(tmp_p
 def test_what_is_killed_comes_back(up, name):
     before = up.pids()
     os.kill(before[name], signal.SIGKILL)
-    eventually(lambda: up.pid(name) not in (before[name], None) and up.whole(), RECOVERS_WITHIN)
-    up.wait_for(f"{name:>7} | answers again", RECOVERS_WITHIN)
+    eventually(lambda: up.pid(name) not in (before[name], None) and up.whole(), recovers_within())
+    up.wait_for(f"{name:>7} | answers again", recovers_within())
     others = {other: pid for other, pid in up.pids().items() if other != name}
     assert others == {other: pid for other, pid in before.items() if other != name}
 
@@ -76,7 +80,9 @@ def test_all_four_killed_come_back(up):
     before = up.pids()
     for pid in before.values():
         os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not set(up.pids().values()) & set(before.values()) and up.whole(), 15)
+    eventually(
+        lambda: not set(up.pids().values()) & set(before.values()) and up.whole(), recovers_within()
+    )
 
 
 def test_secrets_are_in_no_command_line(up):
@@ -112,7 +118,9 @@ def test_up_itself_killed_adopts_what_still_runs(tmp_path):
             after = second.pids()
             assert {n: after[n] for n in NAMES[:3]} == {n: before[n] for n in NAMES[:3]}
             os.kill(after["hub"], signal.SIGKILL)
-            eventually(lambda: second.pid("hub") != after["hub"] and second.whole(), 10)
+            eventually(
+                lambda: second.pid("hub") != after["hub"] and second.whole(), recovers_within()
+            )
             assert second.end(signal.SIGINT) == 0
             assert not [pid for pid in {**before, **after}.values() if alive(pid)]
 
