@@ -293,6 +293,21 @@ def resolve(
     )
 
 
+def too_big(request: Request, offer: Mapping[str, Any]) -> dict[str, str]:
+    """Slots of which ``request`` wants more than the largest node of its group has, with a sentence each."""
+    groups = [g for g in offer.get("groups") or () if request.resource_group in (None, g["name"])]
+    wrong = {}
+    for slot, amount in request.slots.items():
+        offered = [g.get("largest", {}).get(slot) for g in groups]
+        largest = max((parse_amount(slot, text) for text in offered if text), default=0)
+        if amount > largest:
+            most = human_amount(slot, largest)
+            wrong[f"slots.{slot}"] = (
+                f"The largest node offers {most}." if largest else "No node has any."
+            )
+    return wrong if groups else {}
+
+
 def _allowed_default(image: str | None, bounds: Bounds) -> str:
     if not bounds.allowed_images or image in bounds.allowed_images:
         return image or ""

@@ -263,7 +263,11 @@ class PerijoveSpawner(Spawner):
         request = options.resolve(
             choice, offer, await self.bounds(), self.image, self.resource_group
         )
-        return request, await self.manager.check(self.user.name, request.check_body())
+        verdict = await self.manager.check(self.user.name, request.check_body())
+        if verdict.verdict == "never" and not verdict.errors:
+            wrong = options.too_big(request, offer)
+            verdict = Verdict(verdict.verdict, verdict.message, wrong)
+        return request, verdict
 
     async def accepted(self, choice: options.Choice, offer: Mapping[str, Any]) -> options.Request:
         """The request that ``choice`` comes to. Raises ``StartRefused`` when it could never run."""
@@ -387,8 +391,9 @@ class PerijoveSpawner(Spawner):
         """Where the server is; waits for it when the hub was started again before the session ran."""
         server = await self._launch.answered(self._launch.find)
         if server is not None and server.running:
-            assert server.url is not None  # noqa: S101 - said by `running`
-            return server.url
+            known = str(self.server.url)
+            # The hub knows it with its path, and would call anything else invalid.
+            return known if known.startswith(f"{server.url}/") else str(server.url)
         self._resumed = ResumedStart(self)
         return await self._resumed.url(self._resume(server))
 

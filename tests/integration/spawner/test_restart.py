@@ -179,6 +179,7 @@ async def test_running_server_survives_hub_and_manager_away_at_once(
     await until(lambda: hub.ready("alice"), "the server is ready again")
     assert manager.sessions[0].target == "RUNNING"
     assert len(manager.sessions) == 1
+    assert "had invalid url" not in hub.log
 
 
 async def test_start_ends_a_session_left_from_before(

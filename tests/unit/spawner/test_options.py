@@ -15,6 +15,7 @@ from spawner.options import (
     resolve,
     seen_from_session,
     session_name,
+    too_big,
 )
 
 GIB = 1024**3
@@ -146,6 +147,20 @@ def test_images_are_closed_by_default() -> None:
     with pytest.raises(InvalidParameters):
         resolve(parse({"image": "lab:1"}), OFFER, only)
     assert resolve(Choice(), OFFER, only, image="own:1").image == "own:1"
+
+
+def test_slots_beyond_the_largest_node_are_named() -> None:
+    groups = [
+        {"name": "default", "largest": {"cpu": "2", "mem": "4g"}},
+        {"name": "big", "largest": {"cpu": "64", "mem": "1t"}},
+    ]
+    wanted = {"slots": {"cpu": "8", "mem": "1g", "cuda.device": "1"}}
+    request = resolve(parse(wanted), OFFER, Bounds())
+    assert too_big(request, {"groups": groups}) == {
+        "slots.cpu": "The largest node offers 2 CPUs.",
+        "slots.cuda.device": "No node has any.",
+    }
+    assert too_big(request, {}) == {}
 
 
 NAMES = st.text(max_size=80)
