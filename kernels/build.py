@@ -28,6 +28,8 @@ STAGE_LABEL = "ai.perijove.build"
 _IGNORED = {"__pycache__", ".git"}
 _STEP = re.compile(r"^Step (\d+)/(\d+) : (\w+) ?(.*)")
 _KEPT_LINES = 15
+_ABANDONED = "3h"
+"""Age of a stage whose build cannot be running any more."""
 
 Progress = Callable[[str], None]
 
@@ -116,10 +118,11 @@ def _run_build(
 
 
 def _forget_stage(client: docker.DockerClient, build_id: str, progress: Progress) -> None:
-    """Delete the stage that saw the host's settings."""
+    """Delete the stage that saw the host's settings, and those of builds that were killed long ago."""
     label = f"{STAGE_LABEL}={build_id}"
     try:
         client.images.prune(filters={"dangling": True, "label": label})
+        client.images.prune(filters={"dangling": True, "label": STAGE_LABEL, "until": _ABANDONED})
     except (DockerException, OSError) as error:
         progress(f"the build's stage {label} could not be deleted: {error}")
 

@@ -12,9 +12,13 @@ from perijove.session import Access, SessionFacts, SessionUnknown, fetch
 
 _STYLE = (
     "display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;margin:0;"
-    "color:var(--jp-ui-font-color1,inherit)"
+    "line-height:1.5;color:var(--jp-ui-font-color1,inherit)"
 )
-_TITLE_STYLE = "margin:0;color:var(--jp-ui-font-color2,inherit)"
+_TITLE_STYLE = (
+    "margin:0;width:auto;float:none;white-space:nowrap;font-weight:normal;"
+    "color:var(--jp-ui-font-color2,inherit)"
+)
+"""JupyterLab gives titles in outputs a width of their own, which breaks long ones."""
 
 
 class SessionInfo(HTML):
