@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from spawner.sessions.states import FINAL, HOLDS
+from store.database import Store
 from tests.harness.agent import FakeAgent, FakeKernel, SlowAgent
 from tests.harness.plane import Rig, sqlite_url, until
 
@@ -61,7 +62,7 @@ class ClusterMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.rig = Rig(sqlite_url(self.folder, TEMPLATES), self.folder)
+        self.rig = Rig(Store(sqlite_url(self.folder, TEMPLATES)), self.folder)
         self.run(self.rig.start())
         self.ada = self.run(self.rig.user())
         for name, amounts in (
@@ -180,6 +181,7 @@ class ClusterMachine(RuleBasedStateMachine):
                 assert all(kernel.status not in HOLDS for kernel in detail.kernels)
         finally:
             await self.rig.stop()
+            await self.rig.store.close()
 
     async def _live(self) -> list[Any]:
         found = await self.rig.plane.sessions.list(self.ada)

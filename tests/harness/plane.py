@@ -91,14 +91,13 @@ async def until(look: Callable[[], Awaitable[T]], good: Callable[[T], bool]) -> 
 class Rig:
     """Store, folders, control plane, users and agents of one test."""
 
-    def __init__(self, url: str, folder: Path, settings: ControlSettings | None = None) -> None:
-        self.url, self.folder = url, folder
+    def __init__(self, store: Store, folder: Path, settings: ControlSettings | None = None) -> None:
+        self.store, self.folder = store, folder
         self.settings = replace(settings or ControlSettings(), agent_token=TOKEN)
         self.clock = Clock()
         self.agents: list[FakeAgent] = []
 
     async def start(self) -> None:
-        self.store = Store(self.url)
         await self.store.open()
         self.identity = IdentityService(self.store, self.clock)
         await self.identity.bootstrap()
@@ -113,7 +112,6 @@ class Rig:
         for agent in self.agents:
             await agent.disconnect()
         await self.plane.stop()
-        await self.store.close()
 
     async def crash(self) -> None:
         """Throw the manager away without a farewell, and its connections with it."""
@@ -205,16 +203,27 @@ class Rig:
 
 @asynccontextmanager
 async def rig(
-    url: str, folder: Path, settings: ControlSettings | None = None
+    store: Store, folder: Path, settings: ControlSettings | None = None
 ) -> AsyncIterator[Rig]:
-    """A started rig; at the end all invariants must hold."""
-    made = Rig(url, folder, settings)
+    """A started rig on an empty database; at the end all invariants must hold. The store stays open."""
+    made = Rig(store, folder, settings)
     await made.start()
     try:
         yield made
         await made.validate()
     finally:
         await made.stop()
+
+
+async def wipe(store: Store) -> None:
+    """Empty all tables, so that the next test can use the store (and its compiled statements) again."""
+
+    async def work(db: AsyncSession) -> None:
+        for table in reversed(Base.metadata.sorted_tables):
+            await db.execute(table.delete())
+
+    await store.open()
+    await store.write(work)
 
 
 def request(**fields: object) -> NewSession:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from store import schema
+from store.database import Store
 from tests.harness.plane import Rig, rig
 
 
@@ -25,5 +26,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 async def plane(postgres_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
     """A control plane on PostgreSQL."""
     await asyncio.to_thread(schema.upgrade, postgres_url)
-    async with rig(postgres_url, tmp_path) as made:
+    store = Store(postgres_url)
+    async with rig(store, tmp_path) as made:
         yield made
+    await store.close()

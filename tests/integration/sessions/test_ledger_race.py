@@ -50,7 +50,9 @@ async def _crowd(plane: Rig, count: int) -> list[uuid.UUID]:
 
 async def test_sixteen_halves_for_two_hundred(database_url: str, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
-        plane = await stack.enter_async_context(rig(database_url, tmp_path))
+        store = Store(database_url)
+        stack.push_async_callback(store.close)
+        plane = await stack.enter_async_context(rig(store, tmp_path))
         crowd = await _crowd(plane, 200)
         await plane.store.write(lambda db: add_node(db, device("cuda.shares", "gpu-0", 8_000_000)))
         stores = [plane.store]

@@ -4,7 +4,6 @@ import pytest
 
 from tests.unit.sessions import (
     test_agents,
-    test_crashes,
     test_creation,
     test_ledger,
     test_lifecycle,
@@ -24,8 +23,6 @@ test_devices_that_shrink_or_vanish_keep_what_is_held = (
 test_lost_after_ends_sessions_but_their_devices_stay_accounted = (
     test_agents.test_lost_after_ends_sessions_but_their_devices_stay_accounted
 )
-test_a_start_survives_a_crash_anywhere = test_crashes.test_a_start_survives_a_crash_anywhere
-test_an_end_survives_a_crash_anywhere = test_crashes.test_an_end_survives_a_crash_anywhere
 test_a_crowd_that_asks_for_one_name_gets_one_session = (
     test_creation.test_a_crowd_that_asks_for_one_name_gets_one_session
 )

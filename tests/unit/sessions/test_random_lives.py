@@ -6,8 +6,8 @@ from tests.harness.machine import ClusterMachine
 
 TestRandomLives = ClusterMachine.TestCase
 TestRandomLives.settings = settings(
-    max_examples=5,
-    stateful_step_count=10,
+    max_examples=3,
+    stateful_step_count=8,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

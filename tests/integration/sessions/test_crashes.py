@@ -1,16 +1,30 @@
-"""The manager is thrown away at named points; the next one goes on from rows alone."""
+"""The manager is thrown away at named points; the next one goes on from rows alone, on either database."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from spawner.sessions.failpoints import NAMES, armed
 from spawner.sessions.states import Status
+from store.database import Store
 from tests.harness.agent import FakeAgent, SlowAgent
-from tests.harness.plane import FINISHED, Rig, until
+from tests.harness.plane import FINISHED, Rig, rig, until
 
+pytestmark = pytest.mark.integration
 STARTING = sorted(NAMES - {"destroy-committed"})
+
+
+@pytest_asyncio.fixture
+async def plane(database_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
+    """A control plane on each kind of database."""
+    store = Store(database_url)
+    async with rig(store, tmp_path) as made:
+        yield made
+    await store.close()
 
 
 @pytest.mark.parametrize("point", STARTING)
