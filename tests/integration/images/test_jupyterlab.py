@@ -76,7 +76,8 @@ def test_it_says_what_it_is(client: docker.DockerClient) -> None:
     assert labels["ai.backend.service-ports"] == "jupyterlab:http:8888"
     assert {"ai.backend.resource.min.cpu", "ai.backend.resource.min.mem"} <= set(labels)
     assert image.attrs["Config"]["User"] == "1000:1000"
-    assert not any(name.startswith("PIP_") for name in image.attrs["Config"]["Env"])
+    settings = [name for name in image.attrs["Config"]["Env"] if name.startswith("PIP_")]
+    assert settings == ["PIP_USER=1"], "nothing of where the packages came from"
 
 
 @pytest.mark.parametrize("user", ["1000:1000", "54321:54321"])
@@ -101,6 +102,33 @@ def test_nothing_of_the_server_side_is_imported_by_what_runs_in_it(
         "print([m for m in ('hub', 'spawner', 'store', 'vfolder', 'authenticator') if m in sys.modules])"
     )
     assert run(client, ["python", "-c", program]).strip() == "[]"
+
+
+MAKE_WHEELS = """
+import zipfile
+for name in ("planet", "tornado"):
+    stem = f"/tmp/{name}-99.0"
+    with zipfile.ZipFile(f"{stem}-py3-none-any.whl", "w") as wheel:
+        info = f"{name}-99.0.dist-info"
+        wheel.writestr(f"{name}/__init__.py", "mine = True")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\\nName: {name}\\nVersion: 99.0\\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(f"{info}/RECORD", "")
+"""
+INSTALL = "pip install -q --no-index --no-deps /tmp/planet-99.0-py3-none-any.whl"
+CLASH = "pip install -q --no-index --no-deps --ignore-installed /tmp/tornado-99.0-py3-none-any.whl"
+
+
+def test_people_install_into_their_home_and_cannot_break_their_server(
+    client: docker.DockerClient, home: str
+) -> None:
+    mounted = {"volumes": {home: {"bind": "/home/work", "mode": "rw"}}}
+    made = run(client, ["sh", "-ec", f"python -c '{MAKE_WHEELS}'; {INSTALL}; {CLASH}"], **mounted)
+    assert "rror" not in made
+    program = "import planet, tornado; print(planet.__file__, tornado.__file__)"
+    mine, theirs = run(client, ["python", "-c", program], **mounted).split()
+    assert mine.startswith("/home/work/.local/")
+    assert theirs.startswith("/opt/perijove/")
 
 
 def test_its_own_command_serves_behind_a_token(client: docker.DockerClient, home: str) -> None:
