@@ -207,7 +207,8 @@ class AgentRegistry:
             link.fail_calls()
             pusher.cancel()
             reader.cancel()
-            await asyncio.wait({pusher, reader})
+            # The first fault was raised above; the other half mostly fails for the same reason.
+            await asyncio.gather(pusher, reader, return_exceptions=True)
             log.info("agent %s disconnected", hello.agent_id)
 
     async def _read_forever(self, link: AgentLink) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import datetime as dt
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import func, select
+from sqlalchemy import Table, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.scheduler.model import Explanation, KernelPlacement, Placement, Plan, Snapshot
@@ -28,13 +29,14 @@ from spawner.sessions.transitions import Change, Journal
 from store.database import StoreError
 
 DEBOUNCE = 0.002
-"""Seconds in which further wake-ups join a pass."""
+"""Seconds in which further wake-ups join a pass; longer after a long pass, so that passes take half the time."""
 THREAD_SIZE = 2_000
 """From so many pending sessions times agents on, the plan is made in a thread."""
 MAX_REFUSALS = 5
 """Passes in a row that follow a refused placement at once; after that the slow tick is awaited."""
 TOLD_PLACES = 20
-"""Places in line whose every move is told to the owner; others are told now and then."""
+"""Places in line whose every move is told to the owner; others learn theirs every ``RETELL`` seconds."""
+RETELL = 30.0
 REQUEST_ID = "scheduler"
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class SchedulerLoop:
         self._policies, self._planner = policies, planner
         self._woken = asyncio.Event()
         self._next_start: float | None = None
+        self._pause = DEBOUNCE
 
     def wake(self) -> None:
         """Something changed that may let a session start."""
@@ -101,15 +104,17 @@ class SchedulerLoop:
             default=None,
             key=lambda at: at or 0.0,
         )
-        news = [each for each in planned.waiting if _differs(each, reading)]
+        news, quiet = _news(planned.waiting, reading)
         result = PassResult(waiting=len(planned.waiting))
-        if planned.placements or news:
+        if planned.placements or news or quiet:
             result = await self._journal.write(
-                REQUEST_ID, lambda change: apply(change, planned.placements, news)
+                REQUEST_ID, lambda change: apply(change, planned.placements, news, quiet)
             )
             result.waiting = len(planned.waiting)
             await reach("schedule-applied")
-        self._metrics.scheduled(time.perf_counter() - started, result.placed, result.refused)
+        took = time.perf_counter() - started
+        self._pause = max(DEBOUNCE, min(took, 1.0))
+        self._metrics.scheduled(took, result.placed, result.refused)
         return result
 
     async def _wait(self) -> None:
@@ -119,21 +124,29 @@ class SchedulerLoop:
             timeout = min(timeout, max(0.0, due))
         try:
             await asyncio.wait_for(self._woken.wait(), timeout)
-            await asyncio.sleep(DEBOUNCE)
+            await asyncio.sleep(self._pause)
         except TimeoutError:
             pass  # the slow tick makes up for wake-ups that got lost
 
 
 async def apply(
-    change: Change, placements: tuple[Placement, ...], waiting: list[Explanation]
+    change: Change,
+    placements: Sequence[Placement],
+    news: Sequence[Explanation],
+    quiet: Sequence[Explanation] = (),
 ) -> PassResult:
-    """Carry a plan out: each placement stands or falls alone, checked against rows as they are now."""
+    """Carry a plan out: each placement stands or falls alone, checked against rows as they are now.
+
+    Explanations in ``news`` are told to those who follow their session; ``quiet`` ones are only kept.
+    """
     result = PassResult()
     for placement in placements:
         started = await _place(change, placement)
         (result.placed if started else result.refused).append(placement.session_id)
-    for explanation in waiting:
+    for explanation in news:
         await _explain(change, explanation)
+    if quiet:
+        await _keep(change, quiet)
     return result
 
 
@@ -192,16 +205,42 @@ async def _explain(change: Change, explanation: Explanation) -> None:
     )
     if session is None or session.status != Status.PENDING:
         return
-    first = "scheduler" not in session.status_data
     told = session.status_info
     session.status_info = explanation.message
-    session.status_data = {
-        **session.status_data,
-        "scheduler": {**describe(explanation), "last_try": change.now.isoformat()},
-    }
-    near = explanation.position <= TOLD_PLACES or explanation.unsatisfiable
-    if (first or near) and told != explanation.message:
+    session.status_data = {**session.status_data, "scheduler": _dated(explanation, change)}
+    if told != explanation.message:
         change.note(session, explanation.message)
+
+
+async def _keep(change: Change, explanations: Sequence[Explanation]) -> None:
+    """Write many explanations in one statement; those who read them look at the row."""
+    table = cast("Table", SessionRow.__table__)
+    statement = (
+        update(table)
+        .where(table.c.id == bindparam("session"), table.c.status == Status.PENDING.value)
+        .values(status_info=bindparam("told"), status_data=bindparam("why"))
+    )
+    ids = [uuid.UUID(each.session_id) for each in explanations]
+    data = await change.db.execute(
+        select(SessionRow.id, SessionRow.status_data).where(SessionRow.id.in_(ids))
+    )
+    before = {session_id: dict(kept) for session_id, kept in data}
+    connection = await change.db.connection()
+    await connection.execute(
+        statement,
+        [
+            {
+                "session": session_id,
+                "told": each.message,
+                "why": {**before.get(session_id, {}), "scheduler": _dated(each, change)},
+            }
+            for session_id, each in zip(ids, explanations, strict=True)
+        ],
+    )
+
+
+def _dated(explanation: Explanation, change: Change) -> dict[str, Any]:
+    return {**describe(explanation), "last_try": change.now.isoformat()}
 
 
 def describe(explanation: Explanation) -> dict[str, Any]:
@@ -225,10 +264,21 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _differs(explanation: Explanation, reading: Reading) -> bool:
-    """Whether a session's stored explanation says something else."""
-    told = reading.waiting.get(explanation.session_id)
-    if told is None:
-        return True
-    stored = {k: v for k, v in told.status_data.get("scheduler", {}).items() if k != "last_try"}
-    return told.status_info != explanation.message or stored != describe(explanation)
+def _news(
+    waiting: Sequence[Explanation], reading: Reading
+) -> tuple[list[Explanation], list[Explanation]]:
+    """Explanations that say something else than before: to be told, and to be kept quietly."""
+    news: list[Explanation] = []
+    quiet: list[Explanation] = []
+    for each in waiting:
+        told = reading.waiting.get(each.session_id)
+        kept = {} if told is None else dict(told.status_data.get("scheduler", {}))
+        last = kept.pop("last_try", None)
+        fresh = describe(each)
+        if told is not None and told.status_info == each.message and kept == fresh:
+            continue
+        if last is None or each.position <= TOLD_PLACES or each.unsatisfiable:
+            news.append(each)
+        elif reading.snapshot.now - dt.datetime.fromisoformat(last).timestamp() > RETELL:
+            quiet.append(each)
+    return news, quiet

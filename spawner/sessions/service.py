@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from functools import partial
 
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.exc import IntegrityError
@@ -25,6 +26,8 @@ from vfolder.folders import FolderService
 
 MAX_LIMIT = 1000
 MAX_TAIL = 10_000
+BATCH = 25
+"""Sessions that one write of ``end_all`` ends: others want to write in between."""
 LOOK_AGAIN = 5.0
 """Seconds after which ``wait`` looks by itself, should a wake-up get lost."""
 ENDED = [status.value for status in FINAL]
@@ -329,10 +332,14 @@ class SessionService:
     async def end_all(self, request_id: str) -> int:
         """Ask all live sessions to end (the whole deployment stops); returns how many still live."""
 
-        async def work(change: Change) -> int:
-            query = select(SessionRow.id).where(SessionRow.status.not_in(ENDED))
+        query = select(SessionRow.id).where(SessionRow.status.not_in(ENDED))
+
+        async def look(db: AsyncSession) -> Sequence[uuid.UUID]:
+            return (await db.scalars(query)).all()
+
+        async def work(change: Change, ids: Sequence[uuid.UUID]) -> int:
             left = 0
-            for session_id in (await change.db.scalars(query)).all():
+            for session_id in ids:
                 row = await change.db.get_one(SessionRow, session_id)
                 if row.target != Target.TERMINATED:
                     steps.ask_to_end(row, steps.USER_REQUESTED, "the deployment shuts down")
@@ -340,7 +347,11 @@ class SessionService:
                 left += Status(row.status) not in FINAL
             return left
 
-        return await self._journal.write(request_id, work)
+        ids = await self._store.read(look)
+        parts = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
+        return sum(
+            [await self._journal.write(request_id, partial(work, ids=part)) for part in parts]
+        )
 
     async def mounted(self, volume: str, path: str) -> bool:
         """Whether a live session mounts ``path`` of ``volume`` or something under it."""

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import uuid
 from collections.abc import Sequence
+from functools import partial
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -75,7 +76,7 @@ async def race(
 async def release(stores: Sequence[Store], kernels: Sequence[uuid.UUID]) -> int:
     """Every kernel is freed by every store at once; returns how many rows were freed."""
     jobs = [
-        store.write(lambda db, k=kernel: ledger.free(db, k, NOW))
+        store.write(partial(ledger.free, kernel_id=kernel, now=NOW))
         for kernel in kernels
         for store in stores
     ]

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import create_engine, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -164,7 +164,7 @@ class Rig:
 
         await self.store.write(work)
 
-    async def create(self, owner: Principal, **fields: object) -> SessionDetail:
+    async def create(self, owner: Principal, **fields: Any) -> SessionDetail:
         """Submit a session, with defaults for what the test does not care about."""
         created = await self.plane.sessions.create(owner, owner, request(**fields), REQUEST)
         return created.detail
@@ -176,7 +176,7 @@ class Rig:
         assert found.status in wanted, (found.status, found.session.status_info)
         return found
 
-    async def run(self, owner: Principal, **fields: object) -> SessionDetail:
+    async def run(self, owner: Principal, **fields: Any) -> SessionDetail:
         """A session that runs."""
         found = await self.wait(await self.create(owner, **fields))
         assert found.status is Status.RUNNING, found.session.status_info
@@ -226,12 +226,12 @@ async def wipe(store: Store) -> None:
     await store.write(work)
 
 
-def request(**fields: object) -> NewSession:
+def request(**fields: Any) -> NewSession:
     """A session of 1 CPU and 1 GiB; ``cpu=2`` and ``mem="2g"`` are short for slots."""
     slots = {"cpu": fields.pop("cpu", "1"), "mem": fields.pop("mem", "1g")}
-    slots |= fields.pop("slots", {})  # type: ignore[arg-type]  # any mapping will do
+    slots |= fields.pop("slots", {})
     name = fields.pop("name", None) or f"s-{uuid.uuid4().hex[:10]}"
-    return NewSession(name=name, image=IMAGE, slots=slots, **fields)  # type: ignore[arg-type]  # kwargs
+    return NewSession(name=name, image=IMAGE, slots=slots, **fields)
 
 
 def hub_launch(server: str = "lab") -> HubLaunch:

@@ -171,3 +171,29 @@ async def _epochs(db: AsyncSession) -> list[int]:
 
 async def _history_count(db: AsyncSession) -> int:
     return len((await db.scalars(select(HistoryRow.id))).all())
+
+
+async def test_the_end_of_a_long_line_is_told_now_and_then(
+    plane: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spawner.sessions.scheduling.TOLD_PLACES", 1)
+    await plane.agent()
+    ids = await _waiting(plane, 4, cpu="4")
+    ada = await plane.user()
+
+    async def places() -> list[object]:
+        found = [await plane.plane.sessions.get(ada, each) for each in ids[1:]]
+        return [each.session.status_data["scheduler"]["position"] for each in found]
+
+    plane.clock.forward(31)
+    await plane.plane.scheduler.run_once()
+    assert await places() == [1, 2, 3]
+    await plane.plane.sessions.destroy(ada, ids[1], forced=False, request_id=REQUEST)
+    before = await plane.store.read(_history_count)
+    await plane.plane.scheduler.run_once()
+    assert (await places())[1:] == [1, 3]  # the first hears at once, the last one later
+    assert await plane.store.read(_history_count) == before + 1
+    plane.clock.forward(31)
+    await plane.plane.scheduler.run_once()
+    assert (await places())[1:] == [1, 2]
+    assert await plane.store.read(_history_count) == before + 1
