@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
-from store.database import Store
 
 from authenticator.principals import Principal, Scope, may, require
 from authenticator.problems import (
@@ -30,6 +29,7 @@ from authenticator.problems import (
     Unavailable,
 )
 from authenticator.tables import KeyPairPolicyRow, KeyPairRow
+from store.database import Store
 from vfolder.confinement import PathEscapes, components
 from vfolder.tables import FolderRow
 from vfolder.volumes.base import Capability, Usage, Volume, VolumeError

@@ -52,7 +52,8 @@ class Platform:
             text=True,
             start_new_session=True,
         )
-        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
+        self._reader.start()
         self.wait_for_line("sessions can start", timeout)
         for line in self.lines:
             if found := re.search(r"Log in as admin with the password (\S+)", line):
@@ -97,7 +98,9 @@ class Platform:
         """Send ``number`` to the supervisor and wait for its exit status."""
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(timeout)
+        status = self.process.wait(timeout)
+        self._reader.join(timeout)
+        return status
 
     def leftovers(self) -> list[str]:
         """Command lines of processes that still belong to this state folder."""
@@ -116,5 +119,6 @@ class Platform:
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self._incoming.put(line)
+        with process.stdout as output:
+            for line in output:
+                self._incoming.put(line)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -53,7 +55,7 @@ class Rest:
             headers={"Authorization": f"token {TOKEN}", "Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with urllib.request.urlopen(request, timeout=20) as answer:
                 text = answer.read()
                 return answer.status, json.loads(text) if text else None
         except urllib.error.HTTPError as error:
@@ -99,9 +101,13 @@ def session_pids(platform: Platform) -> list[int]:
     return sorted(found)
 
 
-def spawn(rest: Rest, user: str) -> None:
+def spawn(rest: Rest, platform: Platform, user: str) -> None:
+    """Add a person to the platform and start their server."""
+    perijove = str(Path(sys.executable).parent / "perijove")
+    state = ["--state-dir", str(platform.state)]
+    subprocess.run([perijove, "user", "add", user, *state], check=True, capture_output=True)
     status, _ = rest.call("POST", f"/hub/api/users/{user}")
-    assert status in (201, 409)
+    assert status == 201
     options = {"user_options": {"slots": {"cpu": "0.5", "mem": "512m"}}}
     status, _ = rest.call("POST", f"/hub/api/users/{user}/server", options)
     assert status in (201, 202)
@@ -146,7 +152,7 @@ def goes_on(rest: Rest, user: str, pid: str, seconds: float = WITHIN) -> None:
 )
 def test_a_running_session_survives(platform: Platform, victims: list[str]) -> None:
     rest = Rest(platform.url)
-    spawn(rest, "ada")
+    spawn(rest, platform, "ada")
     until(lambda: ready(rest, "ada"), "the server never started")
     counter = start_counting(rest, "ada")
     runs = session_pids(platform)
@@ -169,7 +175,7 @@ def test_a_running_session_survives(platform: Platform, victims: list[str]) -> N
 @pytest.mark.parametrize("delay", [0.05, 0.8, 2.5])
 def test_a_start_survives(platform: Platform, victim: str, delay: float) -> None:
     rest = Rest(platform.url)
-    spawn(rest, "bob")
+    spawn(rest, platform, "bob")
     time.sleep(delay)  # the moment of the kill is what this test varies
     for name in ["hub", "manager", "agent", "proxy"] if victim == "all" else [victim]:
         platform.kill(name)
@@ -179,7 +185,7 @@ def test_a_start_survives(platform: Platform, victim: str, delay: float) -> None
 
 def test_a_killed_supervisor_is_taken_over(platform: Platform) -> None:
     rest = Rest(platform.url)
-    spawn(rest, "eve")
+    spawn(rest, platform, "eve")
     until(lambda: ready(rest, "eve"), "the server never started")
     counter = start_counting(rest, "eve")
     four = {name: platform.pid_of(name) for name in ("proxy", "hub", "manager", "agent")}
@@ -194,7 +200,7 @@ def test_a_killed_supervisor_is_taken_over(platform: Platform) -> None:
 
 def test_a_stopped_service_leaves_sessions_and_finds_them_again(platform: Platform) -> None:
     rest = Rest(platform.url)
-    spawn(rest, "fay")
+    spawn(rest, platform, "fay")
     until(lambda: ready(rest, "fay"), "the server never started")
     counter = start_counting(rest, "fay")
     runs = session_pids(platform)
