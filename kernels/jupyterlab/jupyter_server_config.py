@@ -1,6 +1,6 @@
 """Settings of every Jupyter server in a session: sockets instead of ports, the home folder as root."""
 
-c = get_config()  # noqa: F821 - given by traitlets
+c = get_config()  # type: ignore[name-defined]  # noqa: F821 - given by traitlets
 
 # Kernels talk over sockets in the session's own /tmp: no port of a kernel is ever open.
 c.KernelManager.transport = "ipc"

@@ -44,6 +44,7 @@ TICK = 1.0
 """Seconds between looks at memory and logs; ends of processes are noticed at once."""
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 _JUPYTER: dict[str, dict[str, Any]] = {
+    "ContentsManager": {"allow_hidden": True},
     "KernelManager": {"transport": "ipc"},
     "ServerApp": {"jpserver_extensions": {"jupyter_lsp": False, "notebook_shim": False}},
 }
