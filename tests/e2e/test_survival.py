@@ -36,7 +36,8 @@ COUNTER = (
     "    n = 0\n"
     "    while True:\n"
     "        n += 1\n"
-    "        pathlib.Path('count.txt').write_text(f'{os.getpid()} {n}'); time.sleep(.05)\n"
+    "        pathlib.Path('count.new').write_text(f'{os.getpid()} {n}')\n"
+    "        os.replace('count.new', 'count.txt'); time.sleep(.05)\n"
     "threading.Thread(target=count, daemon=True).start()\n"
 )
 
