@@ -85,6 +85,7 @@ class Person:
     def stop_server(self) -> None:
         """Stop the default server on the hub's home page, and see the page say so."""
         self.page.goto(f"{self.url}/hub/home")
+        self.page.wait_for_load_state("networkidle")  # its script gives the button its meaning
         self.page.locator("#stop").click()
         expect(self.page.locator("#start")).to_contain_text(re.compile("Start", re.I), timeout=SLOW)
         expect(self.page.locator("#stop")).to_be_hidden(timeout=SLOW)
