@@ -9,8 +9,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from store.database import Store
 
 
+def connections() -> set[threading.Thread]:
+    """Threads of open SQLite connections, those of other stores in this process included."""
+    return {each for each in threading.enumerate() if "_connection_worker" in each.name}
+
+
 async def test_a_cancelled_read_finishes_by_itself(store: Store) -> None:
     inside, finished = asyncio.Event(), asyncio.Event()
+    before = connections()
 
     async def work(session: AsyncSession) -> None:
         inside.set()
@@ -26,5 +32,4 @@ async def test_a_cancelled_read_finishes_by_itself(store: Store) -> None:
     assert not finished.is_set()
     await store.close()
     assert finished.is_set()
-    left = [each for each in threading.enumerate() if "_connection_worker" in each.name]
-    assert left == []
+    assert connections() - before == set()
