@@ -22,6 +22,12 @@ class Device:
     capacity: int
     free: int
     numa_node: int | None = None
+    links: frozenset[str] = frozenset()
+    """Ids of devices of the same slot with a fast link to this one (NVLink and the like)."""
+    masked: bool = False
+    """Never to be given out, though the agent reports it."""
+    reserved: int = 0
+    """Part of the capacity that is kept for the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,39 @@ class KernelRequest:
     slots: Slots
     image: str
     architecture: str
+    shared_memory: int = 0
+    """Bytes; part of the memory asked for, so it must be smaller."""
+    minimum: Slots = field(default_factory=dict)
+    """What the image needs at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRules:
+    """How amounts are cut out of devices."""
+
+    fill: Literal["fill", "evenly"] = "fill"
+    """``fill``: the fewest devices; ``evenly``: spread over as many as have the same share free."""
+    unfragmented: bool = False
+    """Up to one device's worth comes from one device; more from the fewest devices in equal shares."""
+    numa: Literal["none", "prefer", "require"] = "none"
+    """Whether all devices of a kernel come from one NUMA node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """A parent session: it must have succeeded before its child starts."""
+
+    session_id: str
+    state: Literal["waiting", "succeeded", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionGroup:
+    """Sessions of one owner to be spread over agents or packed onto few."""
+
+    name: str
+    rule: Literal["spread", "pack"] = "spread"
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +106,49 @@ class SessionRequest:
     failed_agents: frozenset[str] = frozenset()
     """Agents where this very session just failed: avoided, not forbidden."""
     starts_at: float | None = None
+    designation: Literal["strict", "preferred"] = "strict"
+    """Whether it may run elsewhere than on ``designated_agents``."""
+    run_time: float | None = None
+    """Seconds it runs at most (declared) or probably (learned); None: unknown."""
+    dependencies: tuple[Dependency, ...] = ()
+    failed_parents: Literal["wait", "cancel", "ignore"] = "wait"
+    session_group: SessionGroup | None = None
+    devices: DeviceRules | None = None
+    """Overrides the group's rules."""
+    preemptible: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RunningSession:
+    """A session that holds devices. ``ends_at`` None: nobody knows when it ends."""
+
+    session_id: str
+    owner_id: str
+    project_id: str
+    domain: str
+    resource_group: str
+    priority: int
+    started_at: float
+    ends_at: float | None
+    kernels: tuple[KernelPlacement, ...]
+    preemptible: bool = True
+    ending: bool = False
+    """It was told to end and still holds its devices."""
+    claimed_by: str | None = None
+    """The pending session for which it was preempted; what it holds goes to that one."""
+    session_group: SessionGroup | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Slot-seconds of one scope, each decayed to ``at`` (base units times seconds)."""
+
+    scope: Literal["domain", "project", "user"]
+    scope_id: str
+    """Projects and users by id; a user's usage counts per project: ``PROJECT/USER``."""
+    slot_seconds: Mapping[str, float]
+    at: float
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +165,18 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True)
+class PreemptionRules:
+    """Whether waiting sessions may end running ones of strictly lower priority."""
+
+    order: Literal["oldest", "newest", "fewest-sessions", "smallest-resources"] = "newest"
+    action: Literal["terminate", "requeue"] = "requeue"
+    minimum_run_time: float = 0.0
+    """Seconds a session may run before it can be preempted."""
+    scope: Literal["user", "project", "domain", "group"] = "group"
+    """Victims come from the same user, project, domain or from the whole resource group."""
+
+
+@dataclass(frozen=True, slots=True)
 class GroupPolicy:
     """How a resource group orders and places."""
 
@@ -90,6 +184,20 @@ class GroupPolicy:
     sequencer: str = "fifo"
     selector: str = "dispersed"
     slot_priority: tuple[str, ...] = ("cuda", "rocm", "tpu", "cpu", "mem")
+    devices: DeviceRules = DeviceRules()
+    served_slots: frozenset[str] | None = None
+    """Slot names that may be asked for here; None: all."""
+    required_slots: frozenset[str] = frozenset()
+    """Slot names that every session must ask for."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Shares of owners for ``drf`` (by owner id; 1 when missing)."""
+    slot_weights: Mapping[str, float] = field(default_factory=dict)
+    """What a slot-second of each slot costs in ``fair-share``."""
+    half_life: float = 7 * 86400.0
+    """Seconds in which usage counts half in ``fair-share``."""
+    ageing: float = 3 * 86400.0
+    """Seconds of waiting after which no session may be overtaken any more by later ones of its band or below."""
+    preemption: PreemptionRules | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +209,8 @@ class Snapshot:
     agents: tuple[Agent, ...]
     pending: tuple[SessionRequest, ...]
     quotas: tuple[Quota, ...] = ()
+    running: tuple[RunningSession, ...] = ()
+    usage: tuple[Usage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +237,25 @@ class Placement:
 
     session_id: str
     kernels: tuple[KernelPlacement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Where and when a session that waits is to start, and what later sessions leave for it."""
+
+    session_id: str
+    starts_at: float | None
+    """None: not before something ends, and nobody knows when."""
+    agent_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    """A running session that ends for the sake of a waiting one."""
+
+    victim_id: str
+    for_session_id: str
+    action: Literal["terminate", "requeue"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +296,10 @@ class Explanation:
     agents_total: int = 0
     unsatisfiable: bool = False
     """No agent's total capacity, or no limit of its owner, could ever let it start; it blocks nobody."""
+    starts_at: float | None = None
+    """Estimated start, when there is one."""
+    waits_for: tuple[str, ...] = ()
+    """Ids of running sessions whose end it needs."""
     largest: Slots | None = None
     """When no agent could ever serve it: of the requested slots, what the best-fitting agent has in all."""
 
@@ -179,6 +312,10 @@ class Plan:
     waiting: tuple[Explanation, ...]
     order: tuple[str, ...] = ()
     """Ids of all pending sessions in the order in which the pass looked at them."""
+    reservations: tuple[Reservation, ...] = ()
+    preemptions: tuple[Preemption, ...] = ()
+    cancelled: tuple[Reason, ...] = ()
+    """Sessions to be cancelled because a parent failed (``data["session_id"]``)."""
 
 
 VerdictName = Literal["now", "wait", "never"]
