@@ -23,6 +23,7 @@ from authenticator.problems import (
 )
 from authenticator.tables import KeyPairPolicyRow, KeyPairRow, MembershipRow, ProjectRow
 from spawner.scheduler.slots import KINDS, human_amount, human_bytes, parse_amount
+from spawner.sessions.durations import seconds_of
 from spawner.sessions.registration import architecture
 from spawner.sessions.requests import NewSession
 from spawner.sessions.states import Status, Target
@@ -57,8 +58,6 @@ MAX_COMMAND = 64 * 1024
 DEFAULT_PRIORITY = 10
 RESERVED_PORTS = frozenset({2000, 2001, 2200, 7681})
 HUB_PORT_NAME = "jupyterlab"
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d|w)?$")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SHOWN = 80
 
 
@@ -400,10 +399,10 @@ def labelled_ports(labels: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def moment(text: str, now: dt.datetime) -> dt.datetime | None:
     """The time that ``text`` says: ISO 8601 (UTC unless it says otherwise), or a duration from now."""
-    duration = _DURATION.match(text.strip())
-    if duration:
-        seconds = float(duration.group(1)) * _SECONDS[duration.group(2) or "s"]
-        return now + dt.timedelta(seconds=seconds) if seconds < 10 * 365 * 86400 else None
+    try:
+        return now + dt.timedelta(seconds=seconds_of(text))
+    except ValueError:
+        pass  # no duration, so a time
     try:
         at = dt.datetime.fromisoformat(text.strip())
     except ValueError:
