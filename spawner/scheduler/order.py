@@ -1,11 +1,11 @@
-"""Who is looked at first: priority bands, and sequencers inside a band."""
+"""Who is looked at first: priority bands, those who waited too long, and sequencers inside a band."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from spawner.scheduler.model import GroupPolicy, SessionRequest
+from spawner.scheduler.model import GroupPolicy, RunningSession, SessionRequest, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,16 @@ class OrderContext:
 
     now: float
     group: GroupPolicy
+    capacity: Mapping[str, int] = field(default_factory=dict)
+    """What all agents of the group have together, in base units by slot."""
+    running: Sequence[RunningSession] = ()
+    """The running sessions of the group."""
+    usage: Sequence[Usage] = ()
+    counted: list[SessionRequest] = field(default_factory=list)
+    """Sessions that this pass started or put in line, in order; it grows while a sequencer runs.
+
+    One that stands in line counts as if it ran: the line then has the order in which things go on.
+    """
 
 
 Sequencer = Callable[[Sequence[SessionRequest], OrderContext], Iterable[SessionRequest]]
@@ -24,9 +34,25 @@ depend on what was placed before (progressive filling).
 """
 
 
-def fifo(sessions: Sequence[SessionRequest], context: OrderContext) -> Iterable[SessionRequest]:
+def by_time(session: SessionRequest) -> tuple[float, str]:
     """First come, first served; sessions submitted at the same moment go by id."""
-    return sorted(sessions, key=lambda session: (session.submitted_at, session.session_id))
+    return session.submitted_at, session.session_id
+
+
+def fifo(sessions: Sequence[SessionRequest], context: OrderContext) -> Iterable[SessionRequest]:
+    """First come, first served."""
+    return sorted(sessions, key=by_time)
+
+
+def lifo(sessions: Sequence[SessionRequest], context: OrderContext) -> Iterable[SessionRequest]:
+    """The newest first; the exact reverse of ``fifo``."""
+    return sorted(sessions, key=by_time, reverse=True)
+
+
+def has_aged(session: SessionRequest, context: OrderContext) -> bool:
+    """True when it has waited longer than its group lets anyone be overtaken."""
+    since = max(session.submitted_at, session.starts_at or session.submitted_at)
+    return context.now - since > context.group.ageing
 
 
 class SequencerError(ValueError):
@@ -38,14 +64,19 @@ def in_order(
 ) -> Iterator[SessionRequest]:
     """All sessions of a group: bands of equal priority, the highest first, each in its own order.
 
-    Raises ``SequencerError`` when the sequencer does not give every session back exactly once.
+    Inside a band those that have waited too long (``has_aged``) come first, by time. Raises
+    ``SequencerError`` when the sequencer does not give every other session back exactly once.
     """
     bands: dict[int, list[SessionRequest]] = {}
     for session in sessions:
         bands.setdefault(session.priority, []).append(session)
     for priority in sorted(bands, reverse=True):
-        left = {session.session_id for session in bands[priority]}
-        for session in sequencer(tuple(bands[priority]), context):
+        aged = [session for session in bands[priority] if has_aged(session, context)]
+        yield from sorted(aged, key=by_time)
+        gone = {session.session_id for session in aged}
+        rest = tuple(s for s in bands[priority] if s.session_id not in gone)
+        left = {session.session_id for session in rest}
+        for session in sequencer(rest, context):
             if session.session_id not in left:
                 raise SequencerError(
                     f"sequencer {context.group.sequencer!r} gave session {session.session_id} "
@@ -56,5 +87,5 @@ def in_order(
         if left:
             raise SequencerError(
                 f"sequencer {context.group.sequencer!r} left out {len(left)} of "
-                f"{len(bands[priority])} sessions of band {priority}"
+                f"{len(rest)} sessions of band {priority}"
             )

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from spawner.scheduler.check import Accounts, Blocked, check
 from spawner.scheduler.explain import Refusal, Shortage, never_of, shortage_of
+from spawner.scheduler.fairness import capacity_of
 from spawner.scheduler.filters import KIND, PRESENCE, sift
 from spawner.scheduler.model import (
     Explanation,
@@ -154,7 +155,7 @@ def plan(snapshot: Snapshot, policies: Policies = BUILT_IN) -> Plan:
     for policy in sorted(snapshot.groups, key=lambda group: group.name):
         sessions = queues.pop(policy.name, [])
         group = GroupPass(policy, policies.selector(policy), snapshot, sessions, accounts)
-        context = OrderContext(snapshot.now, policy)
+        context = _context(snapshot, policy)
         for session, outcome in _run(group, sessions, policies.sequencer(policy), context):
             order.append(session.session_id)
             if isinstance(outcome, Placement):
@@ -202,7 +203,7 @@ def fit_all(
         everyone = [*ahead, *(asked for _, asked in line)]
         accounts = Accounts(snapshot.quotas)
         group = GroupPass(policy, policies.selector(policy), snapshot, everyone, accounts)
-        context = OrderContext(snapshot.now, policy)
+        context = _context(snapshot, policy)
         for _ in _run(group, ahead, policies.sequencer(policy), context):
             pass
         for number, asked in line:
@@ -220,10 +221,23 @@ def _run(
     for session in in_order(sessions, sequencer, context):
         decision = group.decide(session)
         if isinstance(decision, Node):
+            context.counted.append(session)
             yield session, group.start(session, decision)
         else:
             group.line_up(session, decision)
+            if decision.queues:
+                context.counted.append(session)
             yield session, decision
+
+
+def _context(snapshot: Snapshot, policy: GroupPolicy) -> OrderContext:
+    return OrderContext(
+        snapshot.now,
+        policy,
+        capacity_of(snapshot.agents, policy.name),
+        tuple(each for each in snapshot.running if each.resource_group == policy.name),
+        snapshot.usage,
+    )
 
 
 def _by_group(snapshot: Snapshot) -> dict[str, list[SessionRequest]]:

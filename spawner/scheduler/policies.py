@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from spawner.scheduler.fairness import drf, fair_share
 from spawner.scheduler.model import GroupPolicy
-from spawner.scheduler.order import Sequencer, fifo
+from spawner.scheduler.order import Sequencer, fifo, lifo
 from spawner.scheduler.select import Selector, concentrated, dispersed
 
 Policy = TypeVar("Policy")
@@ -51,4 +52,7 @@ def _look_up(kind: str, known: Mapping[str, Policy], name: str, group: str) -> P
     return found
 
 
-BUILT_IN = Policies({"fifo": fifo}, {"concentrated": concentrated, "dispersed": dispersed})
+BUILT_IN = Policies(
+    {"fifo": fifo, "lifo": lifo, "drf": drf, "fair-share": fair_share},
+    {"concentrated": concentrated, "dispersed": dispersed},
+)

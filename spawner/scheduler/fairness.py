@@ -1,0 +1,259 @@
+"""Fair orders: dominant shares filled progressively, and shares of decayed usage.
+
+Dominant resource fairness follows Ghodsi et al., NSDI 2011. Both orders are a tree of turns: at each
+level the branch with the lowest cost goes next, and what was just decided raises its cost.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from spawner.scheduler.model import Agent, GroupPolicy, SessionRequest, Snapshot, Usage
+from spawner.scheduler.order import OrderContext, by_time
+
+Path = tuple[str, ...]
+"""A place in the tree: an owner, or a domain, one of its projects and a user there."""
+
+LEVELS: tuple[Literal["domain", "project", "user"], ...] = ("domain", "project", "user")
+PROVISION = 3600.0
+"""Seconds for which a session that was just placed is charged, unless it runs shorter: its real usage
+is unknown yet, and without a charge one user would get everything that is free at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """What decides in ``fair-share``: ``cost`` is compared, the smallest first; ``factor`` is for people.
+
+    ``normalised`` is decayed usage as a part (0 to 1) of what using the whole group for ever would come
+    to; ``cost`` is that over the weight; ``factor`` is 2 to the power of minus ``cost``: 1 without usage.
+    """
+
+    scope: Literal["domain", "project", "user"]
+    scope_id: str
+    normalised: float
+    weight: float
+    cost: float
+    factor: float
+
+
+def drf(sessions: Sequence[SessionRequest], context: OrderContext) -> Iterator[SessionRequest]:
+    """Progressive filling: the owner with the smallest dominant share goes next.
+
+    The dominant share is the largest part of any slot of the group that the owner holds, over the
+    owner's weight (``GroupPolicy.weights``). What starts in the pass counts at once, so equal owners
+    alternate. Slots that the group does not have are left out.
+    """
+    held: dict[str, dict[str, int]] = {}
+    for each in context.running:
+        mine = held.setdefault(each.owner_id, {})
+        for kernel in each.kernels:
+            for share in kernel.shares:
+                mine[share.slot] = mine.get(share.slot, 0) + share.amount
+
+    def charge(session: SessionRequest) -> None:
+        mine = held.setdefault(session.owner_id, {})
+        for slot, amount in amounts(session):
+            mine[slot] = mine.get(slot, 0) + amount
+
+    def cost(path: Path) -> float:
+        mine = held.get(path[0], {})
+        parts = (
+            n / context.capacity[slot] for slot, n in mine.items() if context.capacity.get(slot)
+        )
+        return weighted(max(parts, default=0.0), context.group.weights.get(path[0], 1.0))
+
+    return _in_turns(sessions, context, lambda session: (session.owner_id,), cost, charge)
+
+
+def fair_share(
+    sessions: Sequence[SessionRequest], context: OrderContext
+) -> Iterator[SessionRequest]:
+    """The domain, in it the project, in it the user with the least decayed usage for their weight.
+
+    Those without usage come first. Inside a user it is first come, first served.
+    """
+    costs = Costs(context.group, context.capacity, context.usage, context.now)
+
+    def charge(session: SessionRequest) -> None:
+        seconds = PROVISION if session.run_time is None else min(PROVISION, session.run_time)
+        costs.add(_scopes(session), {s: n * seconds for s, n in amounts(session)})
+
+    return _in_turns(sessions, context, _scopes, costs.of, charge)
+
+
+def fair_share_factors(snapshot: Snapshot, group: str) -> tuple[Factor, ...]:
+    """The factors by which ``fair-share`` would order ``group`` now, of all with usage or sessions.
+
+    Sorted by scope and cost. Raises ``KeyError`` for a group that the snapshot does not have.
+    """
+    policies = {policy.name: policy for policy in snapshot.groups}
+    costs = Costs(
+        policies[group], capacity_of(snapshot.agents, group), snapshot.usage, snapshot.now
+    )
+    paths: set[Path] = set(costs.known)
+    for session in (*snapshot.pending, *snapshot.running):
+        if session.resource_group == group:
+            whole = (session.domain, session.project_id, session.owner_id)
+            paths.update(whole[:depth] for depth in (1, 2, 3))
+    found = {(LEVELS[len(path) - 1], _scope_id(path)): costs.factor(path) for path in paths}
+    return tuple(sorted(found.values(), key=lambda f: (LEVELS.index(f.scope), f.cost, f.scope_id)))
+
+
+def capacity_of(agents: Iterable[Agent], group: str) -> dict[str, int]:
+    """What all agents of ``group`` have together, by slot; masked devices do not count."""
+    total: dict[str, int] = {}
+    for agent in agents:
+        if agent.resource_group == group:
+            for device in agent.devices:
+                if not device.masked:
+                    total[device.slot] = total.get(device.slot, 0) + device.capacity
+    return total
+
+
+class Costs:
+    """Decayed usage of every scope, as costs by path."""
+
+    def __init__(
+        self, group: GroupPolicy, capacity: Mapping[str, int], usage: Iterable[Usage], now: float
+    ) -> None:
+        self._group = group
+        self._capacity = {slot: n for slot, n in capacity.items() if n > 0}
+        self._life = group.half_life / math.log(2)
+        self._used: dict[tuple[str, str], float] = {}
+        self._weights: dict[tuple[str, str], float] = {}
+        for each in usage:
+            scope = (each.scope, each.scope_id)
+            kept = 0.5 ** (max(0.0, now - each.at) / group.half_life)
+            part = self._normalised(each.slot_seconds) * kept
+            self._used[scope] = self._used.get(scope, 0.0) + part
+            self._weights[scope] = each.weight
+
+    @property
+    def known(self) -> Iterator[Path]:
+        """Paths of the scopes with usage; only the last part of a project's counts."""
+        for scope, scope_id in self._used:
+            if scope == "user":
+                project, _, user = scope_id.partition("/")
+                yield ("", project, user)
+            else:
+                yield (scope_id,) if scope == "domain" else ("", scope_id)
+
+    def of(self, path: Path) -> float:
+        """The cost of ``path``."""
+        return self.factor(path).cost
+
+    def factor(self, path: Path) -> Factor:
+        """All that makes up the cost of ``path``."""
+        scope = (LEVELS[len(path) - 1], _scope_id(path))
+        normalised = self._used.get(scope, 0.0)
+        weight = self._weights.get(scope, 1.0)
+        cost = weighted(normalised, weight)
+        return Factor(*scope, normalised, weight, cost, 2.0**-cost)
+
+    def add(self, path: Path, slot_seconds: Mapping[str, float]) -> None:
+        """Charge the last scope of ``path`` and all above it."""
+        part = self._normalised(slot_seconds)
+        for depth in range(1, len(path) + 1):
+            scope = (LEVELS[depth - 1], _scope_id(path[:depth]))
+            self._used[scope] = self._used.get(scope, 0.0) + part
+
+    def _normalised(self, slot_seconds: Mapping[str, float]) -> float:
+        weights = {slot: self._group.slot_weights.get(slot, 1.0) for slot in self._capacity}
+        total = sum(weights.values())
+        if total <= 0:
+            return 0.0
+        parts = (
+            weights[slot] * slot_seconds.get(slot, 0.0) / (capacity * self._life)
+            for slot, capacity in self._capacity.items()
+        )
+        return sum(parts) / total
+
+
+def weighted(part: float, weight: float) -> float:
+    """``part`` for an owner of this weight; without weight everything costs infinitely much."""
+    return part / weight if weight > 0 else math.inf
+
+
+def amounts(session: SessionRequest) -> Iterator[tuple[str, int]]:
+    """Slots and amounts of all kernels of ``session``, one after another."""
+    for kernel in session.kernels:
+        yield from kernel.slots.items()
+
+
+def _scopes(session: SessionRequest) -> Path:
+    return (session.domain, session.project_id, session.owner_id)
+
+
+def _scope_id(path: Path) -> str:
+    """Domains and projects by their own id, users per project (``Usage.scope_id``)."""
+    return path[-1] if len(path) < 3 else f"{path[1]}/{path[2]}"
+
+
+class _Branch:
+    """The sessions of one path prefix: a queue at the end of the path, else a heap of branches."""
+
+    __slots__ = ("heap", "prefix", "queue")
+
+    def __init__(self, prefix: Path) -> None:
+        self.prefix = prefix
+        self.queue: deque[SessionRequest] = deque()
+        self.heap: list[tuple[float, tuple[float, str], _Branch]] = []
+
+    def head(self) -> tuple[float, str]:
+        """What decides between branches of equal cost: their next session."""
+        return by_time(self.queue[0]) if self.queue else self.heap[0][1]
+
+
+def _in_turns(
+    sessions: Sequence[SessionRequest],
+    context: OrderContext,
+    path_of: Callable[[SessionRequest], Path],
+    cost: Callable[[Path], float],
+    charge: Callable[[SessionRequest], None],
+) -> Iterator[SessionRequest]:
+    """Sessions by the lowest cost along their paths; costs only change by ``charge``.
+
+    Each session costs the logarithm of the number of owners, however many sessions they have.
+    """
+    seen = 0
+    for session in context.counted:
+        charge(session)
+        seen += 1
+    root = _grow(sorted(sessions, key=by_time), path_of, cost)
+    while root.heap:
+        walk = [root]
+        while walk[-1].heap:
+            walk.append(heapq.heappop(walk[-1].heap)[2])
+        yield walk[-1].queue.popleft()
+        for session in context.counted[seen:]:
+            charge(session)
+            seen += 1
+        for branch, parent in zip(reversed(walk), reversed(walk[:-1]), strict=False):
+            if branch.queue or branch.heap:
+                heapq.heappush(parent.heap, (cost(branch.prefix), branch.head(), branch))
+
+
+def _grow(
+    sessions: Sequence[SessionRequest],
+    path_of: Callable[[SessionRequest], Path],
+    cost: Callable[[Path], float],
+) -> _Branch:
+    branches: dict[Path, _Branch] = {(): _Branch(())}
+    for session in sessions:
+        path = path_of(session)
+        leaf = branches.get(path)
+        if leaf is None:
+            for depth in range(1, len(path) + 1):
+                branches.setdefault(path[:depth], _Branch(path[:depth]))
+            leaf = branches[path]
+        leaf.queue.append(session)
+    for branch in sorted(branches.values(), key=lambda branch: -len(branch.prefix)):
+        if branch.prefix:
+            parent = branches[branch.prefix[:-1]]
+            heapq.heappush(parent.heap, (cost(branch.prefix), branch.head(), branch))
+    return branches[()]
