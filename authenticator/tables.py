@@ -22,6 +22,7 @@ class DomainRow(Base):
     description: Mapped[str] = mapped_column(Text, default="")
     is_active: Mapped[bool] = mapped_column(default=True)
     total_resource_slots: Mapped[JsonDict | None]
+    max_concurrent_sessions: Mapped[int | None]
     allowed_vfolder_hosts: Mapped[JsonDict | None]
     created_at: Mapped[dt.datetime]
 
@@ -38,6 +39,7 @@ class ProjectRow(Base):
     description: Mapped[str] = mapped_column(Text, default="")
     is_active: Mapped[bool] = mapped_column(default=True)
     total_resource_slots: Mapped[JsonDict | None]
+    max_concurrent_sessions: Mapped[int | None]
     allowed_vfolder_hosts: Mapped[JsonDict | None]
     created_at: Mapped[dt.datetime]
 
@@ -61,6 +63,9 @@ class UserRow(Base):
     role: Mapped[str] = mapped_column(String(16), default="user")
     status: Mapped[str] = mapped_column(String(24), default="active")
     main_access_key: Mapped[str | None] = mapped_column(String(20))
+    total_resource_slots: Mapped[JsonDict | None]
+    """Limits of the person, whatever key pair is used."""
+    max_concurrent_sessions: Mapped[int | None]
     created_at: Mapped[dt.datetime]
 
 
@@ -86,6 +91,8 @@ class KeyPairPolicyRow(Base):
     total_resource_slots: Mapped[JsonDict | None]
     max_concurrent_sessions: Mapped[int | None]
     max_pending_sessions: Mapped[int | None]
+    max_pending_resource_slots: Mapped[JsonDict | None]
+    """What all sessions that wait may ask for together."""
     max_containers_per_session: Mapped[int] = mapped_column(default=1)
     max_session_lifetime: Mapped[int | None] = mapped_column(BigInteger)
     """Seconds."""

@@ -52,6 +52,16 @@ class Config:
     agents: list[str] = param(
         "Agents to run on (superadmins).", factory=list, names=("agentList", "agent_list")
     )
+    designation: str = param(
+        "Whether it may run elsewhere too: strict or preferred.",
+        default="strict",
+        names=("agentSelectionPolicy", "agent_selection_policy"),
+    )
+    session_group: dict[str, object] | None = param(
+        "Sessions to be spread or packed: name, rule (spread, pack), strict.",
+        default=None,
+        names=("sessionGroup", "session_group"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +116,26 @@ class Creation:
     bootstrap_script: str | None = param(
         "Script to run first.", default=None, names=("bootstrap_script", "bootstrapScript")
     )
-    dependencies: list[str] = param("Sessions that must have succeeded.", factory=list)
+    dependencies: list[str] = param(
+        "Batch sessions that must have succeeded, by name or id.",
+        factory=list,
+        names=("dependencies", "startsAfter"),
+    )
+    failed_dependencies: str = param(
+        "When one of them fails: wait, cancel or ignore.",
+        default="wait",
+        names=("failedDependencies", "failed_dependencies"),
+    )
+    run_time: object = param(
+        "Duration after which it is ended, such as 2h; it can then start before longer ones.",
+        default=None,
+        names=("runTime", "run_time", "batchTimeout", "batch_timeout"),
+    )
+    preemptible: bool = param(
+        "Whether it may be ended for sessions of higher priority, where the group allows that.",
+        default=True,
+        names=("isPreemptible", "is_preemptible"),
+    )
     callback_url: str | None = param(
         "URL told of changes.", default=None, names=("callback_url", "callbackUrl", "callbackURL")
     )
@@ -138,6 +167,11 @@ class Creation:
             bootstrap_script=self.bootstrap_script,
             starts_at=self.starts_at,
             dependencies=self.dependencies,
+            failed_parents=self.failed_dependencies,
+            run_time=self.run_time,
+            preemptible=self.preemptible,
+            designation=config.designation,
+            session_group=config.session_group,
             callback_url=self.callback_url,
             preopen_ports=config.preopen_ports,
             designated_agents=config.agents,

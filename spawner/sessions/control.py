@@ -17,6 +17,7 @@ from spawner.sessions.offers import Offers, bootstrap
 from spawner.sessions.reconciler import Reconciler
 from spawner.sessions.scheduling import SchedulerLoop
 from spawner.sessions.service import SessionService
+from spawner.sessions.snapshot import read_groups
 from spawner.sessions.tokens import AgentTokens
 from spawner.sessions.transitions import Change, Journal
 from store.database import Store
@@ -73,15 +74,21 @@ class ControlPlane:
             self.metrics,
             tick=self.settings.tick,
             agent_timeout=self.settings.agent_timeout,
+            policies=policies,
         )
+        self._policies = policies
         self.leads = asyncio.Event()
         """Set while this manager schedules and reconciles."""
         self.journal.listen(self._committed)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Bootstrap groups and presets, resume from rows, start the loops."""
+        """Bootstrap groups and presets, resume from rows, start the loops.
+
+        Raises ``PolicyError`` when the options of a resource group cannot be used.
+        """
         await bootstrap(self._store, self._now())
+        await self._store.read(lambda db: read_groups(db, self._policies))
         if self.settings.agent_token is not None:
             await self.tokens.ensure_token(self.settings.agent_token, "made with the deployment")
         self._task = asyncio.create_task(self._lead_forever(), name="control-plane")

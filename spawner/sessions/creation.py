@@ -8,9 +8,9 @@ import secrets
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.principals import Principal, Via
@@ -22,6 +22,7 @@ from authenticator.problems import (
     QuotaExceeded,
 )
 from authenticator.tables import KeyPairPolicyRow, KeyPairRow, MembershipRow, ProjectRow
+from spawner.scheduler.model import SessionGroup
 from spawner.scheduler.slots import KINDS, human_amount, human_bytes, parse_amount
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.registration import architecture
@@ -34,6 +35,13 @@ from spawner.sessions.tables import (
     KernelRow,
     ResourceGroupRow,
     SessionRow,
+)
+from spawner.sessions.wishes import (
+    DESIGNATIONS,
+    FAILED_PARENTS,
+    GROUP_RULES,
+    Wishes,
+    find_parents,
 )
 from vfolder.folders import FolderMount
 
@@ -71,6 +79,10 @@ class Facts:
     slots: frozenset[str]
     policy: KeyPairPolicyRow
     projects: Sequence[ProjectRow]
+    parents: tuple[str, ...] = ()
+    """Ids of the sessions it depends on."""
+    bad_parents: Mapping[str, str] = field(default_factory=dict)
+    """A sentence for each dependency that cannot be one."""
 
     @property
     def default_group(self) -> ResourceGroupRow | None:
@@ -95,9 +107,12 @@ class Draft:
     starts_at: dt.datetime | None = None
     ports: list[dict[str, Any]] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
+    wishes: Wishes = field(default_factory=Wishes)
 
 
-async def read_facts(db: AsyncSession, owner: Principal, image: str) -> Facts:
+async def read_facts(
+    db: AsyncSession, owner: Principal, image: str, parents: Iterable[str] = ()
+) -> Facts:
     """One read of all that ``check`` needs. Raises ``AuthFailed`` when the key pair is gone."""
     groups = await db.scalars(select(ResourceGroupRow).where(ResourceGroupRow.is_active))
     names = [image] if ":" in image.rpartition("/")[2] else [image, f"{image}:latest"]
@@ -117,12 +132,15 @@ async def read_facts(db: AsyncSession, owner: Principal, image: str) -> Facts:
         .order_by(ProjectRow.name != "default", ProjectRow.name)
     )
     found = sorted(images, key=lambda row: (row.name != image, row.architecture))
+    ids, bad = await find_parents(db, owner.user_id, parents)
     return Facts(
         {group.name: group for group in groups},
         [row for row in found if row.name == found[0].name],
         frozenset(slots) | frozenset(KINDS),
         policy,
         list(projects),
+        tuple(dict.fromkeys(ids)),
+        bad,
     )
 
 
@@ -156,6 +174,7 @@ class Checker:
         self._batch()
         self._ports()
         self._cluster()
+        self._wishes()
         if self.new.designated_agents and not self.actor.is_superadmin:
             raise Forbidden("only administrators may choose agents for a session")
         if self._image_missing and len(self.errors) == 1:
@@ -249,8 +268,6 @@ class Checker:
             self._fault("callback_url", "callbacks are not offered here: leave it out")
         if new.bootstrap_script:
             self._fault("bootstrap_script", "bootstrap scripts are not offered here: leave it out")
-        if new.dependencies:
-            self._fault("dependencies", "dependencies are not offered here: leave them out")
         if new.hub is not None and self.actor.via is not Via.HUB:
             self._fault("perijove", "only the hub may start its servers")
 
@@ -370,6 +387,53 @@ class Checker:
         elif size > 1:
             self._fault("clusterSize", f"{size}: sessions of one container are offered so far")
 
+    def _wishes(self) -> None:
+        """What it asks of the scheduler; dependencies were looked up by ``read_facts``."""
+        new, facts = self.new, self.facts
+        for name, sentence in facts.bad_parents.items():
+            self._fault(f"dependencies.{name}", sentence)
+        for where, value, allowed in (
+            ("failedDependencies", new.failed_parents, FAILED_PARENTS),
+            ("config.agentSelectionPolicy", new.designation, DESIGNATIONS),
+        ):
+            if value not in allowed:
+                self._fault(where, f"{value[:_SHOWN]!r}: one of {', '.join(allowed)}")
+        longest = facts.policy.max_session_lifetime
+        limit = None if longest is None else float(longest)
+        if new.run_time is not None:
+            try:
+                asked = seconds_of(new.run_time)
+            except ValueError as error:
+                self._fault("runTime", str(error))
+                asked = 1.0
+            if asked < 1:
+                self._fault("runTime", f"{new.run_time}: 1 second or more")
+            elif limit is not None and asked > limit:
+                self._fault("runTime", f"{new.run_time}: you may run at most {limit:g} seconds")
+            limit = asked
+        self.draft.wishes = Wishes(
+            dependencies=facts.parents,
+            failed_parents=cast("Any", new.failed_parents),
+            run_time=limit,
+            preemptible=new.preemptible,
+            designation=cast("Any", new.designation),
+            session_group=self._session_group(),
+        )
+
+    def _session_group(self) -> SessionGroup | None:
+        given = self.new.session_group
+        if given is None:
+            return None
+        name, rule, strict = given.get("name"), given.get("rule", "spread"), given.get("strict")
+        if not isinstance(name, str) or not NAME.match(name):
+            self._fault("config.sessionGroup.name", f"{str(name)[:_SHOWN]!r}: {NAME_RULE}")
+        if rule not in GROUP_RULES:
+            allowed = ", ".join(GROUP_RULES)
+            self._fault("config.sessionGroup.rule", f"{str(rule)[:_SHOWN]!r}: one of {allowed}")
+        if strict not in (None, True, False):
+            self._fault("config.sessionGroup.strict", f"{str(strict)[:_SHOWN]!r}: true or false")
+        return SessionGroup(f"{self.owner.user_id}/{name}", cast("Any", rule), strict is True)
+
     def _image_minimum(self) -> dict[str, int]:
         prefix = "ai.backend.resource.min."
         least: dict[str, int] = {}
@@ -410,19 +474,34 @@ def moment(text: str, now: dt.datetime) -> dt.datetime | None:
     return at.replace(tzinfo=dt.UTC) if at.tzinfo is None else at.astimezone(dt.UTC)
 
 
-async def check_counts(db: AsyncSession, owner: Principal, policy: KeyPairPolicyRow) -> None:
-    """Raise ``QuotaExceeded`` when the owner has too many sessions in the queue."""
-    if policy.max_pending_sessions is None:
+async def check_counts(
+    db: AsyncSession, owner: Principal, policy: KeyPairPolicyRow, slots: Mapping[str, int]
+) -> None:
+    """Raise ``QuotaExceeded`` when the owner's queue has too many sessions, or asks for too much.
+
+    ``slots`` is what one more session asks for.
+    """
+    most, cap = policy.max_pending_sessions, policy.max_pending_resource_slots
+    if most is None and cap is None:
         return
-    query = select(func.count()).where(
+    query = select(SessionRow.requested_slots).where(
         SessionRow.access_key == owner.access_key, SessionRow.status == Status.PENDING.value
     )
-    waiting = await db.scalar(query) or 0
-    if waiting >= policy.max_pending_sessions:
+    queue = list(await db.scalars(query))
+    if most is not None and len(queue) >= most:
         raise QuotaExceeded(
-            f"you have {waiting} sessions waiting and may have {policy.max_pending_sessions}:"
+            f"you have {len(queue)} sessions waiting and may have {most}:"
             " wait for one to start, or cancel one"
         )
+    for slot, limit in (cap or {}).items():
+        waiting = sum(int(asked.get(slot, 0)) for asked in queue)
+        amount = slots.get(slot, 0)
+        if amount and waiting + amount > int(limit):
+            raise QuotaExceeded(
+                f"your waiting sessions may ask for {human_amount(slot, int(limit))} together:"
+                f" {human_amount(slot, waiting)} wait, and this one asks for"
+                f" {human_amount(slot, amount)}"
+            )
 
 
 async def check_agents(db: AsyncSession, names: Iterable[str]) -> None:
@@ -474,6 +553,7 @@ def rows(
         origin={"hub": new.hub.hub, "server": new.hub.server} if new.hub else {},
         request_id=request_id[:64],
         starts_at=draft.starts_at,
+        scheduling=draft.wishes.row(),
         created_at=now,
     )
     kernel = KernelRow(

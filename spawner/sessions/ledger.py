@@ -97,6 +97,7 @@ async def allocate(
                 device_id=share.device_id,
                 amount=share.amount,
                 allocated_at=now,
+                uncharged_since=now,
             )
         )
 

@@ -112,8 +112,8 @@ class Offers:
 
         async def work(db: AsyncSession) -> tuple[Reading, list[PresetRow], list[Held]]:
             mine = _project_of(facts, project)
-            payer = Payer(principal.access_key, mine, principal.domain)
-            reading = await read_snapshot(db, self._now(), [payer])
+            payer = _payer(principal, mine)
+            reading = await read_snapshot(db, self._now(), [payer], self._policies)
             by_key, _ = await held_by(db, SessionRow.access_key, [principal.access_key])
             by_project, _ = await held_by(db, SessionRow.project_id, [uuid.UUID(mine)])
             held = [by_key[principal.access_key], by_project[uuid.UUID(mine)]]
@@ -153,8 +153,8 @@ class Offers:
             db: AsyncSession,
         ) -> tuple[creation.Facts, Snapshot, list[PresetRow], list[ImageRow]]:
             facts = await creation.read_facts(db, principal, "")
-            payer = Payer(principal.access_key, _project_of(facts, None), principal.domain)
-            reading = await read_snapshot(db, self._now(), [payer])
+            payer = _payer(principal, _project_of(facts, None))
+            reading = await read_snapshot(db, self._now(), [payer], self._policies)
             images = await db.scalars(
                 select(ImageRow).where(ImageRow.is_enabled).order_by(ImageRow.name)
             )
@@ -222,8 +222,8 @@ class Offers:
 
         async def work(db: AsyncSession) -> tuple[creation.Facts, Snapshot]:
             facts = await creation.read_facts(db, principal, new.image)
-            payer = Payer(principal.access_key, _project_of(facts, None), principal.domain)
-            return facts, (await read_snapshot(db, self._now(), [payer])).snapshot
+            payer = _payer(principal, _project_of(facts, None))
+            return facts, (await read_snapshot(db, self._now(), [payer], self._policies)).snapshot
 
         facts, snapshot = await self._store.read(work)
         checker = creation.Checker(principal, principal, new, facts, self._now())
@@ -370,6 +370,10 @@ def _project_of(facts: creation.Facts, asked: str | None) -> str:
         known = ", ".join(project.name for project in facts.projects) or "none"
         raise InvalidParameters({"group": f"{(asked or '')[:80]!r}: you belong to {known}"})
     return str(fitting[0].id)
+
+
+def _payer(principal: Principal, project: str) -> Payer:
+    return Payer(principal.access_key, project, principal.domain, str(principal.user_id))
 
 
 def _group_of(facts: creation.Facts, asked: str | None) -> str:

@@ -21,6 +21,8 @@ from spawner.sessions.tables import AgentRow, AllocationRow, HistoryRow, KernelR
 
 ENDED = [status.value for status in FINAL]
 HOLDING = [status.value for status in HOLDS]
+NOT_FOR_USERS = ("agent_id", "agent", "waits_for")
+"""Parts of explanations that name agents or other people's sessions."""
 _ID_PREFIX = re.compile(r"^[0-9a-fA-F-]{4,36}$")
 
 
@@ -151,7 +153,7 @@ def _hide(session: SessionRow, kernels: Iterable[KernelRow], show_agents: bool) 
 def without_agents(value: Any) -> Any:
     """A structured explanation without the names of agents."""
     if isinstance(value, dict):
-        return {k: without_agents(v) for k, v in value.items() if k not in ("agent_id", "agent")}
+        return {k: without_agents(v) for k, v in value.items() if k not in NOT_FOR_USERS}
     if isinstance(value, list):
         return [without_agents(each) for each in value]
     return value

@@ -12,19 +12,23 @@ import logging
 import uuid
 from functools import partial
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from spawner.sessions import ledger, registration, steps
+from spawner.scheduler.policies import BUILT_IN, Policies, PolicyError
+from spawner.sessions import ledger, registration, steps, usage
+from spawner.sessions.durations import seconds_of
 from spawner.sessions.metrics import Metrics
-from spawner.sessions.states import FINAL, IllegalTransition
+from spawner.sessions.snapshot import read_groups
+from spawner.sessions.states import FINAL, IllegalTransition, Status, Target
 from spawner.sessions.tables import AgentRow, ResourceGroupRow, SessionRow
 from spawner.sessions.transitions import Change, Journal
 from spawner.sessions.workqueue import WorkQueue
 from store.database import StoreError
 
 REQUEST_ID = "reconciler"
+ENDED = [status.value for status in FINAL]
 WATCH_SHARE = 8.0
 """Agents are looked at this many times within their timeout."""
 
@@ -35,9 +39,15 @@ class Reconciler:
     """Works on sessions one by one; watches agents; repairs the ledger."""
 
     def __init__(
-        self, journal: Journal, metrics: Metrics, *, tick: float, agent_timeout: float
+        self,
+        journal: Journal,
+        metrics: Metrics,
+        *,
+        tick: float,
+        agent_timeout: float,
+        policies: Policies = BUILT_IN,
     ) -> None:
-        self._journal, self._metrics = journal, metrics
+        self._journal, self._metrics, self._policies = journal, metrics, policies
         self._tick, self._timeout = tick, agent_timeout
         self.queue: WorkQueue[uuid.UUID] = WorkQueue()
         self._leads_since: dt.datetime | None = None
@@ -61,8 +71,26 @@ class Reconciler:
         for drift in drifts:
             log.error("the ledger had drifted, now repaired: %s", drift)
         self._metrics.repaired(len(drifts))
+        await self._journal.write(REQUEST_ID, self._account)
         for session_id in await self._journal.store.read(_live_sessions):
             self.queue.put(session_id)
+
+    async def end_overdue(self) -> None:
+        """End sessions that reached their run-time limit, and those that waited too long."""
+        now = self._journal.now()
+        for session_id, reason, cause in await self._journal.store.read(
+            lambda db: _overdue(db, now)
+        ):
+            await self._journal.write(
+                REQUEST_ID,
+                partial(_end, session_id=session_id, reason=reason, cause=cause),
+            )
+
+    async def _account(self, change: Change) -> None:
+        """Charge usage, for groups that share fairly and those that may do so later."""
+        groups = await read_groups(change.db, self._policies)
+        half_lives = {name: policy.half_life for name, policy in groups.items()}
+        await usage.settle(change.db, change.now, half_lives)
 
     async def watch_agents(self) -> None:
         """Mark agents LOST that were not heard of; end what waits for them beyond ``lost_after``."""
@@ -114,7 +142,7 @@ class Reconciler:
         while True:
             try:
                 await self.sweep()
-            except (StoreError, SQLAlchemyError) as error:
+            except (StoreError, SQLAlchemyError, PolicyError) as error:
                 log.error("the sweep failed, trying again at the next tick: %s", error)
             await asyncio.sleep(self._tick)
 
@@ -123,13 +151,13 @@ class Reconciler:
             await asyncio.sleep(self._timeout / WATCH_SHARE)
             try:
                 await self.watch_agents()
+                await self.end_overdue()
             except (StoreError, SQLAlchemyError) as error:
-                log.error("agents could not be looked at: %s", error)
+                log.error("agents and limits could not be looked at: %s", error)
 
 
 async def _live_sessions(db: AsyncSession) -> list[uuid.UUID]:
-    ended = [status.value for status in FINAL]
-    return list(await db.scalars(select(SessionRow.id).where(SessionRow.status.not_in(ended))))
+    return list(await db.scalars(select(SessionRow.id).where(SessionRow.status.not_in(ENDED))))
 
 
 async def _watched(db: AsyncSession) -> list[tuple[AgentRow, float | None]]:
@@ -139,7 +167,45 @@ async def _watched(db: AsyncSession) -> list[tuple[AgentRow, float | None]]:
             ResourceGroupRow, ResourceGroupRow.name == AgentRow.resource_group
         )
     )
-    return [
-        (agent, float(after) if (after := group.options.get("lost_after")) is not None else None)
-        for agent, group in rows
-    ]
+    return [(agent, _seconds(group, "lost_after")) for agent, group in rows]
+
+
+def _seconds(group: ResourceGroupRow, option: str) -> float | None:
+    value = group.options.get(option)
+    return None if value is None else seconds_of(value)
+
+
+async def _overdue(db: AsyncSession, now: dt.datetime) -> list[tuple[uuid.UUID, str, str]]:
+    """Sessions to end, with slug and sentence."""
+    query = select(SessionRow.id).where(
+        SessionRow.ends_at <= now,
+        SessionRow.target == Target.RUNNING.value,
+        SessionRow.status.not_in(ENDED),
+    )
+    limit = "its run-time limit was reached"
+    found = [(each, steps.TASK_TIMEOUT, limit) for each in await db.scalars(query)]
+    for group in await db.scalars(select(ResourceGroupRow)):
+        timeout = _seconds(group, "pending_timeout")
+        if timeout is None:
+            continue
+        late = select(SessionRow.id).where(
+            SessionRow.resource_group == group.name,
+            SessionRow.status == Status.PENDING.value,
+            SessionRow.target == Target.RUNNING.value,
+            func.coalesce(SessionRow.starts_at, SessionRow.created_at)
+            <= now - dt.timedelta(seconds=timeout),
+        )
+        told = f"it waited longer than the {timeout:g} seconds that its resource group allows"
+        found += [(each, steps.PENDING_TIMEOUT, told) for each in await db.scalars(late)]
+    return found
+
+
+async def _end(change: Change, session_id: uuid.UUID, reason: str, cause: str) -> None:
+    loaded = await steps.load(change.db, session_id)
+    if loaded is None or loaded[0].target == Target.TERMINATED:
+        return
+    session, kernels = loaded
+    if session.type == "batch" and session.result == "undefined":
+        session.result = "failure"
+    steps.ask_to_end(session, reason, cause)
+    await steps.step(change, session, kernels)

@@ -61,6 +61,15 @@ class NewSession:
     designated_agents: Sequence[str] = ()
     reuse_if_exists: bool = True
     hub: HubLaunch | None = None
+    failed_parents: str = "wait"
+    """What becomes of it when a session it depends on fails: ``wait``, ``cancel`` or ``ignore``."""
+    run_time: object = None
+    """Duration after which it is ended; it also tells the scheduler when its resources come back."""
+    preemptible: bool = True
+    designation: str = "strict"
+    """Whether it may run elsewhere than on ``designated_agents``: ``strict`` or ``preferred``."""
+    session_group: Mapping[str, object] | None = None
+    """``{"name", "rule": "spread" | "pack", "strict": bool}``."""
 
 
 @dataclass(frozen=True, slots=True)

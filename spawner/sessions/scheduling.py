@@ -8,14 +8,22 @@ import datetime as dt
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from sqlalchemy import Table, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from spawner.scheduler.model import Explanation, KernelPlacement, Placement, Plan, Snapshot
+from spawner.scheduler.model import (
+    Explanation,
+    KernelPlacement,
+    Placement,
+    Plan,
+    Preemption,
+    Reason,
+    Snapshot,
+)
 from spawner.scheduler.plan import plan
 from spawner.scheduler.policies import BUILT_IN, Policies, PolicyError
 from spawner.sessions import ledger, steps
@@ -37,6 +45,8 @@ MAX_REFUSALS = 5
 TOLD_PLACES = 20
 """Places in line whose every move is told to the owner; others learn theirs every ``RETELL`` seconds."""
 RETELL = 30.0
+UNSTEADY = ("starts_at", "waits_for")
+"""Parts of an explanation whose change alone is not worth a write."""
 REQUEST_ID = "scheduler"
 
 log = logging.getLogger(__name__)
@@ -49,6 +59,8 @@ class PassResult:
     placed: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     """Sessions whose devices or agent were not free any more; they keep their places."""
+    preempted: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
     waiting: int = 0
 
 
@@ -92,7 +104,9 @@ class SchedulerLoop:
     async def run_once(self) -> PassResult:
         """One pass."""
         started = time.perf_counter()
-        reading = await self._journal.store.read(lambda db: read_snapshot(db, self._journal.now()))
+        reading = await self._journal.store.read(
+            lambda db: read_snapshot(db, self._journal.now(), (), self._policies)
+        )
         snapshot = reading.snapshot
         if len(snapshot.pending) * max(1, len(snapshot.agents)) >= THREAD_SIZE:
             planned = await asyncio.to_thread(self._planner, snapshot, self._policies)
@@ -106,9 +120,9 @@ class SchedulerLoop:
         )
         news, quiet = _news(planned.waiting, reading)
         result = PassResult(waiting=len(planned.waiting))
-        if planned.placements or news or quiet:
+        if planned.placements or planned.preemptions or planned.cancelled or news or quiet:
             result = await self._journal.write(
-                REQUEST_ID, lambda change: apply(change, planned.placements, news, quiet)
+                REQUEST_ID, lambda change: apply(change, planned, news, quiet)
             )
             result.waiting = len(planned.waiting)
             await reach("schedule-applied")
@@ -131,7 +145,7 @@ class SchedulerLoop:
 
 async def apply(
     change: Change,
-    placements: Sequence[Placement],
+    planned: Plan,
     news: Sequence[Explanation],
     quiet: Sequence[Explanation] = (),
 ) -> PassResult:
@@ -140,7 +154,13 @@ async def apply(
     Explanations in ``news`` are told to those who follow their session; ``quiet`` ones are only kept.
     """
     result = PassResult()
-    for placement in placements:
+    for reason in planned.cancelled:
+        if await _cancel(change, reason):
+            result.cancelled.append(str(reason.data["session_id"]))
+    for preemption in planned.preemptions:
+        if await _preempt(change, preemption):
+            result.preempted.append(preemption.victim_id)
+    for placement in planned.placements:
         started = await _place(change, placement)
         (result.placed if started else result.refused).append(placement.session_id)
     for explanation in news:
@@ -181,6 +201,27 @@ async def _place(change: Change, placement: Placement) -> bool:
     session.status_data = {k: v for k, v in session.status_data.items() if k != "scheduler"}
     await change.move_session(session, Status.SCHEDULED, "resources were found", reason="scheduled")
     return True
+
+
+async def _cancel(change: Change, reason: Reason) -> bool:
+    """End a session that can never start because a parent failed."""
+    loaded = await steps.load(change.db, uuid.UUID(str(reason.data["session_id"])))
+    if loaded is None or loaded[0].status != Status.PENDING:
+        return False
+    steps.ask_to_end(loaded[0], steps.DEPENDENCY_FAILED, reason.message)
+    await steps.step(change, *loaded)
+    return True
+
+
+async def _preempt(change: Change, preemption: Preemption) -> bool:
+    """End a victim, unless the one that it makes room for does not wait any more."""
+    waiting = await change.db.get(
+        SessionRow, uuid.UUID(preemption.for_session_id), populate_existing=True
+    )
+    if waiting is None or waiting.status != Status.PENDING or waiting.target != Target.RUNNING:
+        return False
+    victim = uuid.UUID(preemption.victim_id)
+    return await steps.preempt(change, victim, preemption.for_session_id, preemption.action)
 
 
 async def _check_agent(db: AsyncSession, session: SessionRow, placement: KernelPlacement) -> None:
@@ -264,6 +305,11 @@ def plain(value: Any) -> Any:
     return value
 
 
+def _steady(described: Mapping[str, Any]) -> dict[str, Any]:
+    """An explanation without what is a little different in every pass."""
+    return {name: value for name, value in described.items() if name not in UNSTEADY}
+
+
 def _news(
     waiting: Sequence[Explanation], reading: Reading
 ) -> tuple[list[Explanation], list[Explanation]]:
@@ -274,8 +320,8 @@ def _news(
         told = reading.waiting.get(each.session_id)
         kept = {} if told is None else dict(told.status_data.get("scheduler", {}))
         last = kept.pop("last_try", None)
-        fresh = describe(each)
-        if told is not None and told.status_info == each.message and kept == fresh:
+        same = told is not None and told.status_info == each.message
+        if same and _steady(kept) == _steady(describe(each)):
             continue
         if last is None or each.position <= TOLD_PLACES or each.unsatisfiable:
             news.append(each)

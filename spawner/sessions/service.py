@@ -64,7 +64,7 @@ class SessionService:
         require(actor, Scope.SESSIONS, owner.user_id)
 
         async def look(db: AsyncSession) -> tuple[creation.Facts, SessionRow | None]:
-            facts = await creation.read_facts(db, owner, new.image)
+            facts = await creation.read_facts(db, owner, new.image, new.dependencies)
             if new.designated_agents:
                 await creation.check_agents(db, new.designated_agents)
             return facts, await queries.live_by_name(db, owner.user_id, new.name)
@@ -77,7 +77,7 @@ class SessionService:
         session_id = uuid.uuid4()
 
         async def insert(change: Change) -> None:
-            await creation.check_counts(change.db, owner, facts.policy)
+            await creation.check_counts(change.db, owner, facts.policy, draft.slots)
             session, kernel = creation.rows(owner, new, draft, mounts, request_id, change.now)
             session.id = kernel.session_id = session_id
             change.db.add(session)

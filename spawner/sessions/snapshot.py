@@ -6,16 +6,17 @@ import datetime as dt
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
-from authenticator.tables import DomainRow, KeyPairPolicyRow, KeyPairRow, ProjectRow
+from authenticator.tables import DomainRow, KeyPairPolicyRow, KeyPairRow, ProjectRow, UserRow
 from spawner.scheduler.model import (
     Agent,
+    Dependency,
     Device,
     GroupPolicy,
     KernelRequest,
@@ -23,7 +24,11 @@ from spawner.scheduler.model import (
     SessionRequest,
     Snapshot,
 )
+from spawner.scheduler.policies import BUILT_IN, Policies
+from spawner.sessions.groups import read_options
+from spawner.sessions.holdings import read_running
 from spawner.sessions.registration import ALIVE
+from spawner.sessions.runtimes import RunTimes, read_run_times
 from spawner.sessions.states import FINAL, HOLDS, Status, Target
 from spawner.sessions.tables import (
     AgentDeviceRow,
@@ -33,8 +38,11 @@ from spawner.sessions.tables import (
     ResourceGroupRow,
     SessionRow,
 )
+from spawner.sessions.usage import read_usage
+from spawner.sessions.wishes import Wishes, device_rules, parent_states, wishes_of
 
 LIVE = [status.value for status in HOLDS]
+FAIR_SHARE = "fair-share"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,7 @@ class Payer:
     access_key: str
     project_id: str
     domain: str
+    user_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,36 +72,39 @@ class Reading:
 
 
 async def read_snapshot(
-    db: AsyncSession, now: dt.datetime, payers: Iterable[Payer] = ()
+    db: AsyncSession,
+    now: dt.datetime,
+    payers: Iterable[Payer] = (),
+    policies: Policies = BUILT_IN,
 ) -> Reading:
-    """Everything a scheduling pass may know; quotas of all that wait and of ``payers``."""
-    pending, waiting = await _pending(db)
-    whose = {Payer(p.access_key, p.project_id, p.domain) for p in pending} | set(payers)
+    """Everything a scheduling pass may know; quotas of all that wait and of ``payers``.
+
+    Raises ``PolicyError`` (an ``OptionsError``) when a resource group's options cannot be used.
+    """
+    groups = await read_groups(db, policies)
+    run_times = await read_run_times(db)
+    pending, waiting = await _pending(db, groups, run_times)
+    whose = {Payer(p.access_key, p.project_id, p.domain, p.owner_id) for p in pending} | set(payers)
+    half_lives = {name: policy.half_life for name, policy in groups.items()}
+    fair = any(policy.sequencer == FAIR_SHARE for policy in groups.values())
     snapshot = Snapshot(
         now=now.timestamp(),
-        groups=await _groups(db),
+        groups=tuple(groups.values()),
         agents=await _agents(db),
         pending=tuple(pending),
         quotas=await _quotas(db, whose) if whose else (),
+        running=await read_running(db, now, run_times) if whose else (),
+        usage=await read_usage(db, now, half_lives) if fair and whose else (),
     )
     return Reading(snapshot, waiting)
 
 
-async def _groups(db: AsyncSession) -> tuple[GroupPolicy, ...]:
-    rows = await db.scalars(select(ResourceGroupRow).where(ResourceGroupRow.is_active))
-    return tuple(group_policy(row) for row in rows)
-
-
-def group_policy(row: ResourceGroupRow) -> GroupPolicy:
-    """The scheduler's view of a resource group; options it lacks have the scheduler's defaults."""
-    options = row.options
-    default = GroupPolicy(row.name)
-    return GroupPolicy(
-        row.name,
-        sequencer=str(options.get("sequencer", default.sequencer)),
-        selector=str(options.get("selector", default.selector)),
-        slot_priority=tuple(options.get("slot_priority", default.slot_priority)),
+async def read_groups(db: AsyncSession, policies: Policies) -> dict[str, GroupPolicy]:
+    """How each active resource group orders and places. Raises ``OptionsError``."""
+    rows = await db.scalars(
+        select(ResourceGroupRow).where(ResourceGroupRow.is_active).order_by(ResourceGroupRow.name)
     )
+    return {row.name: read_options(row.name, row.options, policies).policy for row in rows}
 
 
 async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
@@ -130,7 +142,9 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
     )
 
 
-async def _pending(db: AsyncSession) -> tuple[list[SessionRequest], dict[str, Waiting]]:
+async def _pending(
+    db: AsyncSession, groups: Mapping[str, GroupPolicy], run_times: RunTimes
+) -> tuple[list[SessionRequest], dict[str, Waiting]]:
     rows = await db.execute(
         select(SessionRow, KernelRow)
         .join(KernelRow, KernelRow.session_id == SessionRow.id)
@@ -145,15 +159,34 @@ async def _pending(db: AsyncSession) -> tuple[list[SessionRequest], dict[str, Wa
     for session, kernel in rows:
         sessions[session.id] = session
         slots = {slot: int(amount) for slot, amount in kernel.slots.items()}
+        shared = int(kernel.spec.get("shm_bytes", 0))
         kernels[session.id].append(
-            KernelRequest(str(kernel.id), slots, kernel.image, session.architecture)
+            KernelRequest(
+                str(kernel.id), slots, kernel.image, session.architecture, shared_memory=shared
+            )
         )
-    requests = [_request(row, tuple(kernels[row.id])) for row in sessions.values()]
+    wishes = {row.id: wishes_of(row.scheduling) for row in sessions.values()}
+    parents = {parent for each in wishes.values() for parent in each.dependencies}
+    states = await parent_states(db, parents)
+    requests: list[SessionRequest] = []
+    for row in sessions.values():
+        wish = wishes[row.id]
+        learned = run_times.get((str(row.owner_id), row.image)) if row.type == "batch" else None
+        default = groups.get(row.resource_group) or GroupPolicy(row.resource_group)
+        request = _request(row, tuple(kernels[row.id]), wish, default)
+        request = replace(
+            request,
+            run_time=learned if wish.run_time is None else wish.run_time,
+            dependencies=tuple(Dependency(each, states[each]) for each in wish.dependencies),
+        )
+        requests.append(request)
     told = {str(row.id): Waiting(row.status_info, row.status_data) for row in sessions.values()}
     return requests, told
 
 
-def _request(row: SessionRow, kernels: tuple[KernelRequest, ...]) -> SessionRequest:
+def _request(
+    row: SessionRow, kernels: tuple[KernelRequest, ...], wishes: Wishes, group: GroupPolicy
+) -> SessionRequest:
     return SessionRequest(
         session_id=str(row.id),
         owner_id=str(row.owner_id),
@@ -168,13 +201,17 @@ def _request(row: SessionRow, kernels: tuple[KernelRequest, ...]) -> SessionRequ
         designated_agents=frozenset(row.designated_agents),
         failed_agents=frozenset(row.status_data.get("failed_agents", ())),
         starts_at=None if row.starts_at is None else row.starts_at.timestamp(),
+        designation=wishes.designation,
+        failed_parents=wishes.failed_parents,
+        session_group=wishes.session_group,
+        devices=device_rules(group.devices, row.resource_opts),
+        preemptible=wishes.preemptible,
     )
 
 
 async def _quotas(db: AsyncSession, whose: set[Payer]) -> tuple[Quota, ...]:
     """Limits of all payers that have any, with what they hold now."""
-    quotas: list[Quota] = []
-    keys = sorted({payer.access_key for payer in whose})
+    keys = {payer.access_key for payer in whose}
     policies = await db.execute(
         select(
             KeyPairRow.access_key,
@@ -184,27 +221,40 @@ async def _quotas(db: AsyncSession, whose: set[Payer]) -> tuple[Quota, ...]:
         .join(KeyPairPolicyRow, KeyPairPolicyRow.name == KeyPairRow.policy)
         .where(KeyPairRow.access_key.in_(keys))
     )
-    limits = {key: (slots, count) for key, slots, count in policies}
-    held, counts = await held_by(db, SessionRow.access_key, keys)
-    for key, (slots, most) in limits.items():
-        if slots is not None or most is not None:
-            quotas.append(Quota("keypair", key, slots, held[key], most, counts[key]))
-    projects = [uuid.UUID(each) for each in sorted({payer.project_id for payer in whose})]
-    limited = await db.execute(
-        select(ProjectRow.id, ProjectRow.total_resource_slots).where(ProjectRow.id.in_(projects))
-    )
-    caps = {project: slots for project, slots in limited if slots is not None}
-    held, _ = await held_by(db, SessionRow.project_id, list(caps))
-    quotas += [Quota("project", str(each), caps[each], held[each]) for each in caps]
-    domains = await db.execute(
-        select(DomainRow.name, DomainRow.total_resource_slots).where(
-            DomainRow.name.in_({payer.domain for payer in whose})
+    quotas = await _limited(db, "keypair", SessionRow.access_key, policies)
+    users = {uuid.UUID(payer.user_id) for payer in whose}
+    people = await db.execute(
+        select(UserRow.id, UserRow.total_resource_slots, UserRow.max_concurrent_sessions).where(
+            UserRow.id.in_(users)
         )
     )
-    tops = {name: slots for name, slots in domains if slots is not None}
-    held, _ = await held_by(db, SessionRow.domain, list(tops))
-    quotas += [Quota("domain", name, tops[name], held[name]) for name in tops]
+    quotas += await _limited(db, "user", SessionRow.owner_id, people)
+    ids = {uuid.UUID(payer.project_id) for payer in whose}
+    projects = await db.execute(
+        select(
+            ProjectRow.id, ProjectRow.total_resource_slots, ProjectRow.max_concurrent_sessions
+        ).where(ProjectRow.id.in_(ids))
+    )
+    quotas += await _limited(db, "project", SessionRow.project_id, projects)
+    domains = await db.execute(
+        select(
+            DomainRow.name, DomainRow.total_resource_slots, DomainRow.max_concurrent_sessions
+        ).where(DomainRow.name.in_({payer.domain for payer in whose}))
+    )
+    quotas += await _limited(db, "domain", SessionRow.domain, domains)
     return tuple(quotas)
+
+
+async def _limited(
+    db: AsyncSession, scope: str, column: InstrumentedAttribute[Any], rows: Iterable[Any]
+) -> list[Quota]:
+    """Quotas of the scopes that have a limit: rows of id, amounts and number of sessions."""
+    limits = {key: (slots, most) for key, slots, most in rows if (slots, most) != (None, None)}
+    held, counts = await held_by(db, column, sorted(limits))
+    return [
+        Quota(scope, str(key), slots, held[key], most, counts[key])
+        for key, (slots, most) in limits.items()
+    ]
 
 
 async def held_by(

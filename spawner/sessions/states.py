@@ -38,10 +38,11 @@ HOLDS = frozenset(
         Status.RUNNING,
         Status.RUNNING_DEGRADED,
         Status.RESTARTING,
+        Status.PREEMPTED,
         Status.TERMINATING,
     }
 )
-"""Statuses in which a kernel holds its allocation in the ledger."""
+"""Statuses in which a kernel holds its allocation in the ledger (sessions only are PREEMPTED)."""
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.PENDING: frozenset({Status.SCHEDULED, Status.CANCELLED, Status.ERROR}),

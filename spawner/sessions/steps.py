@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from spawner.sessions import runtimes
+from spawner.sessions.holdings import CLAIM
 from spawner.sessions.states import FINAL, TRANSITIONS, Status, Target
 from spawner.sessions.tables import KernelRow, SessionRow
 from spawner.sessions.transitions import Change
@@ -29,6 +31,10 @@ FORCE_TERMINATED = "force-terminated"
 SELF_TERMINATED = "self-terminated"
 AGENT_TERMINATED = "agent-termination"
 FAILED_TO_START = "failed-to-start"
+PREEMPTED = "preempted"
+TASK_TIMEOUT = "task-timeout"
+PENDING_TIMEOUT = "pending-timeout"
+DEPENDENCY_FAILED = "dependency-failed"
 
 
 async def load(
@@ -85,6 +91,37 @@ async def give_back(change: Change, session: SessionRow, kernel: KernelRow, why:
     return True
 
 
+async def preempt(change: Change, session_id: uuid.UUID, for_session_id: str, action: str) -> bool:
+    """End a running session, or put it back to the queue, for the sake of a waiting one.
+
+    Returns False when it ended, or was told to end, meanwhile. What it holds stays accounted until its
+    node says that it is gone.
+    """
+    loaded = await load(change.db, session_id)
+    if loaded is None:
+        return False
+    session, kernels = loaded
+    if session.target == Target.TERMINATED or Status(session.status) in (*FINAL, Status.PENDING):
+        return False
+    if session.status == Status.PREEMPTED or CLAIM in session.status_data:
+        return False
+    session.status_data = {**session.status_data, CLAIM: for_session_id}
+    if action == "terminate":
+        cause = "ended to make room for a session of higher priority"
+        ask_to_end(session, PREEMPTED, cause)
+        await step(change, session, kernels)
+        return True
+    cause = "put back to the queue to make room for a session of higher priority"
+    for kernel in kernels:
+        await _recall(change, session, kernel, cause)
+    if Status.PREEMPTED in TRANSITIONS[Status(session.status)]:
+        await change.move_session(session, Status.PREEMPTED, cause, reason=PREEMPTED)
+    else:
+        change.note(session, cause)
+    await step(change, session, kernels)
+    return True
+
+
 async def _towards_end(change: Change, session: SessionRow, kernels: Sequence[KernelRow]) -> None:
     end = session.status_data.get("end", {})
     reason, cause = end.get("reason", USER_REQUESTED), end.get("message", "its owner ended it")
@@ -131,10 +168,13 @@ async def _towards_running(
     elif ended:
         await _end_unasked(change, session, kernels, ended[0])
     elif all(status is Status.PENDING for status in statuses):
+        session.status_data = {k: v for k, v in session.status_data.items() if k != CLAIM}
         await change.move_session(session, Status.PENDING, kernels[0].status_info)
     elif any(status is Status.PENDING for status in statuses):
         for kernel in kernels:  # all or nothing: the others come back too
-            await _recall(change, session, kernel)
+            await _recall(
+                change, session, kernel, "another kernel of the session could not be created"
+            )
     else:
         await _follow(change, session, statuses)
 
@@ -154,9 +194,8 @@ async def _follow(change: Change, session: SessionRow, statuses: Sequence[Status
     await change.move_session(session, goal, CAUSES[goal])
 
 
-async def _recall(change: Change, session: SessionRow, kernel: KernelRow) -> None:
+async def _recall(change: Change, session: SessionRow, kernel: KernelRow, cause: str) -> None:
     status = Status(kernel.status)
-    cause = "another kernel of the session could not be created"
     if status is Status.SCHEDULED:
         await change.move_kernel(session, kernel, Status.PENDING, cause)
     elif status in (Status.PREPARING, Status.CREATING, Status.RUNNING):
@@ -179,6 +218,9 @@ async def _end_unasked(
     ask_to_end(session, SELF_TERMINATED, ended.status_info)
     if session.type == "batch" and session.result == "undefined":
         session.result = "success" if ended.exit_code == 0 else "failure"
+        if session.result == "success" and session.started_at is not None:
+            seconds = (change.now - session.started_at).total_seconds()
+            await runtimes.learn(change.db, session.owner_id, session.image, seconds)
     await _towards_end(change, session, kernels)
 
 

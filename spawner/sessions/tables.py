@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -174,6 +175,10 @@ class SessionRow(Base):
     """Who asked: ``{"hub": "<hub id>", "server": "<server name>"}`` or ``{}``."""
     request_id: Mapped[str] = mapped_column(String(64))
     starts_at: Mapped[dt.datetime | None]
+    scheduling: Mapped[JsonDict | None]
+    """What it asks of the scheduler besides resources (``spawner.sessions.wishes``)."""
+    ends_at: Mapped[dt.datetime | None]
+    """When its run-time limit is reached; set when it starts to run."""
     created_at: Mapped[dt.datetime]
     scheduled_at: Mapped[dt.datetime | None]
     started_at: Mapped[dt.datetime | None]
@@ -218,7 +223,21 @@ class AllocationRow(Base):
     """Amount of one slot of one device that a kernel holds until ``freed_at``."""
 
     __tablename__ = "allocations"
-    __table_args__ = (CheckConstraint("amount > 0", name="amount"),)
+    __table_args__ = (
+        CheckConstraint("amount > 0", name="amount"),
+        Index(
+            "ix_allocations_live",
+            "agent_id",
+            sqlite_where=text("freed_at IS NULL"),
+            postgresql_where=text("freed_at IS NULL"),
+        ),
+        Index(
+            "ix_allocations_uncharged",
+            "uncharged_since",
+            sqlite_where=text("uncharged_since IS NOT NULL"),
+            postgresql_where=text("uncharged_since IS NOT NULL"),
+        ),
+    )
 
     kernel_id: Mapped[uuid.UUID] = mapped_column(
         ForeignKey("kernels.id", ondelete="CASCADE"), primary_key=True
@@ -230,6 +249,41 @@ class AllocationRow(Base):
     amount: Mapped[int] = mapped_column(BigInteger)
     allocated_at: Mapped[dt.datetime]
     freed_at: Mapped[dt.datetime | None]
+    uncharged_since: Mapped[dt.datetime | None]
+    """From when on it still has to be charged to its owner's usage; None: all is charged."""
+
+
+class UsageRow(Base):
+    """Slot-seconds that a scope used in a resource group, decayed to ``at`` (``spawner.sessions.usage``)."""
+
+    __tablename__ = "usage_accounts"
+    __table_args__ = (CheckConstraint("scope IN ('domain', 'project', 'user')", name="scope"),)
+
+    resource_group: Mapped[str] = mapped_column(
+        ForeignKey("resource_groups.name", ondelete="CASCADE"), primary_key=True
+    )
+    scope: Mapped[str] = mapped_column(String(16), primary_key=True)
+    scope_id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    """Name of a domain, id of a project, ``PROJECT/USER``."""
+    slot: Mapped[str] = mapped_column(String(64), primary_key=True)
+    slot_seconds: Mapped[float] = mapped_column(Double)
+    """Base units times seconds."""
+    at: Mapped[dt.datetime]
+
+
+class RunTimeRow(Base):
+    """How long batch sessions of one owner and image ran: a moving mean and its mean deviation."""
+
+    __tablename__ = "run_times"
+
+    owner_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("users.id", ondelete="CASCADE"), primary_key=True
+    )
+    image: Mapped[str] = mapped_column(String(255), primary_key=True)
+    samples: Mapped[int]
+    mean: Mapped[float] = mapped_column(Double)
+    """Seconds."""
+    deviation: Mapped[float] = mapped_column(Double)
 
 
 class HistoryRow(Base):

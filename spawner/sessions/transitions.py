@@ -19,6 +19,7 @@ from spawner.sessions import ledger
 from spawner.sessions.events import KERNEL_EVENTS, SESSION_EVENTS, Event, EventBus
 from spawner.sessions.states import FINAL, HOLDS, IllegalTransition, Status, check_transition
 from spawner.sessions.tables import HistoryRow, KernelRow, SessionRow
+from spawner.sessions.wishes import wishes_of
 from store.database import Store
 
 T = TypeVar("T")
@@ -65,6 +66,10 @@ class Change:
             session.scheduled_at = self.now
         elif to is Status.RUNNING and session.started_at is None:
             session.started_at = self.now
+            limit = wishes_of(session.scheduling).run_time
+            session.ends_at = None if limit is None else self.now + dt.timedelta(seconds=limit)
+        elif to is Status.PENDING:
+            session.started_at = session.ends_at = None
         elif to in FINAL:
             session.terminated_at = self.now
         if to is Status.PENDING or to in FINAL:
@@ -104,7 +109,7 @@ class Change:
             await ledger.free(self.db, kernel.id, self.now)
             self.schedule = True
         if to is Status.PENDING:
-            kernel.agent_id = kernel.container_id = kernel.url = None
+            kernel.agent_id = kernel.container_id = kernel.url = kernel.started_at = None
             kernel.ports = []
         elif to is Status.RUNNING:
             kernel.started_at = kernel.started_at or self.now

@@ -74,7 +74,7 @@ async def test_all_wrong_fields_are_told_at_once(plane: Rig) -> None:
         "startupCommand",
         "callback_url",
         "bootstrap_script",
-        "dependencies",
+        "dependencies.y",
         "perijove",
     }
     assert refused.value.fields["config.scalingGroup"] == "'nowhere': one of default"

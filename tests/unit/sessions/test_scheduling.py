@@ -33,7 +33,7 @@ async def _snapshot(plane: Rig) -> Snapshot:
 
 async def _apply(plane: Rig, made: Plan) -> PassResult:
     return await plane.plane.journal.write(
-        REQUEST, lambda change: apply(change, made.placements, list(made.waiting))
+        REQUEST, lambda change: apply(change, made, list(made.waiting))
     )
 
 

@@ -1,0 +1,135 @@
+"""Usage of domains, projects and users in slot-seconds, for ``fair-share``.
+
+Every allocation carries since when it is not charged yet. ``settle`` charges what is held and what was
+freed since it ran last; a charge halves with each half-life of its resource group. It may run at any
+time, any number of times: each second of an allocation is charged once.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Literal, cast
+
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from spawner.scheduler.model import Usage
+from spawner.sessions.tables import AllocationRow, KernelRow, SessionRow, UsageRow
+
+Scope = Literal["domain", "project", "user"]
+Key = tuple[str, Scope, str, str]
+"""Resource group, scope, its id, slot."""
+HALF_LIFE = 7 * 86400.0
+
+
+def decayed(amount: float, seconds: float, half_life: float) -> float:
+    """What is left of ``amount`` after ``seconds``."""
+    return float(amount * 0.5 ** (max(0.0, seconds) / half_life))
+
+
+async def settle(db: AsyncSession, now: dt.datetime, half_lives: Mapping[str, float]) -> int:
+    """Charge everything up to ``now``; returns the number of allocations charged."""
+    rows = await db.execute(
+        select(
+            AllocationRow.kernel_id,
+            AllocationRow.slot,
+            AllocationRow.amount,
+            AllocationRow.uncharged_since,
+            AllocationRow.freed_at,
+            SessionRow.resource_group,
+            SessionRow.domain,
+            SessionRow.project_id,
+            SessionRow.owner_id,
+        )
+        .join(KernelRow, KernelRow.id == AllocationRow.kernel_id)
+        .join(SessionRow, SessionRow.id == KernelRow.session_id)
+        .where(AllocationRow.uncharged_since.is_not(None))
+        .with_for_update(of=AllocationRow)
+    )
+    charges: dict[Key, float] = defaultdict(float)
+    count = 0
+    for _, slot, amount, since, freed, group, domain, project, owner in rows:
+        count += 1
+        if since is None:
+            continue  # the query left those out
+        until = now if freed is None else freed
+        seconds = max(0.0, (until - since).total_seconds())
+        half_life = half_lives.get(group, HALF_LIFE)
+        charge = decayed(amount * seconds, (now - until).total_seconds(), half_life)
+        scopes: tuple[tuple[Scope, str], ...] = (
+            ("domain", domain),
+            ("project", str(project)),
+            ("user", f"{project}/{owner}"),
+        )
+        for scope, scope_id in scopes:
+            charges[(group, scope, scope_id, slot)] += charge
+    if not count:
+        return 0
+    pending = AllocationRow.uncharged_since.is_not(None)
+    quiet = {"synchronize_session": False}
+    await db.execute(
+        update(AllocationRow)
+        .where(pending, AllocationRow.freed_at.is_not(None))
+        .values(uncharged_since=None)
+        .execution_options(**quiet)
+    )
+    await db.execute(
+        update(AllocationRow).where(pending).values(uncharged_since=now).execution_options(**quiet)
+    )
+    await _add(db, now, charges, half_lives)
+    return count
+
+
+async def _add(
+    db: AsyncSession,
+    now: dt.datetime,
+    charges: Mapping[Key, float],
+    half_lives: Mapping[str, float],
+) -> None:
+    groups = {key[0] for key in charges}
+    known = {
+        (row.resource_group, row.scope, row.scope_id, row.slot): row
+        for row in await db.scalars(
+            select(UsageRow)
+            .where(UsageRow.resource_group.in_(groups))
+            .with_for_update()
+            .execution_options(populate_existing=True)
+        )
+    }
+    for key in sorted(charges):
+        group, scope, scope_id, slot = key
+        row = known.get(key)
+        if row is None:
+            db.add(
+                UsageRow(
+                    resource_group=group,
+                    scope=scope,
+                    scope_id=scope_id,
+                    slot=slot,
+                    slot_seconds=charges[key],
+                    at=now,
+                )
+            )
+            continue
+        age, half_life = (now - row.at).total_seconds(), half_lives.get(group, HALF_LIFE)
+        row.slot_seconds = decayed(row.slot_seconds, age, half_life) + charges[key]
+        row.at = now
+    await db.flush()
+
+
+async def read_usage(
+    db: AsyncSession, now: dt.datetime, half_lives: Mapping[str, float]
+) -> tuple[Usage, ...]:
+    """What every scope has used in all groups together, each decayed to ``now``."""
+    totals: dict[tuple[Scope, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for row in await db.scalars(select(UsageRow)):
+        age, half_life = (now - row.at).total_seconds(), half_lives.get(row.resource_group)
+        left = decayed(row.slot_seconds, age, half_life or HALF_LIFE)
+        totals[(cast("Scope", row.scope), row.scope_id)][row.slot] += left
+    at = now.timestamp()
+    return tuple(
+        Usage(scope, scope_id, dict(slots), at)
+        for (scope, scope_id), slots in sorted(totals.items())
+    )
