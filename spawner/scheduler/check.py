@@ -1,4 +1,4 @@
-"""What keeps a session from starting whatever is free: its start time and the quotas of its owner."""
+"""What keeps a session from starting whatever is free: its start time, its parents, its owner's limits."""
 
 from __future__ import annotations
 
@@ -62,6 +62,10 @@ class Accounts:
             if quota.max_sessions is not None and account.sessions >= quota.max_sessions:
                 reasons.append(_too_many(account, quota.max_sessions))
                 never = never or quota.max_sessions <= 0
+            most = quota.max_containers
+            if most is not None and len(session.kernels) > most:
+                reasons.append(_too_wide(account, most, len(session.kernels)))
+                never = True
             for slot, amount in amounts if quota.max_slots is not None else ():
                 limit = (quota.max_slots or {}).get(slot)
                 if limit is not None and account.held.get(slot, 0) + amount > limit:
@@ -88,9 +92,57 @@ def check(
         at = dt.datetime.fromtimestamp(session.starts_at, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         data = {"starts_at": session.starts_at}
         reasons.append(Reason("not-before", f"it is not to start before {at}", data=data))
+    if session.dependencies:
+        reasons += _unmet(session)
     violated, never = accounts.violations(session, slots)
     reasons += violated
     return Blocked(tuple(reasons), never) if reasons else None
+
+
+def cancelled(session: SessionRequest) -> Reason | None:
+    """Why ``session`` is to be cancelled, if a parent failed and its rule says so."""
+    failed = _parents(session, "failed") if session.failed_parents == "cancel" else []
+    if not failed:
+        return None
+    return Reason(
+        "dependency",
+        f"cancelled because {_named(failed)}, on which it depends, failed",
+        data={"session_id": session.session_id, "failed": failed},
+    )
+
+
+def _unmet(session: SessionRequest) -> list[Reason]:
+    reasons: list[Reason] = []
+    waiting, failed = _parents(session, "waiting"), _parents(session, "failed")
+    if waiting:
+        text = f"{_named(waiting)}, on which it depends, must succeed first"
+        reasons.append(Reason("dependency", text, data={"waiting": waiting}))
+    if failed and session.failed_parents == "wait":
+        text = f"{_named(failed)}, on which it depends, failed"
+        reasons.append(Reason("dependency", text, data={"failed": failed}))
+    return reasons
+
+
+def _parents(session: SessionRequest, state: str) -> list[str]:
+    return sorted(each.session_id for each in session.dependencies if each.state == state)
+
+
+def _named(session_ids: list[str]) -> str:
+    return f"{'session' if len(session_ids) == 1 else 'sessions'} {', '.join(session_ids)}"
+
+
+def _too_wide(account: Account, limit: int, asked: int) -> Reason:
+    quota = account.quota
+    return Reason(
+        "containers",
+        f"{WHOSE[quota.scope]} of {limit} containers per session is less than it has ({asked})",
+        data={
+            "scope": quota.scope,
+            "scope_id": quota.scope_id,
+            "limit": limit,
+            "requested": asked,
+        },
+    )
 
 
 def _too_many(account: Account, limit: int) -> Reason:

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from spawner.scheduler.check import Blocked
-from spawner.scheduler.filters import KIND, PRESENCE, ROOM, SIZE, sift
+from spawner.scheduler.filters import CIRCLE_SAYS, KIND, ROOM, SAYINGS, SIZE, sift
+from spawner.scheduler.floor import Floor
 from spawner.scheduler.model import Explanation, Missing, Reason, Slots
-from spawner.scheduler.nodes import CONTAINERS, Node
-from spawner.scheduler.shapes import Shape
+from spawner.scheduler.nodes import CONTAINERS, UNKNOWN, Node
+from spawner.scheduler.reserve import Booking, least_lacking, seat_all
+from spawner.scheduler.shapes import Outline, Shape
 from spawner.scheduler.slots import human_amount, kind_of
 
 ORDINALS = (
@@ -27,6 +29,7 @@ ORDINALS = (
     "twelfth",
 )
 NO_NODE = "no node is connected yet"
+FRAGMENTED = "waiting for devices that are free together"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,8 @@ class Shortage:
     missing: tuple[Missing, ...] = ()
     largest: Slots | None = None
     never: bool = False
-    keepers: tuple[Node, ...] = ()
-    """Nodes that could serve it when they get free: there it must not lose ground to later ones."""
+    eligible: tuple[tuple[Node, ...], ...] = ()
+    """For each part, the nodes that could serve it when they get free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,9 @@ class Refusal:
     agents_total: int
     shortage: Shortage | None
     blocked: Blocked | None
+    booking: Booking | None = None
+    """Where and when it is to start, when that is reserved."""
+    waits_for: tuple[str, ...] = ()
 
     @property
     def never(self) -> bool:
@@ -84,6 +90,7 @@ class Refusal:
         """The whole answer for ``session_id``."""
         shortage = self.shortage or Shortage("", ())
         bars = self.blocked.reasons if self.blocked else ()
+        starts_at = self.booking.starts_at if self.booking else UNKNOWN
         return Explanation(
             session_id,
             self.position,
@@ -92,60 +99,89 @@ class Refusal:
             missing=shortage.missing,
             agents_total=self.agents_total,
             unsatisfiable=self.never,
+            starts_at=None if starts_at == UNKNOWN else starts_at,
+            waits_for=self.waits_for,
             largest=shortage.largest,
         )
 
 
-def never_of(shape: Shape, nodes: Sequence[Node]) -> Shortage | None:
-    """Why none of ``nodes`` (all of a group, in whatever state) could ever serve ``shape``, or None."""
-    return _never(shape, nodes, {})[0]
+def never_of(outline: Outline, floor: Floor) -> Shortage | None:
+    """Why none of the group's nodes, in whatever state, could ever serve ``outline``, or None."""
+    return _never(outline, floor.nodes, {})[0]
 
 
-def shortage_of(shape: Shape, nodes: Sequence[Node]) -> Shortage:
-    """What keeps ``shape`` from each of ``nodes`` at this point of the pass, when none takes it."""
+def shortage_of(outline: Outline, floor: Floor) -> Shortage:
+    """What keeps ``outline`` from the nodes at this point of the pass, when they do not take it.
+
+    Of several parts the one that is hardest to place is told of.
+    """
+    nodes = floor.nodes
     removed: dict[str, int] = {}
-    never, capable = _never(shape, nodes, removed)
+    never, capable = _never(outline, nodes, removed)
     if never is not None:
         return never
     if not nodes:
         return Shortage(NO_NODE, (Reason("agents", NO_NODE),))
-    eligible = sift(capable, shape, PRESENCE, removed)
-    if not eligible:
-        return Shortage(_absent(capable, nodes), _reasons(removed))
-    sift(eligible, shape, ROOM, removed)
-    best = _best_fit(shape, eligible, total=False)
+    hardest = max(outline.parts, key=lambda part: part.weight)
+    eligible = {
+        part: tuple(
+            sift(capable[part], part, floor.presence(part), removed if part is hardest else {})
+        )
+        for part in dict.fromkeys(outline.parts)
+    }
+    for part, some in eligible.items():
+        if not some:
+            if part is not hardest:
+                removed = {}
+                sift(nodes, part, (*KIND, *SIZE, *floor.presence(part)), removed)
+            return Shortage(_absent(capable[part], nodes), _reasons(removed))
+    sift(eligible[hardest], hardest, ROOM, removed)
+    best = least_lacking(hardest.need, eligible[hardest])
     missing = tuple(
         Missing(slot, amount, best.available(slot), best.agent_id)
-        for slot, amount in shape.slots
+        for slot, amount in hardest.slots
         if amount > best.available(slot)
     )
-    text = _waits_for(shape, best, missing)
-    return Shortage(text, _reasons(removed), missing, keepers=tuple(eligible))
+    text = _waits_for(outline, hardest, best, missing)
+    return Shortage(
+        text, _reasons(removed), missing, eligible=tuple(eligible[part] for part in outline.parts)
+    )
 
 
 def _never(
-    shape: Shape, nodes: Sequence[Node], removed: dict[str, int]
-) -> tuple[Shortage | None, list[Node]]:
-    """Why no node could ever serve ``shape``, or None and those that could."""
-    if shape.defect is not None:
-        return Shortage(shape.defect.message, (shape.defect,), never=True), []
-    of_kind = sift(nodes, shape, KIND, removed)
-    capable = sift(of_kind, shape, SIZE, removed)
-    if capable or not nodes:
-        return None, capable
-    if not of_kind:
-        return Shortage(_wrong_kind(shape, nodes), _reasons(removed), never=True), []
-    best = _best_fit(shape, of_kind, total=True)
-    largest = {slot: best.capacity.get(slot, 0) for slot in shape.wanted}
-    text = _too_big(shape, of_kind)
-    return Shortage(text, _reasons(removed), largest=largest, never=True), []
+    outline: Outline, nodes: Sequence[Node], removed: dict[str, int]
+) -> tuple[Shortage | None, dict[Shape, list[Node]]]:
+    """Why no nodes could ever serve ``outline``, or None and those that could serve each part."""
+    if outline.defects:
+        text = "; ".join(reason.message for reason in outline.defects)
+        return Shortage(text, outline.defects, never=True), {}
+    capable: dict[Shape, list[Node]] = {}
+    hardest = max(outline.parts, key=lambda part: part.weight)
+    for part in dict.fromkeys(outline.parts):
+        counts = removed if part is hardest else {}
+        of_kind = sift(nodes, part, KIND, counts)
+        capable[part] = sift(of_kind, part, SIZE, counts)
+        if capable[part] or not nodes:
+            continue
+        if not of_kind:
+            return Shortage(_wrong_kind(part, nodes), _reasons(counts), never=True), {}
+        best = _largest(part, of_kind)
+        largest = {slot: best.capacity.get(slot, 0) for slot in part.wanted}
+        text = _too_big(part, of_kind)
+        return Shortage(text, _reasons(counts), largest=largest, never=True), {}
+    if nodes and len(outline.parts) > 1:
+        empty = {node.index: node.capacity for node in nodes}
+        if seat_all(outline.parts, [capable[part] for part in outline.parts], empty) is None:
+            text = f"the nodes cannot hold all {len(outline.parts)} containers at once"
+            return Shortage(text, (Reason("cluster", text),), never=True), {}
+    return None, capable
 
 
 def _reasons(removed: Mapping[str, int]) -> tuple[Reason, ...]:
     return tuple(
-        Reason(rule.name, f"{_nodes(removed[rule.name])} {rule.says}", removed[rule.name])
-        for rule in (*KIND, *SIZE, *PRESENCE, *ROOM)
-        if rule.name in removed
+        Reason(name, f"{_nodes(removed[name])} {says}", removed[name])
+        for name, says in SAYINGS.items()
+        if name in removed
     )
 
 
@@ -166,17 +202,13 @@ def _and(parts: Iterable[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _best_fit(shape: Shape, nodes: Sequence[Node], *, total: bool) -> Node:
-    """The node that lacks the fewest slots, and of them the smallest part of what is asked."""
+def _largest(shape: Shape, nodes: Sequence[Node]) -> Node:
+    """The node that in all lacks the fewest slots, and of them the smallest part of what is asked."""
 
     def lack(node: Node) -> tuple[int, float, int]:
-        count, part = 0, 0.0
-        for slot, amount in shape.need:
-            has = node.capacity.get(slot, 0) if total else node.available(slot)
-            if has < amount:
-                count += 1
-                part += (amount - has) / amount
-        return count, part, node.index
+        has = node.capacity
+        parts = [(n - has.get(s, 0)) / n for s, n in shape.need if has.get(s, 0) < n]
+        return len(parts), sum(parts), node.index
 
     return min(nodes, key=lack)
 
@@ -220,16 +252,21 @@ def _absent(capable: Sequence[Node], nodes: Sequence[Node]) -> str:
     if not any(node.agent.alive for node in nodes):
         return f"no node is connected ({_nodes(len(nodes))} lost)"
     lost = sum(not node.agent.alive for node in capable)
-    closed = len(capable) - lost
+    closed = sum(node.agent.alive and not node.agent.schedulable for node in capable)
+    ruled_out = len(capable) - lost - closed
     parts = [f"{lost} not connected"] if lost else []
     parts += [f"{closed} closed for new sessions"] if closed else []
+    parts += [f"{ruled_out} {CIRCLE_SAYS}"] if ruled_out else []
     return f"waiting for a node that is large enough ({', '.join(parts)})"
 
 
-def _waits_for(shape: Shape, best: Node, missing: Sequence[Missing]) -> str:
+def _waits_for(outline: Outline, shape: Shape, best: Node, missing: Sequence[Missing]) -> str:
     amounts = [human_amount(each.slot, each.requested - each.available) for each in missing]
     if best.available(CONTAINERS) < shape.containers:
         amounts.append("room for one more container")
+    if not amounts:
+        count = len(outline.parts)
+        return f"waiting for nodes for all {count} containers at once" if count > 1 else FRAGMENTED
     needs_more = any(best.free.get(slot, 0) < amount for slot, amount in shape.need)
     turn = "" if needs_more else " kept for a session ahead of it"
     return f"waiting for {_and(amounts)}{turn}"

@@ -13,7 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from spawner.scheduler.model import Agent, GroupPolicy, SessionRequest, Snapshot, Usage
+from spawner.scheduler.model import (
+    Agent,
+    GroupPolicy,
+    RunningSession,
+    SessionRequest,
+    Snapshot,
+    Usage,
+)
 from spawner.scheduler.order import OrderContext, by_time
 
 Path = tuple[str, ...]
@@ -96,10 +103,10 @@ def fair_share_factors(snapshot: Snapshot, group: str) -> tuple[Factor, ...]:
         policies[group], capacity_of(snapshot.agents, group), snapshot.usage, snapshot.now
     )
     paths: set[Path] = set(costs.known)
-    for session in (*snapshot.pending, *snapshot.running):
-        if session.resource_group == group:
-            whole = (session.domain, session.project_id, session.owner_id)
-            paths.update(whole[:depth] for depth in (1, 2, 3))
+    here = [_scopes(each) for each in snapshot.pending if each.resource_group == group]
+    here += [_scopes(each) for each in snapshot.running if each.resource_group == group]
+    for whole in here:
+        paths.update(whole[:depth] for depth in (1, 2, 3))
     found = {(LEVELS[len(path) - 1], _scope_id(path)): costs.factor(path) for path in paths}
     return tuple(sorted(found.values(), key=lambda f: (LEVELS.index(f.scope), f.cost, f.scope_id)))
 
@@ -185,7 +192,7 @@ def amounts(session: SessionRequest) -> Iterator[tuple[str, int]]:
         yield from kernel.slots.items()
 
 
-def _scopes(session: SessionRequest) -> Path:
+def _scopes(session: SessionRequest | RunningSession) -> Path:
     return (session.domain, session.project_id, session.owner_id)
 
 

@@ -6,7 +6,7 @@ of one session never add up to more than the nodes of its group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from spawner.scheduler.nodes import CONTAINERS, Node
@@ -58,6 +58,21 @@ def _queue(node: Node, shape: Shape) -> bool:
     return node.fits(shape.need)
 
 
+CIRCLE_SAYS = "ruled out by its session group"
+
+
+def circle_filter(members: Mapping[int, int]) -> Filter:
+    """What a strict session group forbids, given how many members are on each node (by index)."""
+
+    def passes(node: Node, shape: Shape) -> bool:
+        circle = shape.circle
+        if circle is None or not circle.group.strict or not members:
+            return True
+        return (node.index in members) == (circle.group.rule == "pack")
+
+    return Filter("session-group", passes, CIRCLE_SAYS)
+
+
 KIND = (
     Filter("architecture", _architecture, "of another architecture"),
     Filter("designated", _designated, "not among the designated ones"),
@@ -79,6 +94,14 @@ ROOM = (
     Filter("queue", _queue, "keeping what is free for earlier sessions"),
 )
 """What a node has left in this pass."""
+
+
+SAYINGS = {
+    **{rule.name: rule.says for rule in (*KIND, *SIZE, *PRESENCE)},
+    "session-group": CIRCLE_SAYS,
+    **{rule.name: rule.says for rule in ROOM},
+}
+"""What the nodes that each filter removed are, in the order of the filters."""
 
 
 def sift(

@@ -162,6 +162,8 @@ class Quota:
     held_slots: Slots
     max_sessions: int | None = None
     held_sessions: int = 0
+    max_containers: int | None = None
+    """Containers that one session may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +249,8 @@ class Reservation:
     starts_at: float | None
     """None: not before something ends, and nobody knows when."""
     agent_ids: tuple[str, ...]
+    amounts: tuple[Slots, ...] = ()
+    """What is kept on each of ``agent_ids``; containers count as ``*containers``."""
 
 
 @dataclass(frozen=True, slots=True)

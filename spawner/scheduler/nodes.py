@@ -1,6 +1,9 @@
-"""Agents during a pass: what is free shrinks as sessions are placed, what is kept for others grows."""
+"""Agents during a pass: what is free shrinks as sessions are placed, what is claimed for others grows."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterable
 
 from spawner.scheduler.devices import DeviceStock, stock_of, take
 from spawner.scheduler.model import Agent, DeviceShare, KernelPlacement, KernelRequest
@@ -9,28 +12,58 @@ CONTAINERS = "*containers"
 """Containers an agent may still run, counted like a slot (one per kernel); no slot is called so."""
 
 UNLIMITED = 2**62
+FOREVER = math.inf
+"""The end of what nobody knows the end of."""
+UNKNOWN = -math.inf
+"""The start of a claim of which nobody knows the time: nothing is known to end before."""
 
 Need = tuple[tuple[str, int], ...]
 """What a session takes from one node: slots and ``CONTAINERS`` with amounts above zero, sorted."""
+
+
+class Claim:
+    """What a waiting session will take of one node from ``starts_at`` until ``ends_at`` (seconds).
+
+    ``left`` is what sessions that run beyond ``starts_at`` may still take of each slot that it needs.
+    """
+
+    __slots__ = ("ends_at", "left", "need", "session_id", "starts_at")
+
+    def __init__(
+        self, session_id: str, need: Need, starts_at: float, ends_at: float, left: dict[str, int]
+    ) -> None:
+        self.session_id = session_id
+        self.need = need
+        self.starts_at = starts_at
+        self.ends_at = ends_at
+        self.left = left
+
+    def spares(self, need: Need) -> bool:
+        """True when ``need`` can be taken for good without delaying the claim."""
+        left = self.left
+        return all(left.get(slot, amount) >= amount for slot, amount in need)
 
 
 class Node:
     """One agent within one pass.
 
     ``capacity`` and ``free`` hold usable base units per slot (``devices.usable``) and ``CONTAINERS``.
-    ``kept`` holds what waiting sessions keep later ones from taking: a later session may take a slot
-    only down to this amount. Within a pass ``free`` only falls and ``kept`` only rises, so a need
-    that does not fit once never fits again in the same pass.
+    ``claims`` are what waiting sessions have reserved here; ``releases`` are (time, need) of all that
+    is known to end. Within a pass ``free`` only falls and claims only get more, so what does not fit
+    once does not fit again in the same pass, unless it ends sooner.
     """
 
-    __slots__ = ("agent", "capacity", "free", "index", "kept", "stock")
+    __slots__ = ("agent", "capacity", "claims", "free", "index", "releases", "stock", "turn")
 
     def __init__(self, agent: Agent, index: int) -> None:
         self.agent = agent
         self.index = index
+        self.turn = index
+        """How many nodes come before it in a round."""
         self.capacity: dict[str, int] = {CONTAINERS: UNLIMITED}
         self.free: dict[str, int] = {CONTAINERS: UNLIMITED}
-        self.kept: dict[str, int] = {}
+        self.claims: list[Claim] = []
+        self.releases: list[tuple[float, Need]] = []
         self.stock: dict[str, list[DeviceStock]] = stock_of(agent.devices)
         if agent.max_containers is not None:
             self.capacity[CONTAINERS] = agent.max_containers
@@ -44,11 +77,22 @@ class Node:
         """The agent's id."""
         return self.agent.agent_id
 
-    def fits(self, need: Need) -> bool:
-        """True when ``need`` can be taken now without touching what is kept for others."""
-        free, kept = self.free, self.kept
+    def has(self, need: Need) -> bool:
+        """True when ``need`` is free now, whoever may have a claim to it."""
+        free = self.free
         for slot, amount in need:  # noqa: SIM110 - a generator costs three times as much here
-            if free.get(slot, 0) - kept.get(slot, 0) < amount:
+            if free.get(slot, 0) < amount:
+                return False
+        return True
+
+    def fits(self, need: Need, ends_at: float = FOREVER) -> bool:
+        """True when ``need`` can be taken now until ``ends_at`` without delaying any claim."""
+        free = self.free
+        for slot, amount in need:
+            if free.get(slot, 0) < amount:
+                return False
+        for claim in self.claims:  # noqa: SIM110 - as above
+            if ends_at > claim.starts_at and not claim.spares(need):
                 return False
         return True
 
@@ -61,18 +105,27 @@ class Node:
         return True
 
     def available(self, slot: str) -> int:
-        """What a session looked at now could take of ``slot``."""
-        return max(0, self.free.get(slot, 0) - self.kept.get(slot, 0))
+        """What a session without a known end could take of ``slot`` now."""
+        left = self.free.get(slot, 0)
+        for claim in self.claims:
+            left = min(left, claim.left.get(slot, left))
+        return max(0, left)
 
-    def keep(self, need: Need) -> None:
-        """Hold back ``need`` from every session looked at later in this pass."""
-        kept = self.kept
-        for slot, amount in need:
-            if kept.get(slot, 0) < amount:
-                kept[slot] = amount
+    def take(
+        self, kernels: Iterable[KernelRequest], need: Need, ends_at: float
+    ) -> list[KernelPlacement]:
+        """Start ``kernels``, which need ``need`` together, until ``ends_at``; ``fits`` was asked."""
+        placed = [self._place(kernel) for kernel in kernels]
+        for claim in self.claims:
+            if ends_at > claim.starts_at:
+                for slot, amount in need:
+                    if slot in claim.left:
+                        claim.left[slot] -= amount
+        if ends_at < FOREVER:
+            self.releases.append((ends_at, need))
+        return placed
 
-    def place(self, kernel: KernelRequest) -> KernelPlacement:
-        """Take devices for ``kernel``, whose amounts fit (``fits`` was asked for the whole session)."""
+    def _place(self, kernel: KernelRequest) -> KernelPlacement:
         shares: list[DeviceShare] = []
         for slot, amount in sorted(kernel.slots.items()):
             if amount > 0:

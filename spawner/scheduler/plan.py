@@ -1,40 +1,51 @@
-"""One pass: order, check, place, explain. ``plan`` for what waits, ``fit`` for what someone thinks of."""
+"""One pass: order, check, place, reserve, explain. ``plan`` for what waits, ``fit`` for what someone thinks of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from spawner.scheduler.check import Accounts, Blocked, check
+from spawner.scheduler.check import Accounts, Blocked, cancelled, check
 from spawner.scheduler.explain import Refusal, Shortage, never_of, shortage_of
 from spawner.scheduler.fairness import capacity_of
-from spawner.scheduler.filters import KIND, PRESENCE, sift
+from spawner.scheduler.floor import Floor
 from spawner.scheduler.model import (
     Explanation,
     GroupPolicy,
     Placement,
     Plan,
     Reason,
+    Reservation,
     SessionRequest,
     Snapshot,
     Verdict,
 )
-from spawner.scheduler.nodes import Need, Node
-from spawner.scheduler.order import OrderContext, Sequencer, in_order
+from spawner.scheduler.nodes import FOREVER, Node
+from spawner.scheduler.order import OrderContext, Sequencer, has_aged, in_order
 from spawner.scheduler.policies import BUILT_IN, Policies
-from spawner.scheduler.select import Key, Ranking, Selector, idle_accelerators
-from spawner.scheduler.shapes import Shape, Shapes
+from spawner.scheduler.reserve import book, holders_of
+from spawner.scheduler.select import Selector
+from spawner.scheduler.shapes import Outline, Shapes
+from spawner.scheduler.slots import family_of, is_accelerator
 
-Class = tuple[tuple[str, ...], frozenset[str], frozenset[str], frozenset[int]]
-"""What shapes that share a ranking have in common: slots wanted, architectures, designation, image."""
+AGED_RESERVATIONS = 64
+"""How many of the sessions that waited too long have their own reservations in one group at once."""
+
+Seats = tuple[Node, ...]
+Lane = tuple[int, frozenset[tuple[frozenset[str], frozenset[str], frozenset[str]]]]
+"""Sessions that wait for the same kind of thing: priority; architectures, designation, accelerators."""
+
+
+@dataclass(slots=True)
+class _Full:
+    """An outline for which no room was found in this pass, for sessions that run this long or longer."""
+
+    shortage: Shortage
+    run_time: float
 
 
 class GroupPass:
-    """One resource group within one pass.
-
-    ``sessions`` are all that will be asked about: their shapes are known beforehand, so rankings can
-    forget nodes that are too full for every one of them.
-    """
+    """One resource group within one pass. ``sessions`` are all that will be asked about."""
 
     def __init__(
         self,
@@ -44,101 +55,117 @@ class GroupPass:
         sessions: Sequence[SessionRequest],
         accounts: Accounts,
     ) -> None:
-        self._policy = policy
-        self._selector = selector
         self._now = snapshot.now
+        self._running = [e for e in snapshot.running if e.resource_group == policy.name]
         self._accounts = accounts
-        agents = (agent for agent in snapshot.agents if agent.resource_group == policy.name)
-        by_id = sorted(agents, key=lambda agent: agent.agent_id)
-        self._nodes = [Node(agent, index) for index, agent in enumerate(by_id)]
-        self._changed: list[Node] = []
         self._line = 0
-        self._shapes = Shapes()
-        self._shape_of = {each.session_id: self._shapes.of(each) for each in sessions}
-        self._full: dict[Shape, Shortage] = {}
-        self._never: dict[Shape, Shortage | None] = {}
-        self._holders: dict[frozenset[str], frozenset[int]] = {}
-        self._rankings = self._rank()
+        shapes = Shapes(policy)
+        self._outlines = {each.session_id: shapes.of(each) for each in sessions}
+        self._floor = Floor(policy, selector, snapshot, shapes)
+        self._full: dict[Outline, _Full] = {}
+        self._never: dict[Outline, Shortage | None] = {}
+        self._lanes: set[Lane] = set()
+        self._aged = 0
+        self._context = OrderContext(
+            snapshot.now,
+            policy,
+            capacity_of(snapshot.agents, policy.name),
+            self._running,
+            snapshot.usage,
+        )
 
-    def decide(self, session: SessionRequest) -> Node | Refusal:
-        """The node where ``session`` may start now, or why it may not. Takes nothing."""
-        shape = self._shape_of[session.session_id]
-        blocked = check(session, shape.slots, self._accounts, self._now)
-        shortage: Shortage | None
-        if blocked is not None:
-            shortage = self._never_starts(shape)
-        elif shape in self._full:
-            shortage = self._full[shape]
-        else:
-            if shape.defect is None:
-                node = self._rankings[shape].pick(shape.need, session.failed_agents)
-                if node is not None:
-                    return node
-            shortage = shortage_of(shape, self._nodes)
-        return Refusal(self._line + 1, len(self._nodes), shortage, blocked)
-
-    def start(self, session: SessionRequest, node: Node) -> Placement:
-        """Take the devices for ``session`` on ``node`` and charge its quotas."""
-        kernels = tuple(node.place(kernel) for kernel in session.kernels)
-        self._changed.append(node)
-        self._accounts.charge(session, self._shape_of[session.session_id].slots)
-        return Placement(session.session_id, kernels)
-
-    def line_up(self, session: SessionRequest, refusal: Refusal) -> None:
-        """Let ``session`` wait; if it waits for resources, later ones may not take them from it.
-
-        One session of a shape keeps as much as many of them: no later session may get past the first.
-        """
-        shape = self._shape_of[session.session_id]
-        if refusal.queues:
-            self._line += 1
-        if refusal.blocked is None and refusal.shortage is not None and shape not in self._full:
-            self._full[shape] = refusal.shortage
-            for node in refusal.shortage.keepers:
-                node.keep(shape.need)
-
-    def _never_starts(self, shape: Shape) -> Shortage | None:
-        if shape not in self._never:
-            self._never[shape] = never_of(shape, self._nodes)
-        return self._never[shape]
-
-    def _rank(self) -> dict[Shape, Ranking]:
-        """The ranking of each sound shape; shapes that differ in amounts only have the same one."""
-        members: dict[Class, list[Shape]] = {}
-        for shape in self._shapes:
-            if shape.defect is not None:
+    def run(
+        self, sessions: Sequence[SessionRequest], sequencer: Sequencer
+    ) -> Iterator[tuple[SessionRequest, Placement | Refusal | Reason]]:
+        """Go through the queue: each session starts, waits with or without a reservation, or is cancelled."""
+        counted = self._context.counted
+        for session in in_order(sessions, sequencer, self._context):
+            gone = cancelled(session) if session.dependencies else None
+            if gone is not None:
+                yield session, gone
                 continue
-            of = (shape.wanted, shape.architectures, shape.designated, self._with_image(shape))
-            members.setdefault(of, []).append(shape)
-        rankings: dict[Shape, Ranking] = {}
-        for shapes in members.values():
-            columns = zip(*(shape.need for shape in shapes), strict=True)
-            least: Need = tuple(min(column) for column in columns)
-            ranking = self._ranking(shapes[0], least)
-            rankings.update(dict.fromkeys(shapes, ranking))
-        return rankings
+            decision = self.decide(session)
+            if isinstance(decision, Refusal):
+                if decision.queues:
+                    counted.append(session)
+                yield session, self.line_up(session, decision)
+            else:
+                counted.append(session)
+                yield session, self.start(session, decision)
 
-    def _ranking(self, shape: Shape, least: Need) -> Ranking:
-        nodes = sift(self._nodes, shape, (*KIND, *PRESENCE), {})
-        wanted, holders = shape.wanted, self._with_image(shape)
-        preference = {
-            node.index: (idle_accelerators(node, wanted), int(node.index not in holders))
-            for node in nodes
-        }
+    def decide(self, session: SessionRequest) -> Seats | Refusal:
+        """The nodes where ``session`` may start now, or why it may not. Takes nothing."""
+        outline = self._outlines[session.session_id]
+        blocked = check(session, outline.slots, self._accounts, self._now)
+        if blocked is not None or outline.defects:
+            return self._refuse(self._never_starts(outline), blocked)
+        run_time = FOREVER if session.run_time is None else session.run_time
+        full = self._full.get(outline)
+        if full is not None and run_time >= full.run_time:
+            return self._refuse(full.shortage)
+        seats = self._floor.find(session, outline, self._now + run_time)
+        if seats is not None:
+            return seats
+        if full is None:
+            self._full[outline] = full = _Full(shortage_of(outline, self._floor), run_time)
+        full.run_time = run_time
+        return self._refuse(full.shortage)
 
-        def key(node: Node) -> Key:
-            return preference[node.index] + self._selector(node, wanted, self._policy)
+    def start(self, session: SessionRequest, seats: Seats) -> Placement:
+        """Take the devices for ``session`` and charge its quotas."""
+        outline = self._outlines[session.session_id]
+        self._accounts.charge(session, outline.slots)
+        ends_at = FOREVER if session.run_time is None else self._now + session.run_time
+        return self._floor.take(session, outline, seats, ends_at)
 
-        return Ranking(nodes, key, least, self._changed)
+    def line_up(self, session: SessionRequest, refusal: Refusal) -> Refusal:
+        """Let ``session`` wait; reserve for it when it is the first of its lane or waited too long."""
+        if not refusal.queues:
+            return refusal
+        self._line += 1
+        shortage = refusal.shortage
+        if shortage is None or not shortage.eligible or not self._reserves(session):
+            return refusal
+        return self.reserved(session, refusal)
 
-    def _with_image(self, shape: Shape) -> frozenset[int]:
-        """Nodes that have all images of ``shape`` already."""
-        holders = self._holders.get(shape.images)
-        if holders is None:
-            holders = self._holders[shape.images] = frozenset(
-                node.index for node in self._nodes if shape.images <= node.agent.images
-            )
-        return holders
+    def reserved(self, session: SessionRequest, refusal: Refusal) -> Refusal:
+        """Reserve for ``session``, which waits for resources, and say so in its refusal."""
+        if refusal.shortage is None or not refusal.queues:
+            return refusal
+        outline = self._outlines[session.session_id]
+        run_time = FOREVER if session.run_time is None else session.run_time
+        booking = book(session.session_id, outline, refusal.shortage.eligible, self._now, run_time)
+        if booking is None:
+            return refusal
+        waits_for = holders_of(booking, self._running, self._now)
+        return replace(refusal, booking=booking, waits_for=waits_for)
+
+    def _refuse(self, shortage: Shortage | None, blocked: Blocked | None = None) -> Refusal:
+        return Refusal(self._line + 1, len(self._floor.nodes), shortage, blocked)
+
+    def _reserves(self, session: SessionRequest) -> bool:
+        aged = has_aged(session, self._context) and self._aged < AGED_RESERVATIONS
+        lane = _lane(session.priority, self._outlines[session.session_id])
+        first = lane not in self._lanes
+        self._lanes.add(lane)
+        self._aged += aged
+        return first or aged
+
+    def _never_starts(self, outline: Outline) -> Shortage | None:
+        if outline not in self._never:
+            self._never[outline] = never_of(outline, self._floor)
+        return self._never[outline]
+
+
+def _lane(priority: int, outline: Outline) -> Lane:
+    return priority, frozenset(
+        (
+            part.architectures,
+            part.designated,
+            frozenset(family_of(slot) for slot in part.wanted if is_accelerator(slot)),
+        )
+        for part in outline.parts
+    )
 
 
 def plan(snapshot: Snapshot, policies: Policies = BUILT_IN) -> Plan:
@@ -152,21 +179,36 @@ def plan(snapshot: Snapshot, policies: Policies = BUILT_IN) -> Plan:
     placements: list[Placement] = []
     waiting: list[Explanation] = []
     order: list[str] = []
+    reservations: list[Reservation] = []
+    gone: list[Reason] = []
     for policy in sorted(snapshot.groups, key=lambda group: group.name):
         sessions = queues.pop(policy.name, [])
         group = GroupPass(policy, policies.selector(policy), snapshot, sessions, accounts)
-        context = _context(snapshot, policy)
-        for session, outcome in _run(group, sessions, policies.sequencer(policy), context):
+        for session, outcome in group.run(sessions, policies.sequencer(policy)):
             order.append(session.session_id)
             if isinstance(outcome, Placement):
                 placements.append(outcome)
+            elif isinstance(outcome, Reason):
+                gone.append(outcome)
             else:
                 waiting.append(outcome.explanation(session.session_id))
+                if outcome.booking is not None:
+                    reservations.append(outcome.booking.reservation(session.session_id))
     for name in sorted(queues):
         for session in queues[name]:
             order.append(session.session_id)
-            waiting.append(_no_group(session).explanation(session.session_id))
-    return Plan(tuple(placements), tuple(waiting), tuple(order))
+            cancel = cancelled(session)
+            if cancel is not None:
+                gone.append(cancel)
+            else:
+                waiting.append(_no_group(session).explanation(session.session_id))
+    return Plan(
+        tuple(placements),
+        tuple(waiting),
+        tuple(order),
+        reservations=tuple(reservations),
+        cancelled=tuple(gone),
+    )
 
 
 def fit(snapshot: Snapshot, request: SessionRequest, policies: Policies = BUILT_IN) -> Verdict:
@@ -203,41 +245,11 @@ def fit_all(
         everyone = [*ahead, *(asked for _, asked in line)]
         accounts = Accounts(snapshot.quotas)
         group = GroupPass(policy, policies.selector(policy), snapshot, everyone, accounts)
-        context = _context(snapshot, policy)
-        for _ in _run(group, ahead, policies.sequencer(policy), context):
+        for _ in group.run(ahead, policies.sequencer(policy)):
             pass
         for number, asked in line:
             verdicts[number] = _verdict(group.decide(asked), requests[number].session_id)
     return tuple(verdicts[number] for number in range(len(requests)))
-
-
-def _run(
-    group: GroupPass,
-    sessions: Sequence[SessionRequest],
-    sequencer: Sequencer,
-    context: OrderContext,
-) -> Iterator[tuple[SessionRequest, Placement | Refusal]]:
-    """Go through the queue of a group: each session starts, or waits and keeps what it waits for."""
-    for session in in_order(sessions, sequencer, context):
-        decision = group.decide(session)
-        if isinstance(decision, Node):
-            context.counted.append(session)
-            yield session, group.start(session, decision)
-        else:
-            group.line_up(session, decision)
-            if decision.queues:
-                context.counted.append(session)
-            yield session, decision
-
-
-def _context(snapshot: Snapshot, policy: GroupPolicy) -> OrderContext:
-    return OrderContext(
-        snapshot.now,
-        policy,
-        capacity_of(snapshot.agents, policy.name),
-        tuple(each for each in snapshot.running if each.resource_group == policy.name),
-        snapshot.usage,
-    )
 
 
 def _by_group(snapshot: Snapshot) -> dict[str, list[SessionRequest]]:
@@ -255,8 +267,8 @@ def _no_group(session: SessionRequest) -> Refusal:
     return Refusal(1, 0, None, Blocked((reason,)))
 
 
-def _verdict(decision: Node | Refusal, session_id: str) -> Verdict:
-    if isinstance(decision, Node):
-        return Verdict("now", "can start now", agent_id=decision.agent_id)
+def _verdict(decision: Seats | Refusal, session_id: str) -> Verdict:
+    if not isinstance(decision, Refusal):
+        return Verdict("now", "can start now", agent_id=decision[0].agent_id)
     explanation = decision.explanation(session_id)
     return Verdict("never" if decision.never else "wait", decision.message, explanation=explanation)

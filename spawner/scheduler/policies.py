@@ -13,7 +13,7 @@ from typing import TypeVar
 from spawner.scheduler.fairness import drf, fair_share
 from spawner.scheduler.model import GroupPolicy
 from spawner.scheduler.order import Sequencer, fifo, lifo
-from spawner.scheduler.select import Selector, concentrated, dispersed
+from spawner.scheduler.select import Selector, concentrated, dispersed, legacy, round_robin
 
 Policy = TypeVar("Policy")
 
@@ -54,5 +54,10 @@ def _look_up(kind: str, known: Mapping[str, Policy], name: str, group: str) -> P
 
 BUILT_IN = Policies(
     {"fifo": fifo, "lifo": lifo, "drf": drf, "fair-share": fair_share},
-    {"concentrated": concentrated, "dispersed": dispersed},
+    {
+        "concentrated": concentrated,
+        "dispersed": dispersed,
+        "round-robin": round_robin,
+        "legacy": legacy,
+    },
 )

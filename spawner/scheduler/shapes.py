@@ -5,24 +5,53 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from spawner.scheduler.model import Reason, SessionRequest
+from spawner.scheduler.model import (
+    DeviceRules,
+    GroupPolicy,
+    KernelRequest,
+    Reason,
+    SessionGroup,
+    SessionRequest,
+)
 from spawner.scheduler.nodes import CONTAINERS, Need
-from spawner.scheduler.slots import example, format_amount, kind_of
+from spawner.scheduler.slots import (
+    example,
+    format_amount,
+    human_amount,
+    human_bytes,
+    is_accelerator,
+    kind_of,
+)
+
+SINGLE, MULTI = "single-node", "multi-node"
+
+
+@dataclass(frozen=True, slots=True)
+class Circle:
+    """A session group with its owner: names are each owner's own."""
+
+    owner_id: str
+    group: SessionGroup
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shape:
-    """What one node must give: all kernels of a session together. Compared by identity, see ``Shapes``."""
+    """What one node must give: kernels that start together on it. Compared by identity, see ``Shapes``."""
 
     slots: tuple[tuple[str, int], ...]
     """Summed amounts above zero, by slot name; a slot asked for with zero is not asked for."""
     need: Need
     """``slots`` and the containers."""
+    kernels: tuple[tuple[tuple[str, int], ...], ...]
+    """Amounts above zero of each kernel, by slot name."""
     architectures: frozenset[str]
     images: frozenset[str]
     designated: frozenset[str]
-    defect: Reason | None = None
-    """Why no node whatever could run it: the request itself is wrong, or of a kind not offered."""
+    """Agents it may not run outside of; empty: any."""
+    preferred: frozenset[str]
+    """Agents where it is to run if it can."""
+    circle: Circle | None
+    rules: DeviceRules
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -30,67 +59,157 @@ class Shape:
         return tuple(slot for slot, _ in self.slots)
 
     @property
+    def weight(self) -> tuple[int, int, int]:
+        """How hard it is to place: accelerators weigh more than CPUs, and they more than memory."""
+        amounts = dict(self.slots)
+        scarce = sum(amount for slot, amount in self.slots if is_accelerator(slot))
+        return scarce, amounts.get("cpu", 0), amounts.get("mem", 0)
+
+    @property
     def containers(self) -> int:
         """How many containers it is."""
         return self.need[0][1]
 
 
-class Shapes:
-    """The shapes of a pass: sessions that can start on the same nodes get the same object."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Outline:
+    """What a session needs in all: its parts, each on one node. Compared by identity, see ``Shapes``."""
 
-    def __init__(self) -> None:
-        self._known: dict[object, Shape] = {}
+    parts: tuple[Shape, ...]
+    """One for a single-node session, else one per kernel; equal kernels have the same object."""
+    slots: tuple[tuple[str, int], ...]
+    """Summed amounts above zero of all kernels."""
+    defects: tuple[Reason, ...] = ()
+    """Everything for which no node whatever could run it: the request itself is wrong."""
+
+
+class Shapes:
+    """The shapes of a pass: sessions that can start on the same nodes get the same objects."""
+
+    def __init__(self, policy: GroupPolicy) -> None:
+        self._policy = policy
+        self._outlines: dict[object, Outline] = {}
+        self._shapes: dict[object, Shape] = {}
 
     def __iter__(self) -> Iterator[Shape]:
-        return iter(self._known.values())
+        """The shapes of all sound requests."""
+        sound = {
+            part for each in self._outlines.values() if not each.defects for part in each.parts
+        }
+        return (shape for shape in self._shapes.values() if shape in sound)
 
-    def of(self, session: SessionRequest) -> Shape:
-        """The shape of ``session``."""
+    def of(self, session: SessionRequest) -> Outline:
+        """The outline of ``session``."""
+        group = session.session_group
+        circle = None if group is None else Circle(session.owner_id, group)
         key = (
-            tuple((tuple(k.slots.items()), k.architecture, k.image) for k in session.kernels),
+            tuple(
+                (tuple(k.slots.items()), k.architecture, k.image, k.shared_memory, _items(k))
+                for k in session.kernels
+            ),
             session.designated_agents,
+            session.designation,
             session.cluster_mode,
+            circle,
+            session.devices,
         )
-        shape = self._known.get(key)
-        if shape is None:
-            shape = self._known[key] = _shape(session)
-        return shape
+        outline = self._outlines.get(key)
+        if outline is None:
+            outline = self._outlines[key] = self._outline(session, circle)
+        return outline
+
+    def _outline(self, session: SessionRequest, circle: Circle | None) -> Outline:
+        kernels = session.kernels
+        apart = session.cluster_mode == MULTI and len(kernels) > 1
+        together = [(kernel,) for kernel in kernels] if apart else [kernels]
+        parts = tuple(self._shape(session, part, circle) for part in together)
+        return Outline(parts, _sum(kernels), tuple(defects(session, self._policy)))
+
+    def _shape(
+        self, session: SessionRequest, kernels: tuple[KernelRequest, ...], circle: Circle | None
+    ) -> Shape:
+        slots = _sum(kernels)
+        strict = session.designation == "strict"
+        nobody: frozenset[str] = frozenset()
+        found = Shape(
+            slots,
+            ((CONTAINERS, len(kernels)), *slots),
+            tuple(_sum((kernel,)) for kernel in kernels),
+            frozenset(kernel.architecture for kernel in kernels),
+            frozenset(kernel.image for kernel in kernels),
+            session.designated_agents if strict else nobody,
+            nobody if strict else session.designated_agents,
+            circle,
+            session.devices or self._policy.devices,
+        )
+        key = tuple(getattr(found, name) for name in Shape.__slots__)
+        return self._shapes.setdefault(key, found)
 
 
-def _shape(session: SessionRequest) -> Shape:
-    total: dict[str, int] = {}
+def defects(session: SessionRequest, policy: GroupPolicy) -> Iterator[Reason]:
+    """Everything that is wrong with the request itself, whatever nodes there are."""
+    if not session.kernels:
+        yield Reason("kernels", "it has no containers")
+    if session.cluster_mode not in (SINGLE, MULTI):
+        yield Reason(
+            "cluster-mode",
+            f"cluster mode {session.cluster_mode!r} is not offered: choose {SINGLE!r} or {MULTI!r}",
+        )
+    seen: set[tuple[str, str]] = set()
     for kernel in session.kernels:
+        for reason in _kernel_defects(kernel, policy):
+            if (reason.name, reason.message) not in seen:
+                seen.add((reason.name, reason.message))
+                yield reason
+
+
+def _kernel_defects(kernel: KernelRequest, policy: GroupPolicy) -> Iterator[Reason]:
+    served = policy.served_slots
+    for slot, amount in kernel.slots.items():
+        quantum = kind_of(slot).quantum
+        if amount < 0 or amount % quantum:
+            text = (
+                f"{slot} is {amount} base units: it must be a non-negative multiple of "
+                f"{format_amount(slot, quantum)}, such as {example(slot)}"
+            )
+            yield Reason("amount", text, data={"slot": slot, "requested": amount})
+        if amount and served is not None and slot not in served:
+            text = (
+                f"resource group {policy.name!r} does not serve {slot} "
+                f"(it serves {', '.join(sorted(served)) or 'nothing'})"
+            )
+            yield Reason("slot-kinds", text, data={"slot": slot})
+    for slot in sorted(policy.required_slots):
+        if not kernel.slots.get(slot):
+            text = f"resource group {policy.name!r} requires every container to ask for {slot}"
+            yield Reason("required-slots", text, data={"slot": slot})
+    for slot, least in sorted(kernel.minimum.items()):
+        asked = kernel.slots.get(slot, 0)
+        if asked < least:
+            text = (
+                f"image {kernel.image} needs at least {human_amount(slot, least)} "
+                f"(asked for {human_amount(slot, asked)})"
+            )
+            data = {"slot": slot, "requested": asked, "minimum": least}
+            yield Reason("image-minimum", text, data=data)
+    memory = kernel.slots.get("mem", 0)
+    if kernel.shared_memory and kernel.shared_memory >= memory:
+        text = (
+            f"shared memory of {human_bytes(kernel.shared_memory)} must be smaller than "
+            f"the memory of {human_bytes(max(0, memory))}"
+        )
+        data = {"shared_memory": kernel.shared_memory, "mem": memory}
+        yield Reason("shared-memory", text, data=data)
+
+
+def _items(kernel: KernelRequest) -> tuple[tuple[str, int], ...]:
+    return tuple(kernel.minimum.items()) if kernel.minimum else ()
+
+
+def _sum(kernels: tuple[KernelRequest, ...]) -> tuple[tuple[str, int], ...]:
+    total: dict[str, int] = {}
+    for kernel in kernels:
         for slot, amount in kernel.slots.items():
             if amount:
                 total[slot] = total.get(slot, 0) + amount
-    slots = tuple(sorted(total.items()))
-    return Shape(
-        slots,
-        ((CONTAINERS, len(session.kernels)), *slots),
-        frozenset(kernel.architecture for kernel in session.kernels),
-        frozenset(kernel.image for kernel in session.kernels),
-        session.designated_agents,
-        _defect(session),
-    )
-
-
-def _defect(session: SessionRequest) -> Reason | None:
-    if not session.kernels:
-        return Reason("kernels", "it has no containers")
-    if len(session.kernels) > 1 and session.cluster_mode != "single-node":
-        return Reason(
-            "cluster-mode",
-            f"cluster mode {session.cluster_mode!r} with {len(session.kernels)} containers is not "
-            "offered: only 'single-node' is",
-        )
-    for kernel in session.kernels:
-        for slot, amount in kernel.slots.items():
-            quantum = kind_of(slot).quantum
-            if amount < 0 or amount % quantum:
-                return Reason(
-                    "amount",
-                    f"{slot} is {amount} base units: it must be a non-negative multiple of "
-                    f"{format_amount(slot, quantum)}, such as {example(slot)}",
-                    data={"slot": slot, "requested": amount},
-                )
-    return None
+    return tuple(sorted(total.items()))

@@ -11,9 +11,13 @@ from collections.abc import Iterable, Mapping
 from spawner.scheduler.model import (
     Agent,
     Device,
+    DeviceShare,
     GroupPolicy,
+    KernelPlacement,
     KernelRequest,
     Quota,
+    RunningSession,
+    SessionGroup,
     SessionRequest,
     Slots,
     Snapshot,
@@ -151,3 +155,47 @@ def snapshot(
     """A snapshot at ``NOW`` with one resource group, or with ``groups``."""
     policies = (GroupPolicy(GROUP, sequencer, selector),) if groups is None else tuple(groups)
     return Snapshot(NOW, policies, tuple(agents), tuple(pending), tuple(quotas))
+
+
+def running(
+    session_id: str,
+    agent_id: str = "a1",
+    holds: Amounts | None = None,
+    *,
+    ends: float | None = None,
+    started: float = -3600.0,
+    owner: str = "ada",
+    priority: int = 10,
+    group: str = GROUP,
+    preemptible: bool = True,
+    ending: bool = False,
+    claimed_by: str | None = None,
+    circle: SessionGroup | None = None,
+) -> RunningSession:
+    """A session of one kernel that holds ``holds`` (one CPU) until ``ends`` seconds after ``NOW``.
+
+    Devices are named as ``devices`` names them: amounts of accelerators are those of the first ones.
+    The agent must say itself what of it is ``used``.
+    """
+    shares: list[DeviceShare] = []
+    for slot, amount in slots(holds or {"cpu": 1}).items():
+        if slot in ("cpu", "mem"):
+            shares.append(DeviceShare(slot, slot, amount))
+        else:
+            name = slot.partition(".")[0]
+            shares += [DeviceShare(slot, f"{name}{n}", MICRO) for n in range(amount // MICRO)]
+    return RunningSession(
+        session_id,
+        owner,
+        "lab",
+        "default",
+        group,
+        priority,
+        NOW + started,
+        None if ends is None else NOW + ends,
+        (KernelPlacement(f"{session_id}-k0", agent_id, tuple(shares)),),
+        preemptible=preemptible,
+        ending=ending,
+        claimed_by=claimed_by,
+        session_group=circle,
+    )

@@ -55,9 +55,9 @@ SENTENCES = [
     ),
     (
         [agent()],
-        session(kernels=2, cluster_mode="multi-node"),
-        "cannot ever start: cluster mode 'multi-node' with 2 containers is not offered: "
-        "only 'single-node' is",
+        session(kernels=2, cluster_mode="many"),
+        "cannot ever start: cluster mode 'many' is not offered: choose 'single-node' or "
+        "'multi-node'",
     ),
     ([agent()], session(kernels=0), "cannot ever start: it has no containers"),
 ]

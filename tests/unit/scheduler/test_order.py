@@ -37,7 +37,11 @@ def test_the_first_ones_get_what_there_is() -> None:
 @pytest.mark.parametrize("kind", ["sequencer", "selector"])
 def test_an_unknown_policy_is_an_error_that_lists_the_known_ones(kind: str) -> None:
     group = GroupPolicy("default", **{kind: "magic"})
-    known = "drf, fair-share, fifo, lifo" if kind == "sequencer" else "concentrated, dispersed"
+    known = (
+        "drf, fair-share, fifo, lifo"
+        if kind == "sequencer"
+        else "concentrated, dispersed, legacy, round-robin"
+    )
     with pytest.raises(PolicyError) as caught:
         plan(snapshot(groups=[group]))
     assert str(caught.value) == f"{kind} of resource group 'default' is 'magic': known are {known}"

@@ -9,16 +9,18 @@ from .answers import reasons, started, told
 GPU = {"cpu": 8, "mem": "32g", "cuda.device": 1}
 
 
-def test_nobody_passes_a_head_on_the_agents_it_could_use() -> None:
+def test_nobody_passes_a_head_where_it_is_to_start() -> None:
+    """Nobody knows when either node gets free, so the first one is reserved, and the other is not."""
     nodes = [agent("a1", used={"cpu": 4}), agent("a2", used={"cpu": 4})]
-    case = snapshot(nodes, [session("head", {"cpu": 8}, at=1), session("small", at=2)])
-    assert started(case) == {}
+    pending = [session("head", {"cpu": 8}, at=1), *(session(f"s{n}", at=2 + n) for n in range(5))]
+    case = snapshot(nodes, pending)
+    assert started(case) == dict.fromkeys(["s0", "s1", "s2", "s3"], "a2")
     assert told(case, "head").message == "queued, first in line: waiting for 4 CPUs"
-    small = told(case, "small")
+    small = told(case, "s4")
     assert (
         small.message == "queued, second in line: waiting for 1 CPU kept for a session ahead of it"
     )
-    assert reasons(small) == {"queue": 2}
+    assert reasons(small) == {"capacity": 1, "queue": 1}
 
 
 def test_a_lower_band_does_not_pass_either() -> None:

@@ -1,0 +1,233 @@
+"""The nodes of one resource group within a pass: where shapes fit, and what is taken there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from spawner.scheduler.filters import KIND, PRESENCE, SIZE, Filter, circle_filter, sift
+from spawner.scheduler.model import (
+    GroupPolicy,
+    KernelPlacement,
+    Placement,
+    RunningSession,
+    SessionRequest,
+    Snapshot,
+)
+from spawner.scheduler.nodes import FOREVER, Need, Node
+from spawner.scheduler.rankings import Ranking
+from spawner.scheduler.reserve import expected_end, holdings
+from spawner.scheduler.select import Key, Selector, idle_accelerators
+from spawner.scheduler.shapes import Circle, Outline, Shape, Shapes
+
+Class = tuple[
+    tuple[str, ...],
+    frozenset[str],
+    frozenset[str],
+    frozenset[str],
+    "Circle | None",
+    frozenset[int],
+]
+"""What shapes that share a ranking have in common: slots wanted, architectures, designation (strict and
+preferred), session group, nodes with the image."""
+
+
+class Floor:
+    """Where the sessions of one group can go.
+
+    ``shapes`` are those of all sessions that will be asked about: they are known beforehand, so that
+    rankings can forget nodes that are too full for every one of them.
+    """
+
+    def __init__(
+        self, policy: GroupPolicy, selector: Selector, snapshot: Snapshot, shapes: Shapes
+    ) -> None:
+        self._policy = policy
+        self._selector = selector
+        self._shapes = shapes
+        agents = (agent for agent in snapshot.agents if agent.resource_group == policy.name)
+        by_id = sorted(agents, key=lambda agent: agent.agent_id)
+        self.nodes = [Node(agent, index) for index, agent in enumerate(by_id)]
+        self.by_id = {node.agent_id: node for node in self.nodes}
+        self._changed: list[Node] = []
+        self._members: dict[Circle, dict[int, int]] = {}
+        self._holders: dict[frozenset[str], frozenset[int]] = {}
+        self._rankings: dict[Shape, Ranking] = {}
+        self._classes: dict[Class, list[Shape]] = {}
+        self._class_of: dict[Shape, Class] = {}
+        self._turns = len(self.nodes)
+        self._settle(snapshot.running, snapshot.now)
+        self._classify()
+
+    # What is there already.
+
+    def _settle(self, running: Sequence[RunningSession], now: float) -> None:
+        """Learn what will be released when, where session groups are, and where the round stands."""
+        last: tuple[float, str] | None = None
+        pointer = 0
+        for session in running:
+            ends_at = expected_end(session, now)
+            for agent_id, need in holdings(session).items():
+                node = self.by_id.get(agent_id)
+                if node is None:
+                    continue
+                if ends_at < FOREVER:
+                    node.releases.append((ends_at, need))
+                if session.session_group is not None:
+                    circle = Circle(session.owner_id, session.session_group)
+                    self._join(circle, node)
+                if last is None or (session.started_at, agent_id) > last:
+                    last, pointer = (session.started_at, agent_id), node.index + 1
+        for node in self.nodes:
+            node.releases.sort()
+            node.turn = (node.index - pointer) % len(self.nodes)
+
+    def _join(self, circle: Circle, node: Node) -> None:
+        members = self._members.setdefault(circle, {})
+        members[node.index] = members.get(node.index, 0) + 1
+
+    # Where a session could go.
+
+    def find(
+        self, session: SessionRequest, outline: Outline, ends_at: float
+    ) -> tuple[Node, ...] | None:
+        """A node for every part of ``outline``, until ``ends_at``, or None. Takes nothing."""
+        if len(outline.parts) == 1:
+            node = self._pick(outline.parts[0], ends_at, session.failed_agents, {})
+            return None if node is None else (node,)
+        seats: dict[int, Node] = {}
+        taken: dict[int, dict[str, int]] = {}
+        biggest_first = sorted(
+            range(len(outline.parts)), key=lambda n: outline.parts[n].weight, reverse=True
+        )
+        for number in biggest_first:
+            part = outline.parts[number]
+            node = self._pick(part, ends_at, session.failed_agents, taken)
+            if node is None:
+                return None
+            seats[number] = node
+            here = taken.setdefault(node.index, {})
+            for slot, amount in part.need:
+                here[slot] = here.get(slot, 0) + amount
+        return tuple(seats[number] for number in range(len(outline.parts)))
+
+    def _pick(
+        self,
+        shape: Shape,
+        ends_at: float,
+        failed: frozenset[str],
+        taken: Mapping[int, Mapping[str, int]],
+    ) -> Node | None:
+        ranking = self._ranking(shape)
+        strict = shape.circle is not None and shape.circle.group.strict
+        if not taken and not strict:
+            return ranking.pick(shape.need, ends_at, failed)
+        rule = self._circle_filter(shape)
+
+        def accept(node: Node) -> bool:
+            if not rule.passes(node, shape):
+                return False
+            here = taken.get(node.index)
+            return here is None or node.fits(_more(shape.need, here), ends_at)
+
+        used: frozenset[str] = frozenset()
+        packs = shape.circle is not None and shape.circle.group.rule == "pack"
+        if self._policy.selector != "concentrated" and not packs:
+            used = frozenset(self.nodes[index].agent_id for index in taken)
+        return ranking.pick(shape.need, ends_at, failed | used, accept)
+
+    def eligible(self, shape: Shape) -> list[Node]:
+        """Nodes that could serve ``shape`` if they were empty, in agent id order."""
+        return sift(self.nodes, shape, (*KIND, *SIZE, *self.presence(shape)), {})
+
+    def presence(self, shape: Shape) -> tuple[Filter, ...]:
+        """The filters that say which nodes can be asked at the moment."""
+        return PRESENCE if shape.circle is None else (*PRESENCE, self._circle_filter(shape))
+
+    def _circle_filter(self, shape: Shape) -> Filter:
+        return circle_filter(self._members.get(shape.circle, {}) if shape.circle else {})
+
+    # What is taken.
+
+    def take(
+        self, session: SessionRequest, outline: Outline, nodes: Sequence[Node], ends_at: float
+    ) -> Placement:
+        """Start ``session`` on ``nodes``, one for each part."""
+        placed: list[KernelPlacement] = []
+        if len(nodes) == 1:
+            placed += nodes[0].take(session.kernels, outline.parts[0].need, ends_at)
+        else:
+            for kernel, part, node in zip(session.kernels, outline.parts, nodes, strict=True):
+                placed += node.take((kernel,), part.need, ends_at)
+        circle = outline.parts[0].circle
+        for node in dict.fromkeys(nodes):
+            node.turn = self._turns
+            self._turns += 1
+            if circle is not None:
+                self._join(circle, node)
+            self._changed.append(node)
+        return Placement(session.session_id, tuple(placed))
+
+    # Rankings.
+
+    def _classify(self) -> None:
+        for shape in self._shapes:
+            of: Class = (
+                shape.wanted,
+                shape.architectures,
+                shape.designated,
+                shape.preferred,
+                shape.circle,
+                self._with_image(shape),
+            )
+            self._classes.setdefault(of, []).append(shape)
+            self._class_of[shape] = of
+
+    def _ranking(self, shape: Shape) -> Ranking:
+        """The ranking of ``shape``; shapes that differ in amounts only have the same one."""
+        found = self._rankings.get(shape)
+        if found is None:
+            peers = self._classes[self._class_of[shape]]
+            columns = zip(*(peer.need for peer in peers), strict=True)
+            least: Need = tuple(min(column) for column in columns)
+            found = self._rank(shape, least)
+            self._rankings.update(dict.fromkeys(peers, found))
+        return found
+
+    def _rank(self, shape: Shape, least: Need) -> Ranking:
+        wanted, holders, circle = shape.wanted, self._with_image(shape), shape.circle
+        if shape.designated:
+            named = (self.by_id[name] for name in shape.designated if name in self.by_id)
+            candidates: Iterable[Node] = sorted(named, key=lambda node: node.index)
+        else:
+            candidates = self.nodes
+        nodes = sift(candidates, shape, (*KIND, *PRESENCE), {})
+        preference = {
+            node.index: (
+                int(bool(shape.preferred) and node.agent_id not in shape.preferred),
+                idle_accelerators(node, wanted),
+                int(node.index not in holders),
+            )
+            for node in nodes
+        }
+        toward = 0 if circle is None else 1 if circle.group.rule == "spread" else -1
+        members = self._members.setdefault(circle, {}) if circle else {}
+
+        def key(node: Node) -> Key:
+            elsewhere, idle, pull = preference[node.index]
+            near = toward * members.get(node.index, 0)
+            return (elsewhere, near, idle, pull, *self._selector(node, wanted, self._policy))
+
+        return Ranking(nodes, key, least, self._changed)
+
+    def _with_image(self, shape: Shape) -> frozenset[int]:
+        """Nodes that have all images of ``shape`` already."""
+        holders = self._holders.get(shape.images)
+        if holders is None:
+            holders = self._holders[shape.images] = frozenset(
+                node.index for node in self.nodes if shape.images <= node.agent.images
+            )
+        return holders
+
+
+def _more(need: Need, here: Mapping[str, int]) -> Need:
+    return tuple((slot, amount + here.get(slot, 0)) for slot, amount in need)
