@@ -58,6 +58,20 @@ class Drift:
     should: int
 
 
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What ``repair`` found and set right."""
+
+    drifts: tuple[Drift, ...]
+    freed: int
+    """Rows of kernels that hold nothing (any more)."""
+    restored: int
+    """Rows that were freed although their kernel still holds them."""
+
+    def __bool__(self) -> bool:
+        return bool(self.drifts or self.freed or self.restored)
+
+
 async def allocate(
     db: AsyncSession,
     kernel_id: uuid.UUID,
@@ -150,31 +164,67 @@ async def register(db: AsyncSession, agent_id: str, devices: Sequence[DeviceRepo
     return changed
 
 
-async def repair(db: AsyncSession, now: dt.datetime) -> list[Drift]:
-    """Free rows that no run of a kernel stands behind, then make every ``used`` the sum of its rows."""
+async def repair(db: AsyncSession, now: dt.datetime) -> Repair:
+    """Make the account and the kernels agree again; harmless at any time, beside any other writer.
+
+    Rows of kernels that hold nothing are freed, rows that were freed under a kernel that still holds
+    them come back, and then every ``used`` is made the sum of its live rows.
+    """
+    freed = 0
     for row in await db.scalars(_abandoned()):
-        await _free_row(db, row, now)
-    held = await held_amounts(db)
+        freed += await _free_row(db, row, now)
+    restored = 0
+    for row in await db.scalars(_robbed()):
+        restored += await _hold_again(db, row)
     drifts: list[Drift] = []
-    devices = await db.execute(
-        select(
-            AgentDeviceRow.agent_id,
-            AgentDeviceRow.slot,
-            AgentDeviceRow.device_id,
-            AgentDeviceRow.used,
+    for key in await _suspects(db):
+        drift = await _mend(db, key)
+        if drift is not None:
+            drifts.append(drift)
+    await db.flush()
+    return Repair(tuple(drifts), freed, restored)
+
+
+async def _suspects(db: AsyncSession) -> list[Key]:
+    """Devices whose account differs from the sum of their rows, as far as two reads can tell."""
+    held = await held_amounts(db)
+    columns = (
+        AgentDeviceRow.agent_id,
+        AgentDeviceRow.slot,
+        AgentDeviceRow.device_id,
+        AgentDeviceRow.used,
+    )
+    found: set[Key] = set()
+    for agent_id, slot, device_id, used in await db.execute(select(*columns)):
+        if used != held.pop((agent_id, slot, device_id), 0):
+            found.add((agent_id, slot, device_id))
+    return sorted(found | set(held))
+
+
+async def _mend(db: AsyncSession, key: Key) -> Drift | None:
+    """Look again at one device while nobody else can change it, and set it right."""
+    used = await db.scalar(
+        select(AgentDeviceRow.used).where(*_device(*key)).with_for_update().limit(1)
+    )
+    agent_id, slot, device_id = key
+    total = await db.scalar(
+        select(func.sum(AllocationRow.amount)).where(
+            AllocationRow.agent_id == agent_id,
+            AllocationRow.slot == slot,
+            AllocationRow.device_id == device_id,
+            AllocationRow.freed_at.is_(None),
         )
     )
-    for agent_id, slot, device_id, used in devices:
-        should = held.pop((agent_id, slot, device_id), 0)
-        if used != should:
-            drifts.append(Drift(agent_id, slot, device_id, used, should))
-            await _set_used(db, (agent_id, slot, device_id), should)
-    for (agent_id, slot, device_id), should in held.items():
-        drifts.append(Drift(agent_id, slot, device_id, 0, should))
-        device = DeviceReport(slot, device_id, 0)
-        db.add(_new_row(agent_id, device, used=should))
-    await db.flush()
-    return drifts
+    should = int(total or 0)
+    if used is not None and used == should:
+        return None
+    if used is None:
+        if not should:
+            return None
+        db.add(_new_row(agent_id, DeviceReport(slot, device_id, 0), used=should))
+    else:
+        await _set_used(db, key, should)
+    return Drift(agent_id, slot, device_id, used or 0, should)
 
 
 async def held_amounts(db: AsyncSession) -> dict[Key, int]:
@@ -207,22 +257,51 @@ def _abandoned() -> Select[Any]:
     )
 
 
+def _robbed() -> Select[Any]:
+    """Freed allocation rows of the present run of a kernel that still holds its devices."""
+    return (
+        select(AllocationRow)
+        .join(KernelRow, KernelRow.id == AllocationRow.kernel_id)
+        .where(
+            AllocationRow.freed_at.is_not(None),
+            KernelRow.status.in_([status.value for status in HOLDS]),
+            KernelRow.epoch == AllocationRow.epoch,
+            KernelRow.agent_id == AllocationRow.agent_id,
+        )
+    )
+
+
+async def _hold_again(db: AsyncSession, row: AllocationRow) -> int:
+    """Take a freed row back; the account follows when it is mended."""
+    return await _run(
+        db,
+        update(AllocationRow)
+        .where(*_row(row), AllocationRow.freed_at.is_not(None))
+        .values(freed_at=None, uncharged_since=row.freed_at),
+    )
+
+
+def _row(row: AllocationRow) -> tuple[ColumnElement[bool], ...]:
+    return (
+        AllocationRow.kernel_id == row.kernel_id,
+        AllocationRow.epoch == row.epoch,
+        AllocationRow.agent_id == row.agent_id,
+        AllocationRow.slot == row.slot,
+        AllocationRow.device_id == row.device_id,
+    )
+
+
 async def _free_row(db: AsyncSession, row: AllocationRow, now: dt.datetime) -> int:
     mine = await _run(
         db,
         update(AllocationRow)
-        .where(
-            AllocationRow.kernel_id == row.kernel_id,
-            AllocationRow.epoch == row.epoch,
-            AllocationRow.agent_id == row.agent_id,
-            AllocationRow.slot == row.slot,
-            AllocationRow.device_id == row.device_id,
-            AllocationRow.freed_at.is_(None),
-        )
+        .where(*_row(row), AllocationRow.freed_at.is_(None))
         .values(freed_at=now),
     )
     if mine == 1:
-        left = AgentDeviceRow.used - row.amount
+        left = case(  # an account that drifted must not keep a kernel from ending
+            (AgentDeviceRow.used >= row.amount, AgentDeviceRow.used - row.amount), else_=0
+        )
         await _run(
             db,
             update(AgentDeviceRow)

@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.scheduler.slots import KINDS
+from spawner.sessions.ledger import Repair
 from spawner.sessions.states import Status
 from spawner.sessions.tables import AgentDeviceRow, AgentRow, ResourceGroupRow, SessionRow
 from store.database import Store
@@ -29,10 +30,11 @@ class Metrics:
         self._placements = self._counter(
             "perijove_placements", "Placements by outcome.", "outcome", ("placed", "refused")
         )
-        self._drift = Counter(
+        self._drift = self._counter(
             "perijove_ledger_drift",
-            "Devices whose account was not the sum of its allocations.",
-            registry=self.registry,
+            "What repairs of the ledger found wrong: accounts of devices, rows held by nobody, rows lost.",
+            "kind",
+            ("account", "abandoned", "lost"),
         )
         self._queue = self._gauge(
             "perijove_queue_length", "Sessions that wait, by resource group.", "group"
@@ -55,9 +57,11 @@ class Metrics:
         self._placements.labels("placed").inc(len(placed))
         self._placements.labels("refused").inc(len(refused))
 
-    def repaired(self, drifts: int) -> None:
-        """Count devices that a repair found wrong."""
-        self._drift.inc(drifts)
+    def repaired(self, repair: Repair) -> None:
+        """Count what a repair found wrong."""
+        self._drift.labels("account").inc(len(repair.drifts))
+        self._drift.labels("abandoned").inc(repair.freed)
+        self._drift.labels("lost").inc(repair.restored)
 
     async def render(self, store: Store, now: dt.datetime) -> bytes:
         """The text format, with gauges as of now."""

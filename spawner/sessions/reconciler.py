@@ -65,15 +65,26 @@ class Reconciler:
 
     async def sweep(self) -> None:
         """Repair the ledger, then look at every session that has not ended."""
-        drifts = await self._journal.write(
-            REQUEST_ID, lambda change: ledger.repair(change.db, change.now)
-        )
-        for drift in drifts:
-            log.error("the ledger had drifted, now repaired: %s", drift)
-        self._metrics.repaired(len(drifts))
+        await self.repair()
         await self._journal.write(REQUEST_ID, self._account)
         for session_id in await self._journal.store.read(_live_sessions):
             self.queue.put(session_id)
+
+    async def repair(self) -> ledger.Repair:
+        """Repair the ledger now; whoever waits is looked at again if that changed anything."""
+
+        async def work(change: Change) -> ledger.Repair:
+            done = await ledger.repair(change.db, change.now)
+            change.schedule = bool(done)
+            return done
+
+        done = await self._journal.write(REQUEST_ID, work)
+        for drift in done.drifts:
+            log.error("the ledger had drifted, now repaired: %s", drift)
+        if done.freed or done.restored:
+            log.error("%d allocations were held by nobody, %d were lost", done.freed, done.restored)
+        self._metrics.repaired(done)
+        return done
 
     async def end_overdue(self) -> None:
         """End sessions that reached their run-time limit, and those that waited too long."""

@@ -6,9 +6,10 @@ import asyncio
 import datetime as dt
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.agent.protocol import DeviceReport
@@ -95,3 +96,51 @@ async def account(db: AsyncSession) -> tuple[int, int]:
 async def kernel_ids(db: AsyncSession) -> list[uuid.UUID]:
     """All kernels."""
     return list(await db.scalars(select(KernelRow.id)))
+
+
+class Interrupted(Exception):
+    """The writer is gone in the middle of its work."""
+
+
+async def interrupted(store: Store, kernel: uuid.UUID, amount: int) -> None:
+    """Take ``amount`` and free it again in one write that is never committed."""
+    share = DeviceShare("cuda.shares", "gpu-0", amount)
+
+    async def work(db: AsyncSession) -> None:
+        await ledger.allocate(db, kernel, 1, NODE, [share], NOW)
+        await ledger.free(db, kernel, NOW)
+        raise Interrupted
+
+    with suppress(Interrupted, ledger.AllocationRefused):
+        await store.write(work)
+
+
+async def churn(store: Store, kernel: uuid.UUID, amount: int, rounds: int) -> int:
+    """Take and free again and again, each free two times; returns how often there was something to take."""
+    share = DeviceShare("cuda.shares", "gpu-0", amount)
+    taken = 0
+    for epoch in range(2, 2 + rounds):
+        try:
+            await store.write(
+                partial(
+                    ledger.allocate,
+                    kernel_id=kernel,
+                    epoch=epoch,
+                    agent_id=NODE,
+                    shares=[share],
+                    now=NOW,
+                )
+            )
+        except ledger.AllocationRefused:
+            continue
+        taken += 1
+        for _ in range(2):
+            await store.write(partial(ledger.free, kernel_id=kernel, now=NOW))
+    return taken
+
+
+async def spoil(db: AsyncSession, used: int) -> None:
+    """Make the account of the device wrong, as a bug or a hand in the database would."""
+    await db.execute(
+        update(AgentDeviceRow).where(AgentDeviceRow.device_id == "gpu-0").values(used=used)
+    )

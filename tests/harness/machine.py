@@ -11,11 +11,13 @@ import shutil
 import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from spawner.scheduler.model import Plan, Preemption
+from spawner.sessions.scheduling import apply
 from spawner.sessions.states import FINAL, HOLDS
 from store.database import Store
 from tests.harness.agent import FakeAgent, FakeKernel, SlowAgent
@@ -73,9 +75,10 @@ class ClusterMachine(RuleBasedStateMachine):
             self.nodes.append(node)
             self.run(self.rig.agent(node))
 
-    @rule(cpu=st.integers(1, 5), batch=st.booleans())
-    def create(self, cpu: int, batch: bool) -> None:
-        fields = {"type": "batch", "startup_command": "x"} if batch else {}
+    @rule(cpu=st.integers(1, 5), batch=st.booleans(), limited=st.booleans())
+    def create(self, cpu: int, batch: bool, limited: bool) -> None:
+        fields: dict[str, Any] = {"type": "batch", "startup_command": "x"} if batch else {}
+        fields["run_time"] = 60 if limited else None
         self.run(self.rig.create(self.ada, cpu=str(cpu), mem="512m", **fields))
 
     @rule(pick=st.integers(0, 7), forced=st.booleans())
@@ -84,6 +87,24 @@ class ClusterMachine(RuleBasedStateMachine):
             live = await self._live()
             if live:
                 await self.rig.destroy(self.ada, live[pick % len(live)], forced=forced)
+
+        self.run(work())
+
+    @rule(
+        victim=st.integers(0, 7),
+        winner=st.integers(0, 7),
+        action=st.sampled_from(["requeue", "terminate"]),
+    )
+    def preempt(self, victim: int, winner: int, action: Literal["requeue", "terminate"]) -> None:
+        """Any session makes room for any other, in whatever state the two are by then."""
+
+        async def work() -> None:
+            live = [str(detail.session.id) for detail in await self._live()]
+            if len(live) < 2:
+                return
+            pair = Preemption(live[victim % len(live)], live[winner % len(live)], action)
+            made = Plan((), (), preemptions=(pair,))
+            await self.rig.plane.journal.write("preempt", lambda change: apply(change, made, []))
 
         self.run(work())
 
@@ -123,6 +144,7 @@ class ClusterMachine(RuleBasedStateMachine):
     def time_passes(self) -> None:
         self.rig.clock.forward(45)
         self.run(self.rig.plane.reconciler.watch_agents())
+        self.run(self.rig.plane.reconciler.end_overdue())
 
     @rule()
     def sweep(self) -> None:

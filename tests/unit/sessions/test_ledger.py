@@ -11,7 +11,7 @@ from spawner.scheduler.model import DeviceShare
 from spawner.sessions import ledger
 from spawner.sessions.invariants import InvariantBroken, validate
 from spawner.sessions.states import Status
-from spawner.sessions.tables import AgentDeviceRow, AgentRow, AllocationRow, ImageRow, KernelRow
+from spawner.sessions.tables import AgentDeviceRow, AgentRow, ImageRow, KernelRow
 from tests.harness.agent import IMAGE, LABELS
 from tests.harness.ledger_race import NODE, NOW, account, add_node, kernel_ids, race, release
 from tests.harness.plane import Rig, device
@@ -133,26 +133,31 @@ async def test_repair_mends_drift_both_ways_and_frees_what_nobody_holds(plane: R
     )
     with pytest.raises(InvariantBroken, match="allocations say 1000000"):
         await validate(plane.store)
-    drifts = await plane.store.write(lambda db: ledger.repair(db, NOW))
-    assert {(drift.slot, drift.was) for drift in drifts} == {("cpu", 4_000_000), ("mem", 0)}
+    done = await plane.store.write(lambda db: ledger.repair(db, NOW))
+    assert {(drift.slot, drift.was) for drift in done.drifts} == {("cpu", 4_000_000), ("mem", 0)}
     await plane.validate()
-    assert await plane.store.write(lambda db: ledger.repair(db, NOW)) == []
+    assert not await plane.store.write(lambda db: ledger.repair(db, NOW))
 
     async def forget(db: AsyncSession) -> None:
         row = await db.get_one(KernelRow, detail.main.id)
         row.status = Status.TERMINATED.value
 
     await plane.store.write(forget)
-    assert await plane.store.write(lambda db: ledger.repair(db, NOW)) == []
+    done = await plane.store.write(lambda db: ledger.repair(db, NOW))
+    assert (done.drifts, done.freed, done.restored) == ((), 2, 0)
     used = await plane.store.read(lambda db: db.scalars(select(AgentDeviceRow.used)))
     assert set(used) == {0}
 
     async def remember(db: AsyncSession) -> None:
         row = await db.get_one(KernelRow, detail.main.id)
         row.status = Status.RUNNING.value
-        await db.execute(update(AllocationRow).values(freed_at=None))
 
     await plane.store.write(remember)
-    await plane.plane.reconciler.sweep()
+    done = await plane.plane.reconciler.repair()
+    assert done.restored == 2, "what a live kernel holds comes back"
+    assert {(drift.slot, drift.was) for drift in done.drifts} == {("cpu", 0), ("mem", 0)}
+    told = (await plane.plane.render_metrics()).decode()
+    assert 'perijove_ledger_drift_total{kind="lost"} 2.0' in told
+    assert 'perijove_ledger_drift_total{kind="account"} 2.0' in told
     await plane.validate()
     assert len(agent.kernels) == 1

@@ -153,4 +153,4 @@ async def test_metrics(plane: Rig) -> None:
     assert 'perijove_allocation_ratio{slot="cpu"} 0.25' in text
     assert 'perijove_agent_heartbeat_age_seconds{agent="node-1"}' in text
     assert 'perijove_placements_total{outcome="placed"} 1.0' in text
-    assert "perijove_ledger_drift_total 0.0" in text
+    assert 'perijove_ledger_drift_total{kind="account"} 0.0' in text
