@@ -143,8 +143,9 @@ def shortage_of(outline: Outline, floor: Floor) -> Shortage:
         if amount > best.available(slot)
     )
     text = _waits_for(outline, hardest, best, missing)
+    reasons = _reasons(removed) or (Reason("together", text),)
     return Shortage(
-        text, _reasons(removed), missing, eligible=tuple(eligible[part] for part in outline.parts)
+        text, reasons, missing, eligible=tuple(eligible[part] for part in outline.parts)
     )
 
 

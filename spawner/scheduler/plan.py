@@ -23,7 +23,7 @@ from spawner.scheduler.model import (
 from spawner.scheduler.nodes import FOREVER, Node
 from spawner.scheduler.order import OrderContext, Sequencer, has_aged, in_order
 from spawner.scheduler.policies import BUILT_IN, Policies
-from spawner.scheduler.reserve import book, holders_of
+from spawner.scheduler.reserve import earliest, holders_of, reserve
 from spawner.scheduler.select import Selector
 from spawner.scheduler.shapes import Outline, Shapes
 from spawner.scheduler.slots import family_of, is_accelerator
@@ -126,15 +126,18 @@ class GroupPass:
         shortage = refusal.shortage
         if shortage is None or not shortage.eligible or not self._reserves(session):
             return refusal
-        return self.reserved(session, refusal)
+        refusal = self.estimated(session, refusal)
+        if refusal.booking is not None:
+            run_time = FOREVER if session.run_time is None else session.run_time
+            reserve(refusal.booking, session.session_id, self._now, run_time)
+        return refusal
 
-    def reserved(self, session: SessionRequest, refusal: Refusal) -> Refusal:
-        """Reserve for ``session``, which waits for resources, and say so in its refusal."""
+    def estimated(self, session: SessionRequest, refusal: Refusal) -> Refusal:
+        """``refusal`` with when and where ``session`` can start first, when it waits for resources."""
         if refusal.shortage is None or not refusal.queues:
             return refusal
         outline = self._outlines[session.session_id]
-        run_time = FOREVER if session.run_time is None else session.run_time
-        booking = book(session.session_id, outline, refusal.shortage.eligible, self._now, run_time)
+        booking = earliest(outline, refusal.shortage.eligible, self._now)
         if booking is None:
             return refusal
         waits_for = holders_of(booking, self._running, self._now)
@@ -248,7 +251,10 @@ def fit_all(
         for _ in group.run(ahead, policies.sequencer(policy)):
             pass
         for number, asked in line:
-            verdicts[number] = _verdict(group.decide(asked), requests[number].session_id)
+            decision = group.decide(asked)
+            if isinstance(decision, Refusal):
+                decision = group.estimated(asked, decision)
+            verdicts[number] = _verdict(decision, requests[number].session_id)
     return tuple(verdicts[number] for number in range(len(requests)))
 
 

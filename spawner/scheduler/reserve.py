@@ -105,28 +105,24 @@ class Timeline:
         return FOREVER
 
 
-def book(
-    session_id: str,
-    outline: Outline,
-    eligible: Sequence[Sequence[Node]],
-    now: float,
-    run_time: float,
-) -> Booking | None:
-    """Reserve for a session that found no room: claims are laid on the nodes where it starts first.
+def earliest(outline: Outline, eligible: Sequence[Sequence[Node]], now: float) -> Booking | None:
+    """When and where a session that found no room can start first; nothing is reserved.
 
-    ``eligible`` are the nodes for each part of ``outline``, in the order of preference among equals; with no node
-    for a part there is no reservation. When no time is known the nodes are those that lack least.
+    ``eligible`` are the nodes for each part of ``outline``, in the order of preference among equals;
+    with no node for a part there is no answer. When no time is known the nodes lack least.
     """
-    if not all(eligible):
+    if not eligible or not all(eligible):
         return None
     if len(outline.parts) == 1:
-        booking = _one(outline.parts[0], eligible[0], now)
-    else:
-        booking = _several(outline.parts, eligible, now)
+        return _one(outline.parts[0], eligible[0], now)
+    return _several(outline.parts, eligible, now)
+
+
+def reserve(booking: Booking, session_id: str, now: float, run_time: float) -> None:
+    """Lay claims on all nodes of ``booking`` for a session that runs ``run_time`` seconds."""
     ends_at = FOREVER if booking.starts_at == UNKNOWN else booking.starts_at + run_time
     for node, need in booking.seats:
         claim(node, session_id, need, booking.starts_at, ends_at, now)
-    return booking
 
 
 def holders_of(booking: Booking, running: Iterable[RunningSession], now: float) -> tuple[str, ...]:

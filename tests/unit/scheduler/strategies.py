@@ -6,15 +6,21 @@ Parts are sampled from tables that are built once, so that an example costs few 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
 from spawner.scheduler.model import (
     Agent,
+    Dependency,
     Device,
+    DeviceShare,
     GroupPolicy,
+    KernelPlacement,
     KernelRequest,
     Quota,
+    RunningSession,
+    SessionGroup,
     SessionRequest,
     Snapshot,
 )
@@ -62,8 +68,24 @@ SOME_AGENTS = st.sampled_from(
     [frozenset()] * 4 + [frozenset(c) for n in (1, 2) for c in itertools.combinations(AGENTS, n)]
 )
 SHAPES = st.sampled_from(
-    ((1, "single-node"), (1, "multi-node"), (2, "single-node"), (2, "multi-node"))
+    (
+        (1, "single-node"),
+        (1, "multi-node"),
+        (2, "single-node"),
+        (2, "multi-node"),
+        (3, "multi-node"),
+    )
 )
+RUN_TIMES = st.sampled_from((None, 10.0, 20.0, 30.0, 40.0))
+ENDS = st.sampled_from((None, None, -1000.0, -5.0, 5.0, 10.0, 15.0, 25.0, 35.0))
+PARENTS = st.sampled_from(
+    [()] * 5 + [(Dependency("p", state),) for state in ("waiting", "succeeded", "failed")]
+)
+CIRCLES = st.sampled_from(
+    [None] * 3
+    + [SessionGroup("g", rule, strict) for rule in ("spread", "pack") for strict in (True, False)]
+)
+AGES = st.sampled_from((0, 1, 2, 2, 2, -4 * 86400, -5 * 86400))
 
 
 @st.composite
@@ -91,8 +113,10 @@ def agent(draw: st.DrawFn, agent_id: str) -> Agent:
 def session(draw: st.DrawFn, number: int) -> SessionRequest:
     """A session of either group (or none) with ties in time, priority and shape."""
     count, mode = draw(SHAPES)
+    equal = draw(st.booleans())
+    whole = KernelRequest("", draw(NEEDS), draw(IMAGES), draw(ARCHITECTURES))
     kernels = tuple(
-        KernelRequest(f"k{number}-{index}", draw(NEEDS), draw(IMAGES), draw(ARCHITECTURES))
+        replace(whole, kernel_id=f"k{number}-{index}", slots=whole.slots if equal else draw(NEEDS))
         for index in range(count)
     )
     owner = draw(st.sampled_from(OWNERS))
@@ -104,13 +128,48 @@ def session(draw: st.DrawFn, number: int) -> SessionRequest:
         "default",
         draw(st.sampled_from((*GROUPS, *GROUPS, *GROUPS, "gone"))),
         draw(st.sampled_from((0, 10, 10, 100))),
-        NOW + draw(st.integers(0, 2)),
+        NOW + draw(AGES),
         kernels,
         cluster_mode=mode,
         designated_agents=draw(SOME_AGENTS),
         failed_agents=draw(SOME_AGENTS),
         starts_at=draw(st.sampled_from((None, None, None, NOW - 1, NOW, NOW + 1))),
+        designation=draw(st.sampled_from(("strict", "preferred"))),
+        run_time=draw(RUN_TIMES),
+        dependencies=draw(PARENTS),
+        failed_parents=draw(st.sampled_from(("wait", "cancel", "ignore"))),
+        session_group=draw(CIRCLES),
     )
+
+
+@st.composite
+def residents(draw: st.DrawFn, home: Agent) -> tuple[RunningSession, ...]:
+    """Sessions that hold some of what is not free on ``home``, one per device; some end, some may not."""
+    found: list[RunningSession] = []
+    for device in home.devices:
+        held = device.capacity - device.free
+        if not held or draw(st.booleans()):
+            continue
+        ends = draw(ENDS)
+        share = DeviceShare(device.slot, device.device_id, held)
+        name = f"r-{home.agent_id}-{device.device_id}"
+        owner = draw(st.sampled_from(OWNERS))
+        found.append(
+            RunningSession(
+                name,
+                owner,
+                "lab",
+                "default",
+                home.resource_group,
+                draw(st.sampled_from((0, 5, 10))),
+                NOW - draw(st.integers(0, 3)),
+                None if ends is None else NOW + ends,
+                (KernelPlacement(f"{name}-k", home.agent_id, (share,)),),
+                ending=draw(st.sampled_from((False, False, False, True))),
+                session_group=draw(CIRCLES),
+            )
+        )
+    return tuple(found)
 
 
 @st.composite
@@ -128,15 +187,18 @@ def quota(draw: st.DrawFn, scope: str, scope_id: str) -> Quota:
 
 
 @st.composite
-def snapshots(draw: st.DrawFn, *, plain: bool = False) -> Snapshot:
-    """A snapshot; ``plain`` ones have no quotas."""
+def snapshots(draw: st.DrawFn, *, plain: bool = False, timeless: bool = False) -> Snapshot:
+    """A snapshot; ``plain`` ones have no quotas, in ``timeless`` ones nobody knows when things end."""
     scopes = [("keypair", "key-ada"), ("user", "bob"), ("project", "lab"), ("domain", "default")]
     chosen = [] if plain else draw(st.sampled_from([[], scopes[:1], scopes[1:3], scopes]))
-    selectors = st.sampled_from(("concentrated", "dispersed"))
+    selectors = st.sampled_from(("concentrated", "dispersed", "round-robin", "legacy"))
+    agents = tuple(draw(agent(name)) for name in AGENTS[: draw(st.integers(0, 4))])
+    pending = tuple(draw(session(number)) for number in range(draw(st.integers(0, 6))))
     return Snapshot(
         NOW,
         tuple(GroupPolicy(name, selector=draw(selectors)) for name in GROUPS),
-        tuple(draw(agent(name)) for name in AGENTS[: draw(st.integers(0, 4))]),
-        tuple(draw(session(number)) for number in range(draw(st.integers(0, 6)))),
+        agents,
+        tuple(replace(each, run_time=None) for each in pending) if timeless else pending,
         tuple(draw(quota(*scope)) for scope in chosen),
+        () if timeless else tuple(each for home in agents for each in draw(residents(home))),
     )
