@@ -1,8 +1,11 @@
 """Placements per CPU second of the pure scheduler, over agents x pending sessions x workloads.
 
-The floor in the same run is the naive loop that one would write first: for each session look at every
-agent, rate those that fit, take the best. It knows no waiting line, quotas, devices or explanations, so
-it does less per placement, and it grows with the number of agents.
+Beside it in the same run, on the same seeded workload: the decision code of Backend.AI's manager as
+published (``benchmarks/peers``), which checks, places on devices and explains nothing here; and a floor,
+the naive loop that one would write first: for each session look at every agent, rate those that fit,
+take the best.
+
+    scripts/bench scheduler [--quick] [--no-peer]
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import random
 import time
 from collections.abc import Callable
 
+from benchmarks.peers import PeerMissing, run_backend_ai
 from benchmarks.reporting import finish, note
 from spawner.scheduler.model import (
     Agent,
@@ -22,34 +26,40 @@ from spawner.scheduler.model import (
     Snapshot,
 )
 from spawner.scheduler.plan import fit, plan
+from spawner.scheduler.policies import BUILT_IN
 from spawner.scheduler.slots import MICRO
 
 GIB = 2**30
 ARCHITECTURE = "x86_64"
-PRESETS = ((1, 2, 0), (2, 4, 0), (4, 16, 0), (4, 32, 1), (8, 64, 2))
+PLAIN = ((1, 2, 0), (2, 4, 0), (4, 16, 0))
+SPECIAL = ((4, 32, 1), (8, 64, 2))
 """CPUs, GiB and GPUs of what people pick from a form."""
 
-Workload = Callable[[int, random.Random], dict[str, int]]
+Workload = Callable[[int, random.Random, float], dict[str, int]]
+"""What session number so and so asks for; the last argument is the part that may want GPUs."""
 
 
-def one_cpu(number: int, chance: random.Random) -> dict[str, int]:
+def one_cpu(number: int, chance: random.Random, special: float) -> dict[str, int]:
     """Everybody asks for the same."""
     return {"cpu": MICRO}
 
 
-def presets(number: int, chance: random.Random) -> dict[str, int]:
+def presets(number: int, chance: random.Random, special: float) -> dict[str, int]:
     """A handful of kinds of requests, some with GPUs."""
-    cpu, mem, gpu = chance.choice(PRESETS)
-    return {"cpu": cpu * MICRO, "mem": mem * GIB, "cuda.device": gpu * MICRO}
+    cpu, mem, gpu = chance.choice(SPECIAL if chance.random() < special else PLAIN)
+    slots = {"cpu": cpu * MICRO, "mem": mem * GIB}
+    return {**slots, "cuda.device": gpu * MICRO} if gpu else slots
 
 
-def all_different(number: int, chance: random.Random) -> dict[str, int]:
+def all_different(number: int, chance: random.Random, special: float) -> dict[str, int]:
     """No two requests are equal: nothing can be shared within a pass."""
     return {"cpu": chance.randint(1, 40) * MICRO // 10, "mem": GIB + number}
 
 
-def cluster(agents: int, cpus: int, gpus_each_fourth: int, *, busy: int = 0) -> tuple[Agent, ...]:
-    """Agents of one size, ``busy`` CPUs of each taken; each fourth has GPUs."""
+def cluster(
+    agents: int, cpus: int, gpus_each_fourth: int, *, memory: int = 256, busy: int = 0
+) -> tuple[Agent, ...]:
+    """Agents of one size (``memory`` in GiB), ``busy`` CPUs of each taken; each fourth has GPUs."""
     return tuple(
         Agent(
             f"agent-{number:05}",
@@ -57,7 +67,7 @@ def cluster(agents: int, cpus: int, gpus_each_fourth: int, *, busy: int = 0) -> 
             ARCHITECTURE,
             (
                 Device("cpu", "cpu", cpus * MICRO, (cpus - busy) * MICRO),
-                Device("mem", "mem", 256 * GIB, 256 * GIB),
+                Device("mem", "mem", memory * GIB, memory * GIB),
                 *(
                     Device("cuda.device", f"gpu{gpu}", MICRO, MICRO)
                     for gpu in range(gpus_each_fourth if number % 4 == 0 else 0)
@@ -68,8 +78,8 @@ def cluster(agents: int, cpus: int, gpus_each_fourth: int, *, busy: int = 0) -> 
     )
 
 
-def queue(pending: int, workload: Workload) -> tuple[SessionRequest, ...]:
-    """Sessions of a hundred users, submitted one after another."""
+def queue(pending: int, workload: Workload, special: float = 0.4) -> tuple[SessionRequest, ...]:
+    """Sessions of a hundred users, submitted one after another; a part ``special`` may want GPUs."""
     chance = random.Random(pending)
     return tuple(
         SessionRequest(
@@ -81,7 +91,11 @@ def queue(pending: int, workload: Workload) -> tuple[SessionRequest, ...]:
             "default",
             10,
             float(number),
-            (KernelRequest(f"kernel-{number}", workload(number, chance), "image", ARCHITECTURE),),
+            (
+                KernelRequest(
+                    f"kernel-{number}", workload(number, chance, special), "image", ARCHITECTURE
+                ),
+            ),
         )
         for number in range(pending)
     )
@@ -119,39 +133,84 @@ def cpu_seconds(work: Callable[[], object]) -> tuple[float, object]:
     return time.process_time() - start, answer
 
 
-def measure(
-    agents: int, pending: int, workload: Workload, *, full: bool, selector: str, with_floor: bool
-) -> dict[str, object]:
-    """One point of the sweep. ``full``: twice as many CPUs are asked for as there are."""
-    sessions = queue(pending, workload)
+def situation(
+    agents: int, pending: int, workload: Workload, *, full: bool, sequencer: str, selector: str
+) -> Snapshot:
+    """A cluster and its queue. ``full``: twice as many CPUs are asked for as there are."""
+    sessions = queue(pending, workload, min(0.4, agents / pending))
     asked = sum(session.kernels[0].slots["cpu"] for session in sessions) // MICRO
-    cpus = max(1, asked // (2 * agents)) if full else max(16, 4 * asked // agents)
-    snapshot = Snapshot(
-        0.0,
-        (GroupPolicy("default", selector=selector),),
-        cluster(agents, cpus, 8),
-        sessions,
+    memory = sum(session.kernels[0].slots.get("mem", 0) for session in sessions) // GIB
+    cpus = max(8, asked // (2 * agents)) if full else max(16, 4 * asked // agents)
+    policy = GroupPolicy("default", sequencer=sequencer, selector=selector)
+    nodes = cluster(agents, cpus, 8, memory=max(512, 4 * memory // agents))
+    return Snapshot(0.0, (policy,), nodes, sessions)
+
+
+def measure(
+    agents: int,
+    pending: int,
+    workload: Workload = presets,
+    *,
+    full: bool,
+    sequencer: str = "fifo",
+    selector: str = "dispersed",
+    floor: bool = False,
+    peer: float = 0.0,
+) -> dict[str, object]:
+    """One point of the sweep; ``peer``: CPU seconds that Backend.AI's code gets on the same workload."""
+    snapshot = situation(
+        agents, pending, workload, full=full, sequencer=sequencer, selector=selector
     )
     seconds, answer = cpu_seconds(lambda: plan(snapshot))
+    if seconds < 1.0:  # short runs jump about on a shared machine: the median of three
+        more = [cpu_seconds(lambda: plan(snapshot))[0] for _ in range(2)]
+        seconds = sorted([seconds, *more])[1]
     placed = len(answer.placements)  # type: ignore[attr-defined]  # a Plan
     point: dict[str, object] = {
         "agents": agents,
         "pending": pending,
         "workload": workload.__name__,
         "full": full,
+        "sequencer": sequencer,
         "selector": selector,
         "placed": placed,
         "cpu_seconds": round(seconds, 4),
         "placements_per_cpu_second": round(placed / seconds),
         "decisions_per_cpu_second": round(pending / seconds),
     }
-    if with_floor:
+    if floor:
         floor_seconds, floor_placed = cpu_seconds(lambda: naive(snapshot))
         point["floor_cpu_seconds"] = round(floor_seconds, 4)
         point["floor_placed"] = floor_placed
         point["floor_ratio"] = round(floor_seconds / seconds, 2)
-    note(f"{agents} x {pending} {workload.__name__} {selector} full={full}: {point}")
+    if peer:
+        beside = run_backend_ai(workload_for_peer(snapshot, peer))
+        theirs = beside["placed"] / max(beside["cpu_seconds"], 1e-9)
+        point["backendai"] = beside
+        point["backendai_placements_per_cpu_second"] = round(theirs, 1)
+        point["backendai_ratio"] = round(placed / seconds / theirs, 1) if theirs else None
+    note(f"{agents} x {pending} {workload.__name__} {sequencer} {selector} full={full}: {point}")
     return point
+
+
+def workload_for_peer(snapshot: Snapshot, budget: float) -> dict[str, object]:
+    """The same agents and sessions in the words of ``benchmarks/peers/backendai.py``."""
+    policy = snapshot.groups[0]
+    agents: list[dict[str, int]] = []
+    for agent in snapshot.agents:
+        amounts: dict[str, int] = {}
+        for device in agent.devices:
+            amounts[device.slot] = amounts.get(device.slot, 0) + device.free
+        agents.append(amounts)
+    return {
+        "sequencer": policy.sequencer,
+        "selector": policy.selector,
+        "budget": budget,
+        "agents": agents,
+        "sessions": [
+            [session.access_key, dict(session.kernels[0].slots)] for session in snapshot.pending
+        ],
+    }
 
 
 def dry_run(agents: int, pending: int) -> dict[str, object]:
@@ -160,7 +219,7 @@ def dry_run(agents: int, pending: int) -> dict[str, object]:
         0.0,
         (GroupPolicy("default"),),
         cluster(agents, 4, 0, busy=2),
-        queue(pending, lambda number, chance: {"cpu": 3 * MICRO}),
+        queue(pending, lambda number, chance, special: {"cpu": 3 * MICRO}),
     )
     request = queue(1, presets)[0]
     seconds, verdict = cpu_seconds(lambda: fit(snapshot, request))
@@ -172,47 +231,83 @@ def dry_run(agents: int, pending: int) -> dict[str, object]:
     }
 
 
+def sweep(quick: bool) -> list[dict[str, object]]:
+    """All sizes under one policy, then all policies at one size and at the largest."""
+    sizes = (100, 500) if quick else (100, 1000, 10_000)
+    queues = (1000, 4000) if quick else (1000, 5000, 50_000)
+    points = [
+        measure(agents, pending, full=full, floor=agents * pending <= 5_000_000)
+        for agents in sizes
+        for pending in queues
+        for full in (False, True)
+    ]
+    largest = (sizes[-1], queues[-1])
+    for agents, pending in ((sizes[1], queues[1]), largest):
+        points += [
+            measure(agents, pending, full=full, sequencer=sequencer, selector=selector)
+            for sequencer in sorted(BUILT_IN.sequencers)
+            for selector in sorted(BUILT_IN.selectors)
+            for full in (False, True)
+            if (sequencer, selector) != ("fifo", "dispersed")
+            and ((agents, pending) != largest or selector in ("dispersed", "concentrated"))
+        ]
+    unequal = [(100, 500)] if quick else [(100, 2000), (1000, 2000)]
+    points += [
+        measure(agents, pending, workload, full=full, floor=True)
+        for agents, pending in unequal
+        for workload in (one_cpu, all_different)
+        for full in (False, True)
+    ]
+    return points
+
+
+def duel(quick: bool) -> list[dict[str, object]]:
+    """The points at which Backend.AI's decision code runs beside ours."""
+    sizes = ((100, 200),) if quick else ((100, 1000), (1000, 1000))
+    return [
+        measure(agents, pending, full=full, sequencer=sequencer, selector=selector, peer=60.0)
+        for agents, pending in sizes
+        for sequencer, selector in (
+            ("fifo", "dispersed"),
+            ("fifo", "concentrated"),
+            ("drf", "dispersed"),
+            ("lifo", "dispersed"),
+        )
+        if sequencer in BUILT_IN.sequencers
+        for full in (False, True)
+    ]
+
+
 def main() -> None:
     """Run the sweep and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
         "--quick", action="store_true", help="small sizes only, some seconds in all"
     )
-    quick = parser.parse_args().quick
-    sizes = [(100, 1000), (500, 4000)] if quick else [(100, 5000), (1000, 5000), (10_000, 50_000)]
-    points = [
-        measure(
-            agents,
-            pending,
-            workload,
-            full=full,
-            selector=selector,
-            with_floor=agents <= 1000 and selector == "dispersed",
-        )
-        for agents, pending in sizes
-        for workload in (one_cpu, presets)
-        for full in (False, True)
-        for selector in ("dispersed", "concentrated")
-    ]
-    unequal = [(100, 500)] if quick else [(100, 2000), (1000, 2000)]
-    points += [
-        measure(agents, pending, all_different, full=full, selector="dispersed", with_floor=True)
-        for agents, pending in unequal
-        for full in (False, True)
-    ]
+    parser.add_argument(
+        "--no-peer", action="store_true", help="without Backend.AI, which is installed once"
+    )
+    chosen = parser.parse_args()
+    fights: list[dict[str, object]] = []
+    if not chosen.no_peer:
+        try:
+            fights = duel(chosen.quick)
+        except PeerMissing as missing:
+            note(f"without the peer: {missing}")
+    points = [*fights, *sweep(chosen.quick)]
+    name = "{agents}x{pending}-{workload}-{sequencer}-{selector}-{state}"
     ratios = {
-        "{agents}x{pending}-{workload}-{selector}-{state}".format(
-            **point, state="full" if point["full"] else "free"
-        ): point["floor_ratio"]
+        f"{name.format(**point, state='full' if point['full'] else 'free')}-{kind}": point[key]
         for point in points
-        if "floor_ratio" in point
+        for kind, key in (("naive", "floor_ratio"), ("backendai", "backendai_ratio"))
+        if key in point
     }
     finish(
         {
             "benchmark": "scheduler",
             "ratios": ratios,
             "points": points,
-            "dry_run": [dry_run(1000, 100), dry_run(1000, 100 if quick else 5000)],
+            "dry_run": [dry_run(1000, 100), dry_run(1000, 100 if chosen.quick else 5000)],
         }
     )
 
