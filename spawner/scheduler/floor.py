@@ -15,7 +15,7 @@ from spawner.scheduler.model import (
 )
 from spawner.scheduler.nodes import FOREVER, Need, Node
 from spawner.scheduler.rankings import Ranking
-from spawner.scheduler.reserve import expected_end, holdings
+from spawner.scheduler.reserve import expected_end, holdings, seat_all
 from spawner.scheduler.select import Key, Selector, idle_accelerators
 from spawner.scheduler.shapes import Circle, Outline, Shape, Shapes
 
@@ -103,12 +103,26 @@ class Floor:
             part = outline.parts[number]
             node = self._pick(part, ends_at, session.failed_agents, taken)
             if node is None:
-                return None
+                return self._any_way(outline, ends_at)
             seats[number] = node
             here = taken.setdefault(node.index, {})
             for slot, amount in part.need:
                 here[slot] = here.get(slot, 0) + amount
         return tuple(seats[number] for number in range(len(outline.parts)))
+
+    def _any_way(self, outline: Outline, ends_at: float) -> tuple[Node, ...] | None:
+        """Unequal parts that do not all fit when each takes its best node may fit in another way."""
+        if all(part is outline.parts[0] for part in outline.parts):
+            return None
+        eligible = {part: self.eligible(part) for part in dict.fromkeys(outline.parts)}
+        slots = {slot for part in eligible for slot, _ in part.need}
+        free = {
+            node.index: {slot: node.available(slot, ends_at) for slot in slots}
+            for nodes in eligible.values()
+            for node in nodes
+        }
+        seats = seat_all(outline.parts, [eligible[part] for part in outline.parts], free)
+        return None if seats is None else tuple(seats)
 
     def _pick(
         self,

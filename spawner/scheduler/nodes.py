@@ -104,11 +104,12 @@ class Node:
                 return False
         return True
 
-    def available(self, slot: str) -> int:
-        """What a session without a known end could take of ``slot`` now."""
+    def available(self, slot: str, ends_at: float = FOREVER) -> int:
+        """What a session that ends at ``ends_at`` could take of ``slot`` now."""
         left = self.free.get(slot, 0)
         for claim in self.claims:
-            left = min(left, claim.left.get(slot, left))
+            if ends_at > claim.starts_at:
+                left = min(left, claim.left.get(slot, left))
         return max(0, left)
 
     def take(

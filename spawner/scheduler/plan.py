@@ -14,16 +14,19 @@ from spawner.scheduler.model import (
     GroupPolicy,
     Placement,
     Plan,
+    Preemption,
     Reason,
     Reservation,
+    RunningSession,
     SessionRequest,
     Snapshot,
     Verdict,
 )
-from spawner.scheduler.nodes import FOREVER, Node
+from spawner.scheduler.nodes import FOREVER, UNKNOWN, Need, Node
 from spawner.scheduler.order import OrderContext, Sequencer, has_aged, in_order
 from spawner.scheduler.policies import BUILT_IN, Policies
-from spawner.scheduler.reserve import earliest, holders_of, reserve
+from spawner.scheduler.preempt import Hold, Preemptor, held_for
+from spawner.scheduler.reserve import Booking, claim, earliest, holders_of, reserve
 from spawner.scheduler.select import Selector
 from spawner.scheduler.shapes import Outline, Shapes
 from spawner.scheduler.slots import family_of, is_accelerator
@@ -66,13 +69,26 @@ class GroupPass:
         self._never: dict[Outline, Shortage | None] = {}
         self._lanes: set[Lane] = set()
         self._aged = 0
-        self._context = OrderContext(
-            snapshot.now,
-            policy,
-            capacity_of(snapshot.agents, policy.name),
-            self._running,
-            snapshot.usage,
-        )
+        capacity = capacity_of(snapshot.agents, policy.name)
+        self._context = OrderContext(snapshot.now, policy, capacity, self._running, snapshot.usage)
+        self.preemptions: list[Preemption] = []
+        self._preemptor: Preemptor | None = None
+        self._rules = policy.preemption
+        if self._rules is not None:
+            self._preemptor = Preemptor(self._rules, self._running, capacity, self._now)
+        self._held = self._hold()
+
+    def _hold(self) -> dict[str, Hold]:
+        """Keep from everybody what victims of earlier passes leave for those who preempted them."""
+        single = {
+            session_id: outline.parts[0]
+            for session_id, outline in self._outlines.items()
+            if len(outline.parts) == 1 and not outline.defects
+        }
+        held = held_for(single, self._running, self._floor.by_id)
+        for session_id, hold in sorted(held.items()):
+            claim(hold.node, session_id, hold.need, UNKNOWN, FOREVER, self._now)
+        return held
 
     def run(
         self, sessions: Sequence[SessionRequest], sequencer: Sequencer
@@ -84,6 +100,8 @@ class GroupPass:
             if gone is not None:
                 yield session, gone
                 continue
+            if session.session_id in self._held:
+                self._release(session.session_id)
             decision = self.decide(session)
             if isinstance(decision, Refusal):
                 if decision.queues:
@@ -124,13 +142,44 @@ class GroupPass:
             return refusal
         self._line += 1
         shortage = refusal.shortage
-        if shortage is None or not shortage.eligible or not self._reserves(session):
+        if shortage is None or not shortage.eligible:
             return refusal
-        refusal = self.estimated(session, refusal)
+        due = self._reserves(session)
+        seized = self._seize(session, shortage)
+        if seized is not None:
+            victims = tuple(sorted(v.session_id for v in seized[1]))
+            refusal = replace(refusal, booking=Booking(UNKNOWN, (seized[0],)), waits_for=victims)
+        elif due:
+            refusal = self.estimated(session, refusal)
         if refusal.booking is not None:
             run_time = FOREVER if session.run_time is None else session.run_time
             reserve(refusal.booking, session.session_id, self._now, run_time)
         return refusal
+
+    def _release(self, session_id: str) -> None:
+        """Let ``session_id`` itself have what is kept for it."""
+        claims = self._held[session_id].node.claims
+        claims[:] = [each for each in claims if each.session_id != session_id]
+
+    def _seize(
+        self, session: SessionRequest, shortage: Shortage
+    ) -> tuple[tuple[Node, Need], tuple[RunningSession, ...]] | None:
+        """Where ``session`` gets its place from others, and whose end it waits for; or None."""
+        outline = self._outlines[session.session_id]
+        if self._preemptor is not None and self._rules is not None and len(outline.parts) == 1:
+            found = self._preemptor.victims(session, outline.parts[0], shortage.eligible[0])
+            if found is not None:
+                node, victims = found
+                self.preemptions += [
+                    Preemption(each.session_id, session.session_id, self._rules.action)
+                    for each in victims
+                ]
+                return (node, outline.parts[0].need), victims
+        hold = self._held.get(session.session_id)
+        if hold is None:
+            return None
+        mine = [each for each in self._running if each.claimed_by == session.session_id]
+        return (hold.node, hold.need), tuple(mine)
 
     def estimated(self, session: SessionRequest, refusal: Refusal) -> Refusal:
         """``refusal`` with when and where ``session`` can start first, when it waits for resources."""
@@ -183,6 +232,7 @@ def plan(snapshot: Snapshot, policies: Policies = BUILT_IN) -> Plan:
     waiting: list[Explanation] = []
     order: list[str] = []
     reservations: list[Reservation] = []
+    preemptions: list[Preemption] = []
     gone: list[Reason] = []
     for policy in sorted(snapshot.groups, key=lambda group: group.name):
         sessions = queues.pop(policy.name, [])
@@ -197,6 +247,7 @@ def plan(snapshot: Snapshot, policies: Policies = BUILT_IN) -> Plan:
                 waiting.append(outcome.explanation(session.session_id))
                 if outcome.booking is not None:
                     reservations.append(outcome.booking.reservation(session.session_id))
+        preemptions += group.preemptions
     for name in sorted(queues):
         for session in queues[name]:
             order.append(session.session_id)
@@ -210,6 +261,7 @@ def plan(snapshot: Snapshot, policies: Policies = BUILT_IN) -> Plan:
         tuple(waiting),
         tuple(order),
         reservations=tuple(reservations),
+        preemptions=tuple(preemptions),
         cancelled=tuple(gone),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from spawner.scheduler.model import (
     GroupPolicy,
     KernelRequest,
     Reservation,
+    RunningSession,
     SessionRequest,
     Snapshot,
 )
@@ -47,6 +49,8 @@ class Kept:
     end: float
     need: Counter[str]
     left: dict[str, int]
+    holder: str = ""
+    """The session that waits for its victims here."""
 
 
 class Cluster:
@@ -82,6 +86,35 @@ class Cluster:
                 if session.session_group is not None:
                     circle = (session.owner_id, session.session_group)
                     self.circles.setdefault(circle, Counter())[agent_id] += 1
+
+    def hold_for_preemptors(self, snapshot: Snapshot) -> dict[str, str]:
+        """Keep what victims leave for those that preempted them; the agent of each such session."""
+        places: dict[str, str] = {}
+        groups = {each.name: each for each in snapshot.groups}
+        for session in sorted(snapshot.pending, key=lambda each: each.session_id):
+            group = groups.get(session.resource_group)
+            here = Counter(
+                kernel.agent_id
+                for victim in snapshot.running
+                if victim.claimed_by == session.session_id
+                and victim.resource_group == session.resource_group
+                for kernel in victim.kernels
+                if kernel.agent_id in self.agents
+                and self.agents[kernel.agent_id].resource_group == session.resource_group
+            )
+            if not here or group is None or _defects(session, group) or len(parts_of(session)) > 1:
+                continue
+            agent_id = sorted(here, key=lambda a: (-here[a], a))[0]
+            need = needs(session.kernels)
+            left = {slot: max(0, self.has(agent_id, slot) - n) for slot, n in need.items()}
+            self.kept[agent_id].append(Kept(None, FOREVER, need, left, session.session_id))
+            places[session.session_id] = agent_id
+        return places
+
+    def drop_hold(self, session_id: str) -> None:
+        """The session itself may have what is kept for it."""
+        for kept in self.kept.values():
+            kept[:] = [each for each in kept if each.holder != session_id]
 
     def total(self, agent_id: str, slot: str) -> int:
         """What the agent has of ``slot`` in all."""
@@ -225,9 +258,27 @@ class Party:
             for number in range(len(self.parts))
         ):
             return True
-        if any(part != self.parts[0] for part in self.parts) or len(self.parts) == 1:
+        if len(self.parts) == 1:
             return False
+        if any(part != self.parts[0] for part in self.parts):
+            return not self._any_way(empty=True)
         return sum(self._count(a, empty=True) for a in self.agents) < len(self.parts)
+
+    def _any_way(self, *, empty: bool = False, until: float = FOREVER) -> bool:
+        """Is there any way to seat unequal parts? Every one is tried."""
+        for seats in itertools.product(self.agents, repeat=len(self.parts)):
+            together: dict[str, Counter[str]] = {}
+            for agent_id, part in zip(seats, self.parts, strict=True):
+                together.setdefault(agent_id, Counter()).update(part)
+            able = self._capable if empty else self._eligible
+            if all(able(a, number) for number, a in enumerate(seats)) and all(
+                all(n <= self.cluster.total(a, slot) for slot, n in need.items())
+                if empty
+                else self.cluster.spare(a, need, until)
+                for a, need in together.items()
+            ):
+                return True
+        return False
 
     def _count(self, agent_id: str, *, empty: bool = False, until: float = FOREVER) -> int:
         """How many of its equal parts the agent could run at once."""
@@ -254,7 +305,7 @@ class Party:
     def takers(self, until: float) -> list[str]:
         """Agents that could take it now, when they can take all of it."""
         if any(part != self.parts[0] for part in self.parts):
-            return []
+            return self.agents if self._any_way(until=until) else []
         counts = {a: self._count(a, until=until) for a in self.agents}
         if sum(counts.values()) < len(self.parts):
             return []
@@ -267,6 +318,21 @@ class Party:
             agent_id, needs(kernels), until
         )
 
+    def would_fit(self, agent_id: str, ended: Iterable[RunningSession]) -> bool:
+        """Could it start on the agent if these sessions had ended?"""
+        back: Counter[str] = Counter()
+        for each in ended:
+            for kernel in each.kernels:
+                if kernel.agent_id == agent_id:
+                    back[ROOM] += 1
+                    for share in kernel.shares:
+                        back[share.slot] += _whole(share.slot, share.amount)
+        for slot, n in self.parts[0].items():
+            kept = [k.left[slot] for k in self.cluster.kept[agent_id] if slot in k.left]
+            if max(0, min([self.cluster.has(agent_id, slot), *kept])) + back[slot] < n:
+                return False
+        return True
+
     def lane(self) -> frozenset[object]:
         """What it waits for in kind."""
         session = self.session
@@ -276,8 +342,8 @@ class Party:
             for kernels in self.kernels
         )
 
-    def misreserved(self, reservation: Reservation) -> Iterable[str]:
-        """What is wrong with the reservation made for it."""
+    def misreserved(self, reservation: Reservation, *, seized: bool) -> Iterable[str]:
+        """What is wrong with the reservation made for it; ``seized``: where its victims are."""
         whole: Counter[str] = Counter()
         for amount in reservation.amounts:
             whole.update(amount)
@@ -294,7 +360,7 @@ class Party:
                     there = self.cluster.for_good(agent_id, slot, start)
                     if there < n:
                         yield f"reserves {n} of {slot} on {agent_id} where {there} will be"
-        if len(self.parts) > 1:
+        if len(self.parts) > 1 or seized:
             return
         able = [a for a in self.agents if self._eligible(a, 0)]
         soonest = min((self._first(a) for a in able), default=FOREVER)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from spawner.scheduler.model import Reservation, RunningSession
@@ -17,6 +17,8 @@ from spawner.scheduler.nodes import CONTAINERS, FOREVER, UNKNOWN, Claim, Need, N
 from spawner.scheduler.shapes import Outline, Shape
 from spawner.scheduler.slots import kind_of
 
+ATTEMPTS = 2000
+"""How many ways of seating unequal parts are tried."""
 GRACE = 300.0
 """Seconds that a session may be past its known end and still be expected to end at any moment."""
 
@@ -230,26 +232,43 @@ def _several(parts: Sequence[Shape], eligible: Sequence[Sequence[Node]], now: fl
 
 
 def seat_all(
-    parts: Sequence[Shape], eligible: Sequence[Sequence[Node]], free: dict[int, dict[str, int]]
+    parts: Sequence[Shape],
+    eligible: Sequence[Sequence[Node]],
+    free: Mapping[int, Mapping[str, int]],
 ) -> list[Node] | None:
     """A node for every part when ``free`` (by node index) is there, the largest part first; or None.
 
-    Exact for equal parts; for others as good as first fit by decreasing size is.
+    First fit is exact for equal parts. Others are tried in every way, ``ATTEMPTS`` at most.
     """
-    seats: dict[int, Node] = {}
+    in_turn = sorted(range(len(parts)), key=lambda n: parts[n].weight, reverse=True)
     left = {index: dict(has) for index, has in free.items()}
-    for number in sorted(range(len(parts)), key=lambda n: parts[n].weight, reverse=True):
+    seats: dict[int, Node] = {}
+    attempts = ATTEMPTS
+
+    def seat(place: int) -> bool:
+        nonlocal attempts
+        if place == len(in_turn):
+            return True
+        number = in_turn[place]
         need = parts[number].need
         for node in eligible[number]:
             has = left[node.index]
-            if all(has.get(slot, 0) >= amount for slot, amount in need):
-                for slot, amount in need:
-                    has[slot] -= amount
-                seats[number] = node
-                break
-        else:
-            return None
-    return [seats[number] for number in range(len(parts))]
+            if attempts <= 0 or any(has.get(slot, 0) < amount for slot, amount in need):
+                continue
+            for slot, amount in need:
+                has[slot] -= amount
+            seats[number] = node
+            if seat(place + 1):
+                return True
+            attempts -= 1
+            for slot, amount in need:
+                has[slot] += amount
+            if alike:
+                return False
+        return False
+
+    alike = all(part is parts[0] for part in parts)
+    return [seats[number] for number in range(len(parts))] if seat(0) else None
 
 
 def _least_lacking_all(

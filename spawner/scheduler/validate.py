@@ -7,6 +7,7 @@ grace, so that an error in one is not repeated in the other. The list is in the 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from spawner.scheduler.model import (
     Explanation,
@@ -14,6 +15,7 @@ from spawner.scheduler.model import (
     KernelRequest,
     Placement,
     Plan,
+    Preemption,
     Reservation,
     SessionRequest,
     Snapshot,
@@ -59,6 +61,8 @@ class Replay:
         self._line: Counter[str] = Counter()
         self._lanes: set[object] = set()
         self._aged: Counter[str] = Counter()
+        self._holds = self._cluster.hold_for_preemptors(snapshot)
+        self._victims = {each.session_id: each for each in snapshot.running}
 
     def _fault(self, session: SessionRequest, text: str) -> None:
         self.faults.append(f"{session.session_id}: {text}")
@@ -76,9 +80,13 @@ class Replay:
             self.faults.append(f"pending {dict(pending)} but answered {dict(answered)}")
         if Counter(plan.order) != pending:
             self.faults.append(f"pending {dict(pending)} but ordered {plan.order}")
-        strays = set(self._reserved) - {each.session_id for each in plan.waiting}
+        victims = Counter(each.victim_id for each in plan.preemptions)
+        if any(count > 1 for count in victims.values()):
+            self.faults.append(f"ends sessions twice: {dict(victims)}")
+        strays = {each.for_session_id for each in plan.preemptions} | set(self._reserved)
+        strays -= {each.session_id for each in plan.waiting}
         if strays:
-            self.faults.append(f"{sorted(strays)} have reservations and do not wait")
+            self.faults.append(f"{sorted(strays)} preempt or reserve and do not wait")
 
     def in_order(self) -> None:
         """Bands descend in a group; in them the aged come first, by time; then as the sequencer says."""
@@ -108,6 +116,8 @@ class Replay:
             session = self._sessions[session_id]
             failed = any(each.state == "failed" for each in session.dependencies)
             cancel = failed and session.failed_parents == "cancel"
+            if not cancel:
+                self._cluster.drop_hold(session_id)
             if cancel != (session_id not in placed and session_id not in waiting):
                 self._fault(session, f"should be cancelled: {cancel}")
             elif session_id in placed:
@@ -163,14 +173,66 @@ class Replay:
             due = lane not in self._lanes or aged
             self._lanes.add(lane)
             self._aged[session.resource_group] += aged
+        ends = [e for e in self._plan.preemptions if e.for_session_id == session.session_id]
+        held = self._holds.get(session.session_id)
+        seized = party.could_start() and (bool(ends) or held is not None)
+        if reservation is not None and ends:
+            for text in self._unjust(session, party, reservation, ends):
+                self._fault(session, text)
+        elif seized and reservation is not None and reservation.agent_ids != (held,):
+            self._fault(session, f"leaves {held}, where its victims are, for {reservation}")
+        due = due or seized
         if due != (reservation is not None):
             self._fault(session, f"a reservation is due: {due}, there is {reservation}")
         if reservation is None:
             return
-        for text in party.misreserved(reservation):
+        for text in party.misreserved(reservation, seized=seized):
             self._fault(session, text)
         run_time = FOREVER if session.run_time is None else session.run_time
         self._cluster.claim(reservation, run_time)
+
+    def _unjust(
+        self,
+        session: SessionRequest,
+        party: Party,
+        reservation: Reservation,
+        ends: Sequence[Preemption],
+    ) -> Iterable[str]:
+        """What is wrong with ending these sessions for this one."""
+        rules = self._groups[session.resource_group].preemption
+        if rules is None:
+            yield f"preempts {ends} though its group does not allow it"
+            return
+        chosen = [self._victims[each.victim_id] for each in ends]
+        for each, end in zip(chosen, ends, strict=True):
+            same = {
+                "user": each.owner_id == session.owner_id,
+                "project": each.project_id == session.project_id,
+                "domain": each.domain == session.domain,
+                "group": True,
+            }
+            if (
+                each.priority >= session.priority
+                or not each.preemptible
+                or each.ending
+                or each.claimed_by is not None
+                or each.resource_group != session.resource_group
+                or self._snapshot.now - each.started_at < rules.minimum_run_time
+                or not same[rules.scope]
+                or end.action != rules.action
+            ):
+                yield f"may not preempt {each.session_id}"
+        agent_id = reservation.agent_ids[0]
+        waits = [
+            each
+            for each in self._snapshot.running
+            if each.ending and each.claimed_by in (None, session.session_id)
+        ]
+        if not party.would_fit(agent_id, [*waits, *chosen]):
+            yield f"preempts {[e.session_id for e in chosen]}, which does not help"
+        for spared in chosen:
+            if party.would_fit(agent_id, [*waits, *(e for e in chosen if e is not spared)]):
+                yield f"preempts {spared.session_id}, which is not needed"
 
     def _barred(self, session: SessionRequest) -> tuple[list[str], bool]:
         """Names of the session's own limits that keep it from starting, and whether they always will."""

@@ -18,6 +18,7 @@ from spawner.scheduler.model import (
     GroupPolicy,
     KernelPlacement,
     KernelRequest,
+    PreemptionRules,
     Quota,
     RunningSession,
     SessionGroup,
@@ -84,6 +85,18 @@ PARENTS = st.sampled_from(
 CIRCLES = st.sampled_from(
     [None] * 3
     + [SessionGroup("g", rule, strict) for rule in ("spread", "pack") for strict in (True, False)]
+)
+PREEMPTION = st.sampled_from(
+    [None] * 4
+    + [
+        PreemptionRules(order, action, minimum, scope)
+        for order, action, minimum, scope in (
+            ("oldest", "terminate", 0.0, "group"),
+            ("newest", "requeue", 2.0, "user"),
+            ("fewest-sessions", "requeue", 0.0, "project"),
+            ("smallest-resources", "terminate", 1.0, "domain"),
+        )
+    ]
 )
 AGES = st.sampled_from((0, 1, 2, 2, 2, -4 * 86400, -5 * 86400))
 
@@ -154,6 +167,7 @@ def residents(draw: st.DrawFn, home: Agent) -> tuple[RunningSession, ...]:
         share = DeviceShare(device.slot, device.device_id, held)
         name = f"r-{home.agent_id}-{device.device_id}"
         owner = draw(st.sampled_from(OWNERS))
+        ending = draw(st.sampled_from((False, False, False, True)))
         found.append(
             RunningSession(
                 name,
@@ -165,7 +179,9 @@ def residents(draw: st.DrawFn, home: Agent) -> tuple[RunningSession, ...]:
                 NOW - draw(st.integers(0, 3)),
                 None if ends is None else NOW + ends,
                 (KernelPlacement(f"{name}-k", home.agent_id, (share,)),),
-                ending=draw(st.sampled_from((False, False, False, True))),
+                preemptible=draw(st.sampled_from((True, True, False))),
+                ending=ending,
+                claimed_by=draw(st.sampled_from((None, "s1", "s2"))) if ending else None,
                 session_group=draw(CIRCLES),
             )
         )
@@ -196,7 +212,10 @@ def snapshots(draw: st.DrawFn, *, plain: bool = False, timeless: bool = False) -
     pending = tuple(draw(session(number)) for number in range(draw(st.integers(0, 6))))
     return Snapshot(
         NOW,
-        tuple(GroupPolicy(name, selector=draw(selectors)) for name in GROUPS),
+        tuple(
+            GroupPolicy(name, selector=draw(selectors), preemption=draw(PREEMPTION))
+            for name in GROUPS
+        ),
         agents,
         tuple(replace(each, run_time=None) for each in pending) if timeless else pending,
         tuple(draw(quota(*scope)) for scope in chosen),

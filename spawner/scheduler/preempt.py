@@ -1,0 +1,158 @@
+"""Preemption: which running sessions end for the sake of one that waits, where the group allows it.
+
+Only single-node sessions preempt. Victims have strictly lower priority; the lowest priority goes first,
+then as the rules say. No victim is taken that is not needed: what is ending already is waited for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from spawner.scheduler.model import PreemptionRules, RunningSession, SessionRequest
+from spawner.scheduler.nodes import Need, Node
+from spawner.scheduler.reserve import holdings
+from spawner.scheduler.shapes import Shape
+
+Scope = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Where a session waits for the end of its victims."""
+
+    node: Node
+    need: Need
+
+
+class Preemptor:
+    """Finds victims among the running sessions of one group; each ends for one session only."""
+
+    def __init__(
+        self,
+        rules: PreemptionRules,
+        running: Sequence[RunningSession],
+        capacity: Mapping[str, int],
+        now: float,
+    ) -> None:
+        self._rules = rules
+        self._now = now
+        self._capacity = capacity
+        self._rank = self._order()
+        self._here: dict[str, list[RunningSession]] = {}
+        self._held = {each.session_id: holdings(each) for each in running}
+        for each in running:
+            for agent_id in self._held[each.session_id]:
+                self._here.setdefault(agent_id, []).append(each)
+        self._taken: set[str] = set()
+        self._fruitless: set[tuple[Shape, int, Scope]] = set()
+
+    def victims(
+        self, session: SessionRequest, shape: Shape, eligible: Sequence[Node]
+    ) -> tuple[Node, tuple[RunningSession, ...]] | None:
+        """A node and the sessions that end there for ``session``; None: there are none, or none is needed."""
+        key = (shape, session.priority, self._scope(session))
+        if key in self._fruitless:
+            return None
+        best: tuple[tuple[int, int, float, int], Node, list[RunningSession]] | None = None
+        for node in eligible:
+            chosen = self._on(node, session, shape.need)
+            if chosen is None:
+                continue
+            if not chosen:
+                return None
+            size = sum(self._share(each) for each in chosen)
+            rank = (max(e.priority for e in chosen), len(chosen), size, node.index)
+            if best is None or rank < best[0]:
+                best = (rank, node, chosen)
+        if best is None:
+            self._fruitless.add(key)
+            return None
+        self._taken.update(each.session_id for each in best[2])
+        return best[1], tuple(best[2])
+
+    def _on(self, node: Node, session: SessionRequest, need: Need) -> list[RunningSession] | None:
+        """The victims that ``session`` needs on ``node``, or None when they would not do."""
+        here = self._here.get(node.agent_id, [])
+        lacks = Counter({slot: n - node.available(slot) for slot, n in need})
+        for each in here:
+            if each.ending and each.claimed_by in (None, session.session_id):
+                lacks.subtract(self._gives(each, node))
+        chosen: list[RunningSession] = []
+        for each in sorted((e for e in here if self._may_end(e, session)), key=self._rank):
+            if all(lacks[slot] <= 0 for slot, _ in need):
+                break
+            chosen.append(each)
+            lacks.subtract(self._gives(each, node))
+        if any(lacks[slot] > 0 for slot, _ in need):
+            return None
+        for each in reversed(tuple(chosen)):
+            gives = self._gives(each, node)
+            if all(lacks[slot] + gives.get(slot, 0) <= 0 for slot, _ in need):
+                chosen.remove(each)
+                lacks.update(gives)
+        return chosen
+
+    def _gives(self, session: RunningSession, node: Node) -> dict[str, int]:
+        return dict(self._held[session.session_id].get(node.agent_id, ()))
+
+    def _may_end(self, victim: RunningSession, session: SessionRequest) -> bool:
+        return (
+            victim.priority < session.priority
+            and victim.preemptible
+            and not victim.ending
+            and victim.claimed_by is None
+            and victim.session_id not in self._taken
+            and self._now - victim.started_at >= self._rules.minimum_run_time
+            and self._scope(victim) == self._scope(session)
+        )
+
+    def _scope(self, session: SessionRequest | RunningSession) -> Scope:
+        whose: dict[str, Scope] = {
+            "user": (session.owner_id,),
+            "project": (session.project_id,),
+            "domain": (session.domain,),
+            "group": (),
+        }
+        return whose[self._rules.scope]
+
+    def _share(self, session: RunningSession) -> float:
+        """The largest part of any slot of the group that ``session`` holds."""
+        total: Counter[str] = Counter()
+        for need in self._held[session.session_id].values():
+            total.update(dict(need))
+        parts = (n / self._capacity[slot] for slot, n in total.items() if self._capacity.get(slot))
+        return max(parts, default=0.0)
+
+    def _order(self) -> Callable[[RunningSession], tuple[float, float, str]]:
+        """Lowest priority first, then as the rules say."""
+        order = self._rules.order
+
+        def rank(session: RunningSession) -> tuple[float, float, str]:
+            if order == "oldest":
+                by = session.started_at
+            elif order == "newest":
+                by = -session.started_at
+            else:
+                by = self._share(session) * (1 if order == "smallest-resources" else -1)
+            return session.priority, by, session.session_id
+
+        return rank
+
+
+def held_for(
+    sessions: Mapping[str, Shape], running: Sequence[RunningSession], nodes: Mapping[str, Node]
+) -> dict[str, Hold]:
+    """Where each of ``sessions`` waits for victims: the node with most of their containers."""
+    counts: dict[str, Counter[str]] = {}
+    for each in running:
+        if each.claimed_by in sessions:
+            here = counts.setdefault(str(each.claimed_by), Counter())
+            here.update(k.agent_id for k in each.kernels if k.agent_id in nodes)
+    found: dict[str, Hold] = {}
+    for session_id, here in counts.items():
+        if here:
+            most = min(here, key=lambda agent_id: (-here[agent_id], agent_id))
+            found[session_id] = Hold(nodes[most], sessions[session_id].need)
+    return found
