@@ -133,9 +133,10 @@ def _named(session_ids: list[str]) -> str:
 
 def _too_wide(account: Account, limit: int, asked: int) -> Reason:
     quota = account.quota
+    containers = "1 container" if limit == 1 else f"{limit} containers"
     return Reason(
         "containers",
-        f"{WHOSE[quota.scope]} of {limit} containers per session is less than it has ({asked})",
+        f"{WHOSE[quota.scope]} of {containers} per session is less than it has ({asked})",
         data={
             "scope": quota.scope,
             "scope_id": quota.scope_id,

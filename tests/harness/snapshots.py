@@ -100,6 +100,7 @@ def session(
     designated: Iterable[str] = (),
     failed: Iterable[str] = (),
     starts_at: float | None = None,
+    run_time: float | None = None,
 ) -> SessionRequest:
     """A session of one CPU, or ``kernels`` containers that each want ``wants``; ``at`` seconds after ``NOW``."""
     amounts: Slots = slots({"cpu": 1} if wants is None else wants)
@@ -120,6 +121,7 @@ def session(
         designated_agents=frozenset(designated),
         failed_agents=frozenset(failed),
         starts_at=None if starts_at is None else NOW + starts_at,
+        run_time=run_time,
     )
 
 
@@ -151,10 +153,13 @@ def snapshot(
     selector: str = "dispersed",
     sequencer: str = "fifo",
     groups: Iterable[GroupPolicy] | None = None,
+    runs: Iterable[RunningSession] = (),
 ) -> Snapshot:
     """A snapshot at ``NOW`` with one resource group, or with ``groups``."""
     policies = (GroupPolicy(GROUP, sequencer, selector),) if groups is None else tuple(groups)
-    return Snapshot(NOW, policies, tuple(agents), tuple(pending), tuple(quotas))
+    return Snapshot(
+        NOW, policies, tuple(agents), tuple(pending), tuple(quotas), running=tuple(runs)
+    )
 
 
 def running(

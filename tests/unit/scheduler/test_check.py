@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from tests.harness.snapshots import agent, quota, session, snapshot
+from spawner.scheduler.model import Dependency, GroupPolicy
+from tests.harness.snapshots import GROUP, agent, quota, session, slots, snapshot
 
-from .answers import reasons, started, told
+from .answers import planned, reasons, started, told
 
 QUOTAS = [
     (quota(sessions=3, running=3), "waiting: your limit of 3 sessions is reached"),
@@ -119,3 +122,77 @@ def test_an_unknown_group_says_so() -> None:
     answer = told(snapshot([agent()], [session(group="gone")]), "s1")
     assert answer.message == "waiting: resource group 'gone' takes no sessions"
     assert reasons(answer) == {"resource-group": 0}
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    asked = session(wants={"cpu": 1, "mem": "1g"}, starts_at=60)
+    kernel = replace(
+        asked.kernels[0],
+        shared_memory=2**30,
+        minimum=slots({"cpu": 2, "mem": "2g", "cuda.device": 1}),
+    )
+    odd = replace(
+        asked,
+        kernels=(kernel, replace(kernel, kernel_id="k2")),
+        dependencies=(
+            Dependency("p1", "waiting"),
+            Dependency("p2", "failed"),
+            Dependency("p3", "succeeded"),
+        ),
+    )
+    group = GroupPolicy(
+        GROUP, served_slots=frozenset({"cpu"}), required_slots=frozenset({"cuda.device"})
+    )
+    limits = [replace(quota(limit={"cpu": 1}, sessions=0), max_containers=1)]
+    answer = told(snapshot([agent()], [odd], quotas=limits, groups=[group]), "s1")
+    assert set(reasons(answer)) == {
+        "not-before",
+        "dependency",
+        "concurrency",
+        "containers",
+        "quota",
+        "slot-kinds",
+        "required-slots",
+        "image-minimum",
+        "shared-memory",
+    }
+    texts = [each.message for each in answer.reasons]
+    assert "session p1, on which it depends, must succeed first" in texts
+    assert "session p2, on which it depends, failed" in texts
+    assert "image perijove/base needs at least 2 GiB of memory (asked for 1 GiB of memory)" in texts
+    assert "your limit of 1 container per session is less than it has (2)" in texts
+    assert answer.unsatisfiable
+
+
+@pytest.mark.parametrize(
+    ("state", "rule", "outcome"),
+    [
+        ("succeeded", "wait", "starts"),
+        ("waiting", "ignore", "waits"),
+        ("failed", "wait", "waits"),
+        ("failed", "ignore", "starts"),
+        ("failed", "cancel", "cancelled"),
+        ("waiting", "cancel", "waits"),
+    ],
+)
+def test_parents_come_first(state: str, rule: str, outcome: str) -> None:
+    child = replace(
+        session("child"),
+        dependencies=(Dependency("p", state),),  # type: ignore[arg-type]
+        failed_parents=rule,
+    )
+    answer = planned(snapshot([agent()], [child, session("next", at=1)]))
+    names = {
+        "starts": [each.session_id for each in answer.placements],
+        "waits": [each.session_id for each in answer.waiting],
+        "cancelled": [each.data["session_id"] for each in answer.cancelled],
+    }
+    assert "child" in names[outcome]
+    assert "next" in names["starts"]
+
+
+@pytest.mark.parametrize(("shared", "fits"), [(0, True), (2**30 - 1, True), (2**30, False)])
+def test_shared_memory_is_smaller_than_memory(shared: int, fits: bool) -> None:
+    asked = session(wants={"mem": "1g"})
+    kernel = replace(asked.kernels[0], shared_memory=shared)
+    assert bool(started(snapshot([agent()], [replace(asked, kernels=(kernel,))]))) == fits
