@@ -21,7 +21,6 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import docker
 import psutil
@@ -114,19 +113,6 @@ class Rig:
                 facts = client.api.stats(container, stream=False, one_shot=True)
                 nanoseconds += facts["cpu_stats"]["cpu_usage"]["total_usage"]
         return nanoseconds / 1e9
-
-
-def end_on_signals() -> None:
-    """SIGTERM ends the benchmark like Ctrl-C does: in order. A second signal does not hurry it."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_IGN)
-        note("ending what was started")
-        raise KeyboardInterrupt
-
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, end)
 
 
 @contextlib.contextmanager

@@ -22,9 +22,10 @@ from pathlib import Path
 
 import aiohttp
 
+from benchmarks.interruption import end_on_signals
 from benchmarks.notebook_client import create_user, first_answer, stop
 from benchmarks.reporting import finish, note, summary
-from benchmarks.rigs import Rig, end_on_signals, ours, peer
+from benchmarks.rigs import Rig, ours, peer
 
 CROWD = 10
 """Servers started at once."""
@@ -52,14 +53,12 @@ async def measure(rig: Rig, users: Sequence[str], samples: Samples | None) -> No
         for user in users:
             await create_user(http, rig.hub, user)
         before = rig.platform_cpu()
-        try:
-            answers = await asyncio.gather(
-                *(first_answer(http, rig.hub, user, rig.options) for user in users)
-            )
-            platform_cpu = (rig.platform_cpu() - before) / len(users)
-            server_cpu = await asyncio.to_thread(rig.server_cpu) / len(users)
-        finally:
-            await asyncio.gather(*(stop(http, rig.hub, user) for user in users))
+        answers = await asyncio.gather(
+            *(first_answer(http, rig.hub, user, rig.options) for user in users)
+        )
+        platform_cpu = (rig.platform_cpu() - before) / len(users)
+        server_cpu = await asyncio.to_thread(rig.server_cpu) / len(users)
+        await asyncio.gather(*(stop(http, rig.hub, user) for user in users))
     times = sorted(answer.answered for answer in answers)
     kind = "warm-up" if samples is None else f"{len(users)} at once" if len(users) > 1 else "alone"
     note(

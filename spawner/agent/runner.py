@@ -188,9 +188,11 @@ class KernelRunner:
         while state is not None and state.phase != "exited":
             looking = asyncio.create_task(self._look.wait())
             drained = asyncio.create_task(self._drained.wait())
-            await asyncio.wait({looking, drained}, return_when=asyncio.FIRST_COMPLETED)
-            looking.cancel()
-            drained.cancel()
+            try:
+                await asyncio.wait({looking, drained}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                looking.cancel()
+                drained.cancel()
             if self._drained.is_set():
                 await self._end()
                 return
