@@ -114,7 +114,7 @@ def an_administrator_sees_who_runs_what(person: Person, platform: Platform) -> N
     page.goto(f"{platform.url}/services/perijove/")
     expect(page.locator("#perijove-rows")).to_contain_text("admin-second", timeout=SLOW)
     expect(page.locator("#perijove-rows")).to_contain_text("running")
-    expect(page.locator("#perijove-nodes")).to_contain_text("cpu")
+    expect(page.locator("#perijove-nodes")).to_contain_text(re.compile(r"CPUs?, \d+ % in use"))
     person.shot(f"{platform.engine}-7-sessions")
     page.goto(f"{platform.url}/hub/admin")
     expect(page.locator("body")).to_contain_text("admin")
