@@ -19,6 +19,7 @@ import contextlib
 import os
 import statistics
 import tempfile
+import threading
 import time
 import uuid
 from collections import defaultdict
@@ -32,7 +33,7 @@ import docker
 from docker.errors import NotFound
 from docker.types import LogConfig
 
-from benchmarks.interruption import end_on_signals
+from benchmarks.interruption import end_on_signals, remove_containers
 from benchmarks.reporting import finish, note, summary
 from spawner.accelerators.registry import Accelerators
 from spawner.agent.engines.base import Identity
@@ -154,7 +155,7 @@ class Raw:
         self._user = user
         self._source = str(root / HOME)
         self._names: list[str] = []
-        self._pool = ThreadPoolExecutor(CROWD)
+        self._pool = ThreadPoolExecutor(CROWD, thread_name_prefix="docker-bare")
 
     async def start(self) -> tuple[str, float]:
         """Name of the container, and seconds until Docker's ``start`` returned."""
@@ -214,6 +215,10 @@ class Raw:
         )
         self._names.clear()
 
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     def _remove(self, name: str) -> None:
         with contextlib.suppress(NotFound):  # it was never created
             self._client.api.remove_container(name, v=True, force=True)
@@ -239,10 +244,18 @@ async def ways(image: str, root: Path) -> AsyncIterator[tuple[Ours, Raw, docker.
     try:
         yield mine, bare, client
     finally:
-        await mine.clear()
-        await bare.clear()
         await engine.close()
+        bare.close()
+        await asyncio.to_thread(_calls_end)
         client.close()
+        await asyncio.to_thread(remove_containers, root)
+
+
+def _calls_end() -> None:
+    """Wait for calls that an interruption cut off: they go on in threads, and make containers."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("docker"):  # the engine's and the peer's pools
+            thread.join(60)
 
 
 def description(client: docker.DockerClient, name: str) -> dict[str, Any]:

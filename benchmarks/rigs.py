@@ -24,8 +24,8 @@ from pathlib import Path
 
 import docker
 import psutil
-from docker.errors import APIError
 
+from benchmarks.interruption import containers_of, remove_containers
 from benchmarks.notebook_client import HubAccess
 from benchmarks.reporting import note
 from hub.config.deployment import Deployment
@@ -109,7 +109,7 @@ class Rig:
         """CPU seconds of its servers that run now, from their first instruction on."""
         nanoseconds = 0
         with contextlib.closing(docker.from_env()) as client:
-            for container in _containers(client, self.folder):
+            for container in containers_of(client, self.folder):
                 facts = client.api.stats(container, stream=False, one_shot=True)
                 nanoseconds += facts["cpu_stats"]["cpu_usage"]["total_usage"]
         return nanoseconds / 1e9
@@ -210,10 +210,7 @@ def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
                 note(f"{left.name()} ({left.pid}) did not end by itself")
                 left.kill()
     process.wait()
-    with contextlib.closing(docker.from_env()) as client:
-        for container in _containers(client, folder):
-            with contextlib.suppress(APIError):  # its removal may be under way
-                client.api.remove_container(container, v=True, force=True)
+    remove_containers(folder)
 
 
 def _family(pid: int) -> list[psutil.Process]:
@@ -223,16 +220,6 @@ def _family(pid: int) -> list[psutil.Process]:
         return [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
-
-
-def _containers(client: docker.DockerClient, folder: Path) -> list[str]:
-    """Containers that mount something of ``folder``: on either side each server mounts a home from it."""
-    inside = f"{folder}/"
-    return [
-        entry["Id"]
-        for entry in client.api.containers(all=True)
-        if any(mount.get("Source", "").startswith(inside) for mount in entry["Mounts"])
-    ]
 
 
 def _free_port() -> int:
