@@ -147,7 +147,8 @@
     due = setTimeout(refresh, DEBOUNCE);
   }
 
-  const events = new EventSource(`${prefix}events/session`);
+  // An EventSource sends no headers, and cookies alone are not believed.
+  const events = new EventSource(`${prefix}events/session?_xsrf=${encodeURIComponent(page.dataset.xsrf)}`);
   for (const name of ["enqueued", "scheduled", "started", "terminating", "terminated", "cancelled"]) {
     events.addEventListener(`session_${name}`, soon);
   }
