@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two rounds, and three at once")
     parser.add_argument("--image", default="perijove/jupyterlab:latest")
     arguments = parser.parse_args()
-    rounds, crowds, crowd = (2, 1, 3) if arguments.quick else (9, 5, CROWD)
+    rounds, crowds, crowd = (2, 2, 3) if arguments.quick else (8, 4, CROWD)
     users = [f"u{number}" for number in range(crowd)]
     end_on_signals()
     with contextlib.ExitStack() as stack:
