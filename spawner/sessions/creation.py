@@ -36,13 +36,13 @@ from spawner.sessions.tables import (
 )
 from vfolder.folders import FolderMount
 
-NAME = re.compile(r"^(?=.{4,64}$)[A-Za-z0-9_][A-Za-z0-9_.-]*[A-Za-z0-9_]$")
+NAME = re.compile(r"(?=.{4,64}$)[A-Za-z0-9_][A-Za-z0-9_.-]*[A-Za-z0-9_]")
 NAME_RULE = (
     "4 to 64 letters, digits, '_', '-' and '.', beginning and ending with none of '-' and '.'"
 )
-IMAGE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}$")
-SLOT_NAME = re.compile(r"^[a-z][a-z0-9_-]{0,31}([.:][a-z0-9._-]{1,31})*$")
-ENVIRON_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
+IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}")
+SLOT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}([.:][a-z0-9._-]{1,31})*")
+ENVIRON_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 TYPES = ("interactive", "batch")
 CLUSTER_MODES = ("single-node", "multi-node")
 REQUIRED = {"cpu": "1", "mem": "1g"}
@@ -57,7 +57,7 @@ MAX_COMMAND = 64 * 1024
 DEFAULT_PRIORITY = 10
 RESERVED_PORTS = frozenset({2000, 2001, 2200, 7681})
 HUB_PORT_NAME = "jupyterlab"
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d|w)?$")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SHOWN = 80
 
@@ -179,7 +179,7 @@ class Checker:
         for slot, value in self.new.slots.items():
             if value is None:
                 continue
-            if not SLOT_NAME.match(slot) or slot not in self.facts.slots:
+            if not SLOT_NAME.fullmatch(slot) or slot not in self.facts.slots:
                 known = ", ".join(sorted(self.facts.slots))
                 self._fault(f"config.resources.{slot[:_SHOWN]}", f"unknown slot: known are {known}")
                 continue
@@ -234,7 +234,7 @@ class Checker:
 
     def _plain_fields(self) -> None:
         new = self.new
-        if not NAME.match(new.name):
+        if not NAME.fullmatch(new.name):
             self._fault("name", f"{new.name[:_SHOWN]!r}: {NAME_RULE}")
         if new.type not in TYPES:
             self._fault("type", f"{new.type[:_SHOWN]!r}: one of {', '.join(TYPES)}")
@@ -258,7 +258,7 @@ class Checker:
     def _image(self) -> None:
         rows = self.facts.images
         asked = self.new.image
-        if not IMAGE.match(asked):
+        if not IMAGE.fullmatch(asked):
             self._fault("image", f"{asked[:_SHOWN]!r} is not the name of an image")
             return
         wanted = architecture(self.new.architecture) if self.new.architecture else None
@@ -306,7 +306,7 @@ class Checker:
             self._fault("config.environ", f"{size} bytes in all: at most {MAX_ENVIRON_BYTES}")
         for name, value in environ.items():
             where = f"config.environ.{name[:_SHOWN]}"
-            if not ENVIRON_NAME.match(name):
+            if not ENVIRON_NAME.fullmatch(name):
                 self._fault(where, "a name has letters, digits and '_', and begins with no digit")
             elif self.actor.via is not Via.HUB and name.startswith(FORBIDDEN_ENVIRON):
                 kept = ", ".join(f"{prefix}*" for prefix in FORBIDDEN_ENVIRON)
@@ -400,7 +400,7 @@ def labelled_ports(labels: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def moment(text: str, now: dt.datetime) -> dt.datetime | None:
     """The time that ``text`` says: ISO 8601 (UTC unless it says otherwise), or a duration from now."""
-    duration = _DURATION.match(text.strip())
+    duration = _DURATION.fullmatch(text.strip())
     if duration:
         seconds = float(duration.group(1)) * _SECONDS[duration.group(2) or "s"]
         return now + dt.timedelta(seconds=seconds) if seconds < 10 * 365 * 86400 else None
