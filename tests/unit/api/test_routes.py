@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from openapi_spec_validator import validate
@@ -108,3 +109,17 @@ async def test_the_document_is_valid_and_tells_what_is_served(api: Api) -> None:
         for operation in methods.values():
             assert operation["summary"]
             assert (operation["security"] == []) == (operation["x-access"] == "public")
+
+
+def test_the_page_about_the_api_has_exactly_these_routes() -> None:
+    page = (Path(__file__).parents[3] / "docs/api.md").read_text()
+    told = [
+        line for line in page.splitlines() if re.match(r"\| (GET|POST|PUT|PATCH|DELETE) ", line)
+    ]
+    rows = [
+        f"| {method} | `{path}` | {spec.access.value} "
+        f"| {(spec.scope.value if spec.scope else '').removeprefix('custom:perijove:')} "
+        f"| {spec.summary} |"
+        for _, path, method, spec in served()
+    ]
+    assert sorted(told) == sorted(rows)
