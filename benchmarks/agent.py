@@ -361,7 +361,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="six containers and two crowds")
     parser.add_argument("--image", default="perijove/jupyterlab:latest")
     arguments = parser.parse_args()
-    alone, crowds = (6, 2) if arguments.quick else (40, 6)
+    alone, crowds = (6, 2) if arguments.quick else (30, 4)
     end_on_signals()
     finish(asyncio.run(run(arguments.image, alone, crowds)))
 

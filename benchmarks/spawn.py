@@ -15,12 +15,14 @@ import asyncio
 import contextlib
 import statistics
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+import psutil
 
 from benchmarks.interruption import end_on_signals
 from benchmarks.notebook_client import create_user, first_answer, stop
@@ -45,6 +47,16 @@ class Samples:
     """CPU time of each server in its container, on average."""
     platform_cpu: list[float] = field(default_factory=list)
     """CPU time of hub, proxy and all else of the platform for each start (without Docker's own)."""
+    others: list[float] = field(default_factory=list)
+    """CPUs that were busy meanwhile with something else: Docker's own work, this benchmark, strangers."""
+
+
+def machine_cpu() -> float:
+    """CPU seconds that this machine has worked since it started."""
+    times = psutil.cpu_times()
+    return float(
+        sum(times) - times.idle - times.iowait - times.steal - times.guest - times.guest_nice
+    )
 
 
 async def measure(rig: Rig, users: Sequence[str], samples: Samples | None) -> None:
@@ -52,18 +64,21 @@ async def measure(rig: Rig, users: Sequence[str], samples: Samples | None) -> No
     async with aiohttp.ClientSession() as http:
         for user in users:
             await create_user(http, rig.hub, user)
-        before = rig.platform_cpu()
+        begin, busy, before = time.monotonic(), machine_cpu(), rig.platform_cpu()
         answers = await asyncio.gather(
             *(first_answer(http, rig.hub, user, rig.options) for user in users)
         )
         platform_cpu = (rig.platform_cpu() - before) / len(users)
         server_cpu = await asyncio.to_thread(rig.server_cpu) / len(users)
+        others = machine_cpu() - busy - (server_cpu + platform_cpu) * len(users)
+        others /= time.monotonic() - begin
         await asyncio.gather(*(stop(http, rig.hub, user) for user in users))
     times = sorted(answer.answered for answer in answers)
     kind = "warm-up" if samples is None else f"{len(users)} at once" if len(users) > 1 else "alone"
     note(
         f"{rig.name:>13}, {kind}: first {times[0]:.2f} s, last {times[-1]:.2f} s;"
-        f" CPU {server_cpu:.2f} s in each server, {platform_cpu:.2f} s in the platform"
+        f" CPU {server_cpu:.2f} s in each server, {platform_cpu:.2f} s in the platform for each;"
+        f" {others:.2f} CPUs busy with other things"
     )
     if samples is not None:
         samples.first.append(times[0])
@@ -72,6 +87,7 @@ async def measure(rig: Rig, users: Sequence[str], samples: Samples | None) -> No
         samples.ready.append(max(answer.ready for answer in answers))
         samples.server_cpu.append(server_cpu)
         samples.platform_cpu.append(platform_cpu)
+        samples.others.append(others)
 
 
 async def compare(
