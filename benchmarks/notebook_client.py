@@ -29,6 +29,16 @@ class HubAccess:
         return {"Authorization": f"token {self.token}"}
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """How long a first cell took, in seconds from the POST of the spawn."""
+
+    ready: float
+    """Until the hub called the server ready."""
+    answered: float
+    """Until the result of the cell was there."""
+
+
 async def create_user(http: aiohttp.ClientSession, hub: HubAccess, user: str) -> None:
     """Make the user known to the hub; harmless when it is there."""
     async with http.post(f"{hub.url}/hub/api/users/{user}", headers=hub.headers()) as answer:
@@ -38,8 +48,8 @@ async def create_user(http: aiohttp.ClientSession, hub: HubAccess, user: str) ->
 
 async def first_answer(
     http: aiohttp.ClientSession, hub: HubAccess, user: str, options: dict[str, object]
-) -> float:
-    """Seconds from the POST of the spawn to the answer of ``1+1`` over the proxy's WebSocket."""
+) -> Answered:
+    """From the POST of the spawn to the answer of ``1+1`` over the proxy's WebSocket."""
     async with asyncio.timeout(DEADLINE):
         begin = time.monotonic()
         api = f"{hub.url}/hub/api/users/{user}/server"
@@ -48,8 +58,9 @@ async def first_answer(
             if answer.status not in (201, 202):
                 raise RuntimeError(f"spawn for {user}: {answer.status} {await answer.text()}")
         await _ready(http, hub, user)
+        ready = time.monotonic() - begin
         await _run(http, hub, user, "1+1", "2")
-        return time.monotonic() - begin
+        return Answered(ready, time.monotonic() - begin)
 
 
 async def stop(http: aiohttp.ClientSession, hub: HubAccess, user: str) -> None:

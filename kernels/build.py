@@ -24,6 +24,7 @@ RECIPES = Path(__file__).parent
 REPOSITORY = "perijove"
 DEFAULT_BASE = "debian:bookworm-slim"
 RECIPE_LABEL = "ai.perijove.recipe"
+SOURCES_LABEL = "ai.perijove.sources"
 STAGE_LABEL = "ai.perijove.build"
 _IGNORED = {"__pycache__", ".git"}
 _STEP = re.compile(r"^Step (\d+)/(\d+) : (\w+) ?(.*)")
@@ -67,6 +68,11 @@ def recipe_hash(recipe: Path, inputs: BuildInputs) -> str:
     return digest.hexdigest()[:12]
 
 
+def sources_hash(recipe: Path) -> str:
+    """12 hexadecimal digits over the recipe's own files, whatever base and wheels it is built with."""
+    return recipe_hash(recipe, BuildInputs(base=""))
+
+
 def image_tag(recipe: Path, inputs: BuildInputs) -> str:
     """``perijove/<recipe>:<hash>``."""
     return f"{REPOSITORY}/{recipe.name}:{recipe_hash(recipe, inputs)}"
@@ -105,7 +111,10 @@ def _run_build(
             forcerm=True,
             decode=True,
             buildargs={"BASE": inputs.base, "BUILD_ID": build_id},
-            labels={RECIPE_LABEL: tag.rpartition(":")[2]},
+            labels={
+                RECIPE_LABEL: tag.rpartition(":")[2],
+                SOURCES_LABEL: sources_hash(recipe),
+            },
             **options,
         )
         _follow(lines, progress)
@@ -196,20 +205,3 @@ def _stable_content(path: Path) -> bytes:
 
     with zipfile.ZipFile(path) as wheel:
         return repr(sorted((m.filename, m.CRC) for m in wheel.infolist())).encode()
-
-
-def default_image() -> str:
-    """Name under which the image of ordinary sessions is found."""
-    return f"{REPOSITORY}/jupyterlab:latest"
-
-
-def image_present(name: str) -> bool:
-    """Whether the local engine has ``name``. Raises ``DockerException`` when no engine answers."""
-    client = docker.from_env()
-    try:
-        client.images.get(name)
-    except ImageNotFound:
-        return False
-    finally:
-        client.close()
-    return True

@@ -74,8 +74,8 @@ class Store:
     def __init__(self, url: str) -> None:
         self.url = parse_url(url)
         self.path = sqlite_path(self.url)
-        self._reader: AsyncEngine | None = None
-        self._writer: AsyncEngine | None = None
+        # They connect when used first, and keep their compiled statements while the store is closed.
+        self._writer, self._reader = writing_engine(self.url), reading_engine(self.url)
         self._queue: deque[_Pending] = deque()
         self._arrived = asyncio.Event()
         self._closing = False
@@ -93,7 +93,6 @@ class Store:
         if self.path is not None:
             await asyncio.to_thread(create_private_file, self.path)
         self._closing = False
-        self._writer, self._reader = writing_engine(self.url), reading_engine(self.url)
         try:
             for engine in (self._writer, self._reader):
                 async with transaction(engine) as connection:
@@ -122,7 +121,7 @@ class Store:
         A caller that is cancelled does not interrupt the work: a driver that is torn out of a statement
         leaks its connection, and with it a read lock and a thread.
         """
-        if self._reader is None or self._closing:
+        if self._task is None or self._closing:
             raise StoreClosed("the store is not open")
         task = asyncio.create_task(self._read(self._reader, work))
         self._reads.add(task)
@@ -199,7 +198,6 @@ class Store:
 
     async def _write_batch(self, batch: list[_Pending]) -> None:
         """One transaction for all of ``batch``; every future is settled when this returns."""
-        assert self._writer is not None  # noqa: S101 - open() made it before the task that runs this
         done: list[_Done] = []
         committing = False
         try:
@@ -257,9 +255,7 @@ class Store:
 
     async def _dispose(self) -> None:
         for engine in (self._writer, self._reader):
-            if engine is not None:
-                await engine.dispose()
-        self._writer = self._reader = None
+            await engine.dispose()
 
 
 def _failure(error: Exception, committing: bool) -> StoreError:

@@ -53,8 +53,8 @@ class Up(Command):
 
     def act(self, *arguments: str) -> None:
         """Run until a signal ends it."""
-        from hub.ensemble import Ensemble
-        from hub.supervisor import SupervisorError
+        from hub.supervision.ensemble import Ensemble
+        from hub.supervision.supervisor import SupervisorError
 
         ensemble = Ensemble(
             deployment=self.deployment(),

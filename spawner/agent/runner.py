@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
-import aiohttp
+from dataclasses import dataclass, field
 
 from spawner.accelerators.registry import Accelerators, PluginError
 from spawner.agent.engines.base import Endpoint, Engine, EngineError, EngineState, Identity
@@ -20,8 +19,13 @@ from spawner.agent.mounts import resolve_mounts
 from spawner.agent.protocol import KernelReport, KernelSpec
 
 LOG_LINES = 50
-PROBE_EVERY = (0.05, 0.5)
+PROBE_EVERY = (0.05, 0.25)
 """Seconds between probes of a starting port: at first, and at most."""
+PROBE_PATIENCE = 5.0
+LOOK_EVERY = 2.0
+"""Seconds after which a starting kernel is looked at without a hint that something happened to it."""
+AT_ONCE = min(8, 2 * (os.cpu_count() or 2))
+"""Containers that are created at a time. More would not be there sooner, but the first ones later."""
 RETRIES = 5
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ class Surroundings:
     stop_grace: float
     changed: Callable[[KernelReport], None]
     """Called with each new report."""
+    creating: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
 
 class KernelRunner:
@@ -135,10 +140,11 @@ class KernelRunner:
             self._say("PREPARING", progress=sentence)
         mounts = await asyncio.to_thread(resolve_mounts, spec.mounts, around.volumes)
         limits = around.accelerators.limits(spec.shares, spec.shm_bytes, around.max_pids)
-        self._say("CREATING", progress="creating the container")
-        state = await self._persist(lambda: around.engine.create(spec, limits, mounts))
-        if state.phase == "created":
-            state = await self._persist(lambda: around.engine.start(self.identity))
+        async with around.creating:
+            self._say("CREATING", progress="creating the container")
+            state = await self._persist(lambda: around.engine.create(spec, limits, mounts))
+            if state.phase == "created":
+                state = await self._persist(lambda: around.engine.start(self.identity))
         self._say(
             "CREATING",
             progress=f"starting {_application(spec)}",
@@ -166,20 +172,25 @@ class KernelRunner:
     async def _answers(self, spec: KernelSpec, state: EngineState) -> bool:
         """Wait until the main port answers; False when the kernel ended instead, which is reported."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + spec.start_timeout
+        looked = loop.time()
+        deadline = looked + spec.start_timeout
         pause, most = PROBE_EVERY
         while not await _port_answers(_main(state)):
-            now = await self._around.engine.inspect(self.identity)
-            if now is None or now.phase == "exited":
-                await self._ended(now)
-                return False
+            if self._look.is_set() or loop.time() - looked >= LOOK_EVERY:
+                self._look.clear()
+                looked = loop.time()
+                now = await self._around.engine.inspect(self.identity)
+                if now is None or now.phase == "exited":
+                    await self._ended(now)
+                    return False
             if loop.time() > deadline:
                 await self._fail(
                     "start-timeout",
                     f"{_application(spec)} did not answer within {spec.start_timeout:.0f} s",
                 )
                 return False
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), pause)
             pause = min(most, pause * 1.5)
         return True
 
@@ -188,9 +199,11 @@ class KernelRunner:
         while state is not None and state.phase != "exited":
             looking = asyncio.create_task(self._look.wait())
             drained = asyncio.create_task(self._drained.wait())
-            await asyncio.wait({looking, drained}, return_when=asyncio.FIRST_COMPLETED)
-            looking.cancel()
-            drained.cancel()
+            try:
+                await asyncio.wait({looking, drained}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                looking.cancel()
+                drained.cancel()
             if self._drained.is_set():
                 await self._end()
                 return
@@ -297,18 +310,25 @@ def _application(spec: KernelSpec) -> str:
 
 
 async def _port_answers(endpoint: Endpoint | None) -> bool:
-    """Whether something behind the port speaks (an HTTP port must answer a request)."""
+    """Whether something behind the port speaks (an HTTP port must answer a request).
+
+    Written by hand: many starting kernels are asked several times a second, and a client library's
+    session costs more CPU time than all the rest of the agent.
+    """
     if endpoint is None:
         return False
     try:
-        if endpoint.protocol != "http":
-            _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
-            writer.close()
-            return True
-        timeout = aiohttp.ClientTimeout(total=5)
-        async with aiohttp.ClientSession(timeout=timeout) as http:
-            url = f"http://{endpoint.host}:{endpoint.port}/"
-            async with http.get(url, allow_redirects=False):
-                return True
-    except (aiohttp.ClientError, OSError, TimeoutError):
+        async with asyncio.timeout(PROBE_PATIENCE):
+            reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+            try:
+                if endpoint.protocol != "http":
+                    return True
+                host = f"{endpoint.host}:{endpoint.port}"
+                writer.write(
+                    f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+                )
+                return await reader.readexactly(5) == b"HTTP/"
+            finally:
+                writer.close()
+    except (OSError, EOFError):  # nobody listens, nobody answers, or not in time
         return False

@@ -46,8 +46,8 @@ KINDS: dict[str, SlotKind] = {
     )
 }
 
-_BYTES = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?\s*$", re.IGNORECASE)
-_COUNT = re.compile(r"^\s*(\d+)(?:\.(\d{1,6})0*)?\s*$")
+_BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?\s*", re.IGNORECASE)
+_COUNT = re.compile(r"\s*(\d+)(?:\.(\d{1,6})0*)?\s*")
 _SUFFIX = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
 
 
@@ -87,7 +87,7 @@ def parse_amount(slot: str, value: object) -> int:
 
 
 def _parse_bytes(text: str) -> int | None:
-    match = _BYTES.match(text)
+    match = _BYTES.fullmatch(text)
     if match is None:
         return None
     number, suffix = match.groups()
@@ -103,7 +103,7 @@ def _parse_bytes(text: str) -> int | None:
 
 
 def _parse_count(text: str) -> int | None:
-    match = _COUNT.match(text)
+    match = _COUNT.fullmatch(text)
     if match is None:
         return None
     whole, fraction = match.groups()

@@ -45,13 +45,13 @@ from spawner.sessions.wishes import (
 )
 from vfolder.folders import FolderMount
 
-NAME = re.compile(r"^(?=.{4,64}$)[A-Za-z0-9_][A-Za-z0-9_.-]*[A-Za-z0-9_]$")
+NAME = re.compile(r"(?=.{4,64}$)[A-Za-z0-9_][A-Za-z0-9_.-]*[A-Za-z0-9_]")
 NAME_RULE = (
     "4 to 64 letters, digits, '_', '-' and '.', beginning and ending with none of '-' and '.'"
 )
-IMAGE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}$")
-SLOT_NAME = re.compile(r"^[a-z][a-z0-9_-]{0,31}([.:][a-z0-9._-]{1,31})*$")
-ENVIRON_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
+IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}")
+SLOT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}([.:][a-z0-9._-]{1,31})*")
+ENVIRON_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 TYPES = ("interactive", "batch")
 CLUSTER_MODES = ("single-node", "multi-node")
 REQUIRED = {"cpu": "1", "mem": "1g"}
@@ -197,7 +197,7 @@ class Checker:
         for slot, value in self.new.slots.items():
             if value is None:
                 continue
-            if not SLOT_NAME.match(slot) or slot not in self.facts.slots:
+            if not SLOT_NAME.fullmatch(slot) or slot not in self.facts.slots:
                 known = ", ".join(sorted(self.facts.slots))
                 self._fault(f"config.resources.{slot[:_SHOWN]}", f"unknown slot: known are {known}")
                 continue
@@ -252,7 +252,7 @@ class Checker:
 
     def _plain_fields(self) -> None:
         new = self.new
-        if not NAME.match(new.name):
+        if not NAME.fullmatch(new.name):
             self._fault("name", f"{new.name[:_SHOWN]!r}: {NAME_RULE}")
         if new.type not in TYPES:
             self._fault("type", f"{new.type[:_SHOWN]!r}: one of {', '.join(TYPES)}")
@@ -274,7 +274,7 @@ class Checker:
     def _image(self) -> None:
         rows = self.facts.images
         asked = self.new.image
-        if not IMAGE.match(asked):
+        if not IMAGE.fullmatch(asked):
             self._fault("image", f"{asked[:_SHOWN]!r} is not the name of an image")
             return
         wanted = architecture(self.new.architecture) if self.new.architecture else None
@@ -322,7 +322,7 @@ class Checker:
             self._fault("config.environ", f"{size} bytes in all: at most {MAX_ENVIRON_BYTES}")
         for name, value in environ.items():
             where = f"config.environ.{name[:_SHOWN]}"
-            if not ENVIRON_NAME.match(name):
+            if not ENVIRON_NAME.fullmatch(name):
                 self._fault(where, "a name has letters, digits and '_', and begins with no digit")
             elif self.actor.via is not Via.HUB and name.startswith(FORBIDDEN_ENVIRON):
                 kept = ", ".join(f"{prefix}*" for prefix in FORBIDDEN_ENVIRON)

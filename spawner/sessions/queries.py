@@ -23,7 +23,7 @@ ENDED = [status.value for status in FINAL]
 HOLDING = [status.value for status in HOLDS]
 NOT_FOR_USERS = ("agent_id", "agent", "waits_for")
 """Parts of explanations that name agents or other people's sessions."""
-_ID_PREFIX = re.compile(r"^[0-9a-fA-F-]{4,36}$")
+_ID_PREFIX = re.compile(r"[0-9a-fA-F-]{4,36}")
 
 
 def as_uuid(text: str) -> uuid.UUID | None:
@@ -66,7 +66,7 @@ async def matching(db: AsyncSession, owner_id: uuid.UUID, prefix: str) -> list[S
     query = select(SessionRow).where(
         SessionRow.owner_id == owner_id, SessionRow.status.not_in(ENDED)
     )
-    if _ID_PREFIX.match(prefix):
+    if _ID_PREFIX.fullmatch(prefix):
         digits = prefix.lower().replace("-", "")
         plain_id = func.replace(cast(SessionRow.id, String), "-", "")
         tests.append(plain_id.startswith(digits, autoescape=True))

@@ -22,7 +22,7 @@ from spawner.sessions.tables import (
 from spawner.sessions.transitions import Change
 
 ALIVE, LOST = "ALIVE", "LOST"
-AGENT_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 _LIVE = [status.value for status in HOLDS]
 
@@ -39,7 +39,7 @@ def check_hello(hello: Hello, token: AgentTokenRow) -> None:
             f"the agent speaks protocol {hello.protocol}, this manager {PROTOCOL_VERSION}: install"
             " the same version on both"
         )
-    if not AGENT_ID.match(hello.agent_id):
+    if not AGENT_ID.fullmatch(hello.agent_id):
         raise ProtocolError(
             f"agent id {hello.agent_id[:80]!r}: 1 to 64 letters, digits, '.', '_' and '-',"
             " beginning with a letter or digit"

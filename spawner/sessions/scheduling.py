@@ -112,7 +112,8 @@ class SchedulerLoop:
             planned = await asyncio.to_thread(self._planner, snapshot, self._policies)
         else:
             planned = self._planner(snapshot, self._policies)
-        await reach("schedule-planned")
+        if planned.placements:
+            await reach("schedule-planned")
         self._next_start = min(
             (each.starts_at for each in snapshot.pending if (each.starts_at or 0) > snapshot.now),
             default=None,

@@ -162,7 +162,7 @@ class SessionService:
     async def rename(self, principal: Principal, ref: str, name: str, request_id: str) -> None:
         """Give a running session another name; the hub's servers keep theirs."""
         require(principal, Scope.SESSIONS)
-        if not creation.NAME.match(name):
+        if not creation.NAME.fullmatch(name):
             raise InvalidParameters({"name": f"{name[:80]!r}: {creation.NAME_RULE}"})
 
         async def work(change: Change) -> None:

@@ -10,12 +10,14 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from authenticator.problems import NotFound
 from spawner.scheduler.model import Plan, Preemption
 from spawner.sessions.scheduling import apply
 from spawner.sessions.states import FINAL, HOLDS
@@ -86,7 +88,7 @@ class ClusterMachine(RuleBasedStateMachine):
         async def work() -> None:
             live = await self._live()
             if live:
-                await self.rig.destroy(self.ada, live[pick % len(live)], forced=forced)
+                await self._destroy(live[pick % len(live)], forced=forced)
 
         self.run(work())
 
@@ -184,7 +186,7 @@ class ClusterMachine(RuleBasedStateMachine):
                 await self.rig.connect(node)
             for detail in await self._live():
                 if detail.status not in FINAL:
-                    await self.rig.destroy(self.ada, detail)
+                    await self._destroy(detail)
 
             async def left() -> int:
                 for node in self.nodes:
@@ -204,6 +206,10 @@ class ClusterMachine(RuleBasedStateMachine):
         finally:
             await self.rig.stop()
             await self.rig.store.close()
+
+    async def _destroy(self, detail: Any, forced: bool = False) -> None:
+        with suppress(NotFound):  # it may end by itself after we saw it alive
+            await self.rig.destroy(self.ada, detail, forced=forced)
 
     async def _live(self) -> list[Any]:
         found = await self.rig.plane.sessions.list(self.ada)

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import docker
 import pytest
 from docker.errors import DockerException, ImageNotFound
 
+from hub.supervision.engine_choice import IMAGE
 from kernels.bootstrap import BootstrapError, bootstrap
 
 TEST_IMAGE = "perijove/test-python:latest"
@@ -87,3 +89,18 @@ def ensure_test_image() -> str:
     finally:
         client.close()
     return TEST_IMAGE
+
+
+def ensure_session_image() -> str:
+    """The image of sessions, built if it is not there; under CI always of this very checkout."""
+    client = docker.from_env(timeout=120)
+    try:
+        present = bool(client.images.list(name=IMAGE))
+    finally:
+        client.close()
+    if not present or os.environ.get("CI"):
+        command = [sys.executable, "-m", "hub.app", "image", "build"]
+        build = subprocess.run(command, capture_output=True, text=True, check=False)
+        if build.returncode:
+            unavailable(f"{IMAGE} cannot be built:\n{build.stdout[-3000:]}{build.stderr[-3000:]}")
+    return IMAGE

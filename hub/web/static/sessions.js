@@ -72,7 +72,10 @@
     cells.push(name);
     if (isAdmin) cells.push(element("td", "", session.owner));
     const state = element("td");
-    state.append(badge(session.status), element("div", "small text-body-secondary", session.message));
+    state.append(badge(session.status));
+    if (session.message.toLowerCase() !== session.status.toLowerCase()) {
+      state.append(element("div", "small text-body-secondary", session.message));
+    }
     cells.push(state, element("td", "", session.resources));
     if (isAdmin) cells.push(element("td", "", session.agent || "–"));
     cells.push(element("td", "text-nowrap", age(session.age)));
@@ -110,7 +113,8 @@
     head.append(title, cordonButton(agent));
     card.append(head);
     for (const [slot, use] of Object.entries(agent.resources)) {
-      const line = element("div", "small", `${slot}: ${use.used} of ${use.capacity}`);
+      const line = element("div", "small", `${use.capacity}, ${Math.round(use.ratio * 100)} % in use`);
+      line.title = use.used;
       const meter = element("meter", "perijove-meter");
       meter.max = 1;
       meter.value = use.ratio;
@@ -143,7 +147,8 @@
     due = setTimeout(refresh, DEBOUNCE);
   }
 
-  const events = new EventSource(`${prefix}events/session`);
+  // An EventSource sends no headers, and cookies alone are not believed.
+  const events = new EventSource(`${prefix}events/session?_xsrf=${encodeURIComponent(page.dataset.xsrf)}`);
   for (const name of ["enqueued", "scheduled", "started", "terminating", "terminated", "cancelled"]) {
     events.addEventListener(`session_${name}`, soon);
   }

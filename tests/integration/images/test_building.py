@@ -9,10 +9,21 @@ import docker
 import pytest
 from docker.errors import ImageNotFound
 
-from kernels.build import STAGE_LABEL, BuildError, BuildInputs, build_image
+from kernels.build import (
+    SOURCES_LABEL,
+    STAGE_LABEL,
+    BuildError,
+    BuildInputs,
+    build_image,
+    sources_hash,
+)
 from tests.integration.docker_engine import ensure_test_image, running_engine
 
-pytestmark = [pytest.mark.integration, pytest.mark.docker]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.docker,
+    pytest.mark.timeout(1200),  # the first test may have to build its image
+]
 SECRET = "index-url = https://me:wx7-qj4-zk9@packages.example/simple"
 DOCKERFILE = """ARG BASE
 FROM ${BASE} AS system
@@ -75,6 +86,7 @@ def test_an_image_is_built_once_and_keeps_no_secret(
     assert f"{tag.partition(':')[0]}:latest" in image.tags
     assert image.labels["ai.perijove.image"] == "tested"
     assert image.labels["ai.perijove.recipe"] == tag.rpartition(":")[2]
+    assert image.labels[SOURCES_LABEL] == sources_hash(recipe)
     assert STAGE_LABEL not in image.labels
     made = client.containers.run(image, ["cat", "/made"], entrypoint="", remove=True)
     assert int(made) == len(SECRET), "the build saw the settings"
@@ -88,6 +100,7 @@ def test_an_image_is_built_once_and_keeps_no_secret(
     assert told == [f"{tag} is there already"]
 
     (recipe / "note").write_text("two")
+    assert image.labels[SOURCES_LABEL] != sources_hash(recipe)
     assert build_image(client, recipe, inputs, told.append) != tag
 
 

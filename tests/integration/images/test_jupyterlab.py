@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import urllib.error
 import urllib.request
@@ -13,10 +12,14 @@ from typing import Any
 import docker
 import pytest
 
-from kernels.build import default_image, image_present
-from tests.integration.docker_engine import running_engine
+from hub.supervision.engine_choice import IMAGE
+from tests.integration.docker_engine import ensure_session_image, running_engine
 
-pytestmark = [pytest.mark.integration, pytest.mark.docker]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.docker,
+    pytest.mark.timeout(1200),  # the first test may have to build its image
+]
 LIMITS: dict[str, Any] = {
     "read_only": True,
     "tmpfs": {"/tmp": "mode=1777"},
@@ -31,11 +34,7 @@ LIMITS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def client() -> Iterator[docker.DockerClient]:
     with running_engine():
-        if not image_present(default_image()):
-            reason = f"there is no {default_image()}: perijove image build makes it"
-            if os.environ.get("CI"):
-                pytest.fail(reason)
-            pytest.skip(reason)
+        ensure_session_image()
         made = docker.from_env(timeout=120)
         yield made
         made.close()
@@ -60,14 +59,12 @@ def ask(url: str, token: str | None = None) -> tuple[int, Any]:
 
 def run(client: docker.DockerClient, words: list[str], **options: Any) -> str:
     """Output of a command in a container that is held like a session."""
-    out = client.containers.run(
-        default_image(), words, entrypoint="", remove=True, **{**LIMITS, **options}
-    )
+    out = client.containers.run(IMAGE, words, entrypoint="", remove=True, **{**LIMITS, **options})
     return str(out.decode())
 
 
 def test_it_says_what_it_is(client: docker.DockerClient) -> None:
-    image = client.images.get(default_image())
+    image = client.images.get(IMAGE)
     labels = image.labels
     assert labels["ai.perijove.image"] == "jupyterlab"
     assert labels["ai.perijove.label"]
@@ -132,10 +129,10 @@ def test_people_install_into_their_home_and_cannot_break_their_server(
 
 
 def test_its_own_command_serves_behind_a_token(client: docker.DockerClient, home: str) -> None:
-    command = json.loads(client.images.get(default_image()).labels["ai.perijove.command"])
+    command = json.loads(client.images.get(IMAGE).labels["ai.perijove.command"])
     words = [word.format(bind_host="0.0.0.0", bind_port="8888") for word in command]
     container = client.containers.run(
-        default_image(),
+        IMAGE,
         words,
         detach=True,
         init=True,

@@ -8,7 +8,7 @@ from tests.harness.machine import ClusterMachine
 pytestmark = pytest.mark.integration
 TestManyRandomLives = ClusterMachine.TestCase
 TestManyRandomLives.settings = settings(
-    max_examples=40,
+    max_examples=20,
     stateful_step_count=25,
     deadline=None,
     print_blob=True,

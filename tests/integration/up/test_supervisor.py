@@ -14,9 +14,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hub import supervisor as module
-from hub.daemons import Daemon, DaemonSpec
-from hub.supervisor import Backoff, Listener, Member, Supervisor, SupervisorError, only_one
+from hub.supervision import supervisor as module
+from hub.supervision.daemons import Daemon, DaemonSpec
+from hub.supervision.supervisor import (
+    Backoff,
+    Listener,
+    Member,
+    Supervisor,
+    SupervisorError,
+    only_one,
+)
 
 pytestmark = pytest.mark.integration
 PROGRAM = Path(__file__).with_name("daemon_program.py")

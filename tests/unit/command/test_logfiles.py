@@ -2,7 +2,7 @@
 
 import pytest
 
-from hub.logfiles import KEEP, KEY_LINE, LogFollower, last_lines, printable, rotate
+from hub.supervision.logfiles import KEEP, KEY_LINE, LogFollower, last_lines, printable, rotate
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hub.config.deployment import LOOPBACK
-from hub.supervisor import SupervisorError
+from hub.supervision.supervisor import SupervisorError
 
 IMAGE = "perijove/jupyterlab:latest"
 """What `perijove image build` makes; sessions can start once it is there."""
@@ -20,6 +20,8 @@ class EngineChoice:
     reason: str
     image_missing: bool = False
     """Whether the image must be built before the agent starts."""
+    image_outdated: bool = False
+    """Whether the image was built from another recipe than this release has."""
 
 
 def choose_engine(wanted: str) -> EngineChoice:
@@ -33,6 +35,7 @@ def choose_engine(wanted: str) -> EngineChoice:
     import docker
     from docker.errors import DockerException, ImageNotFound
 
+    from kernels.build import RECIPES, SOURCES_LABEL, sources_hash
     from spawner.agent.engines.base import EngineError
     from spawner.agent.engines.docker import ensure_network
 
@@ -40,7 +43,7 @@ def choose_engine(wanted: str) -> EngineChoice:
         client = docker.from_env(timeout=20)
         try:
             gateway = ensure_network(client)
-            client.images.get(IMAGE)
+            labels = client.images.get(IMAGE).labels
         except ImageNotFound:
             return EngineChoice("docker", gateway, "a Docker engine answers", image_missing=True)
         finally:
@@ -52,7 +55,8 @@ def choose_engine(wanted: str) -> EngineChoice:
                 f"{sentence}; put that right, or use --engine process for users who trust each other"
             ) from error
         return process_choice(sentence)
-    return EngineChoice("docker", gateway, "a Docker engine answers")
+    outdated = labels.get(SOURCES_LABEL) != sources_hash(RECIPES / "jupyterlab")
+    return EngineChoice("docker", gateway, "a Docker engine answers", image_outdated=outdated)
 
 
 def process_choice(reason: str) -> EngineChoice:

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hub.config.deployment import LOOPBACK, Addresses, Deployment, Secrets
-from hub.daemons import DaemonSpec, find_program
-from hub.supervisor import SupervisorError
+from hub.supervision.daemons import DaemonSpec, find_program
+from hub.supervision.supervisor import SupervisorError
 
-HUB_CONFIG = Path(__file__).parent / "config" / "jupyterhub_config.py"
+HUB_CONFIG = Path(__file__).parent.parent / "config" / "jupyterhub_config.py"
 PROXY = "configurable-http-proxy"
 PROXY_PLACES = (
-    Path(__file__).parent / "config" / "proxy" / "node_modules" / ".bin",
+    Path(__file__).parent.parent / "config" / "proxy" / "node_modules" / ".bin",
     Path(sys.prefix) / "node_modules" / ".bin",
     Path(sys.prefix) / "bin",
 )

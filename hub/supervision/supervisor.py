@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from hub.config.deployment import can_bind
-from hub.daemons import Daemon
-from hub.logfiles import LogFollower, last_lines
+from hub.supervision.daemons import Daemon
+from hub.supervision.logfiles import LogFollower, last_lines
 
 FIRST_DELAY, MAX_DELAY = 0.2, 30.0
 STABLE_AFTER = 30.0

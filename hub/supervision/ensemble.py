@@ -16,12 +16,12 @@ import aiohttp
 
 from hub.commands.base import say
 from hub.config.deployment import LOOPBACK, Deployment
-from hub.daemons import Daemon
-from hub.engine_choice import IMAGE, EngineChoice, choose_engine, process_choice
 from hub.first_start import ADMIN, first_administrator, prepare_database
-from hub.logfiles import printable
-from hub.recipes import Recipes
-from hub.supervisor import Listener, Member, Supervisor, SupervisorError, only_one
+from hub.supervision.daemons import Daemon
+from hub.supervision.engine_choice import IMAGE, EngineChoice, choose_engine, process_choice
+from hub.supervision.logfiles import printable
+from hub.supervision.recipes import Recipes
+from hub.supervision.supervisor import Listener, Member, Supervisor, SupervisorError, only_one
 from store import schema
 from store.engine import StoreError
 
@@ -127,6 +127,8 @@ class Ensemble:
                 raise SupervisorError("the image could not be built; see the lines above")
             choice = process_choice("the image could not be built")
             show("up", f"engine of the local agent: process ({choice.reason})")
+        if choice.image_outdated:
+            show("image", f"{IMAGE} is of another release; `perijove image build` makes a new one")
         daemon = Daemon(recipes.agent(choice.engine))
         await supervisor.bring_up(
             Member(daemon, ready=lambda: self._agent_ready(daemon), grace=15.0)

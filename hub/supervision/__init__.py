@@ -1,0 +1,1 @@
+"""``perijove up``: the processes of a deployment on one host, kept running."""

@@ -1,0 +1,114 @@
+"""What a user of ``backend.ai-client`` 23.09 does; run with that client's own Python.
+
+Prints one JSON object: what each call answered. Endpoint and keys come from the environment.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+
+from ai.backend.client.config import APIConfig
+from ai.backend.client.exceptions import BackendAPIError
+from ai.backend.client.session import AsyncSession, Session
+
+IMAGE = os.environ["PERIJOVE_TEST_IMAGE"]
+RESOURCES = {"cpu": "0.5", "mem": "512m"}
+
+
+def refused(call):
+    """Status and kind of a refusal."""
+    try:
+        call()
+    except BackendAPIError as error:
+        return [error.status, error.data["type"].rpartition("/")[2]]
+    return None
+
+
+def ask(session):
+    """What there is, and what the caller may have."""
+    told = {"hello": session.System.get_versions()}
+    told["presets"] = [each["name"] for each in session.Resource.list()["presets"]]
+    told["fits"] = {
+        each["name"]: each["allocatable"] for each in session.Resource.check_presets()["presets"]
+    }
+    told["groups"] = [each["name"] for each in session.ScalingGroup.list_available("default")]
+    return told
+
+
+def live(session):
+    """Create, take again, look, read, rename, restart, end."""
+    told = {}
+    made = session.ComputeSession.get_or_create(IMAGE, name="sdk-first", resources=RESOURCES)
+    told["created"], told["status"] = made.created, made.status
+    again = session.ComputeSession.get_or_create(IMAGE, name="sdk-first", resources=RESOURCES)
+    told["reused"] = [again.created, str(again.id) == str(made.id)]
+    info = made.get_info()
+    told["info"] = [info["status"], json.loads(info["occupiedSlots"])["cpu"]]
+    told["logs"] = isinstance(made.get_logs()["result"]["logs"], str)
+    told["history"] = sorted(name for name in made.get_status_history()["result"] if name.isupper())
+    told["apps"] = [app["name"] for app in made.stream_app_info()]
+    made.rename("sdk-second")
+    told["renamed"] = session.ComputeSession("sdk-second").get_info()["status"]
+    told["taken"] = refused(
+        lambda: session.ComputeSession.get_or_create(
+            IMAGE, name="sdk-second", resources=RESOURCES, no_reuse=True
+        )
+    )
+    told["missing"] = refused(lambda: session.ComputeSession("no-such-one").get_info())
+    told["too_little"] = refused(
+        lambda: session.ComputeSession.get_or_create(
+            IMAGE, name="sdk-wrong", resources={"cpu": "-1", "mem": "1g"}
+        )
+    )
+    told["destroyed"] = session.ComputeSession("sdk-second").destroy()
+    return told
+
+
+def keep(session):
+    """Folders."""
+    made = session.VFolder.create("sdk-data")
+    told = {"made": made["name"], "hosts": session.VFolder.list_hosts()["default"]}
+    told["listed"] = "sdk-data" in [each["name"] for each in session.VFolder.list()]
+    told["taken"] = refused(lambda: session.VFolder.create("sdk-data"))
+    session.VFolder("sdk-data").delete()
+    told["gone"] = "sdk-data" not in [each["name"] for each in session.VFolder.list()]
+    return told
+
+
+async def watch():
+    """Events of a session that is forced to end, through the asynchronous client."""
+    async with AsyncSession() as session:
+        made = await session.ComputeSession.get_or_create(
+            IMAGE, name="sdk-watched", resources=RESOURCES
+        )
+        heard = []
+
+        async def listen():
+            async with made.listen_events() as events:
+                async for event in events:
+                    heard.append(event.event)
+                    if event.event == "session_terminated":
+                        return
+
+        listening = asyncio.create_task(listen())
+        await asyncio.sleep(0.5)  # the client has no sign of being subscribed
+        await made.destroy(forced=True)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(listening, 20)
+        return heard
+
+
+def main():
+    told = {}
+    with Session() as session:
+        for part in (ask, live, keep):
+            told[part.__name__] = part(session)
+    told["watch"] = asyncio.run(watch())
+    with Session(config=APIConfig(secret_key="x" * 40)) as stranger:
+        told["wrong_key"] = refused(stranger.Resource.list)
+    json.dump(told, sys.stdout, default=str)
+
+
+main()

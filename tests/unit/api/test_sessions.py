@@ -1,0 +1,157 @@
+"""Sessions over HTTP: from creation to the end, in Backend.AI's shapes, and the streams of events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from authenticator.keypairs import NewKeyPair
+from spawner.sessions.states import FINAL
+from tests.harness.agent import IMAGE
+from tests.harness.plane import until
+from tests.unit.api.server import HUB_SECRET, Api
+
+RESOURCES = {"resources": {"cpu": "1", "mem": "512m"}}
+
+
+async def create(api: Api, pair: NewKeyPair, name: str, **more: Any) -> Any:
+    body = {"image": IMAGE, "name": name, "config": RESOURCES} | more
+    answer = await api.signed(pair, "POST", "/session", body)
+    assert answer.status == 201, answer.body
+    return answer.body
+
+
+async def end(api: Api, pair: NewKeyPair, name: str) -> None:
+    answer = await api.signed(pair, "DELETE", f"/session/{name}")
+    assert answer.status == 200, answer.body
+
+    async def alive() -> int:
+        listing = await api.signed(pair, "GET", "/sessions?limit=1000")
+        found = (each for each in listing.body["sessions"] if each["name"] == name)
+        return sum(each["status"] not in FINAL for each in found)
+
+    await until(alive, lambda count: count == 0)
+
+
+async def test_a_session_from_creation_to_its_end(api: Api, ada: NewKeyPair) -> None:
+    made = await create(api, ada, "first-one")
+    assert made["created"] is True
+    assert made["status"] == "RUNNING"
+    again = await create(api, ada, "first-one")
+    assert again["created"] is False
+    assert again["sessionId"] == made["sessionId"]
+
+    for ref in (made["sessionId"], "first-one"):
+        info = (await api.signed(ada, "GET", f"/session/{ref}")).body
+        assert info["status"] == "RUNNING"
+        assert json.loads(info["occupiedSlots"])["cpu"] == "1"
+    assert (await api.signed(ada, "GET", "/session/first-one/logs")).body["result"]["logs"] != ""
+    history = (await api.signed(ada, "GET", "/session/first-one/status-history")).body["result"]
+    assert {"PENDING", "RUNNING", "running"} <= set(history)
+    matches = (await api.signed(ada, "GET", "/session/_/match?id=first")).body["matches"]
+    assert [each["id"] for each in matches] == [made["sessionId"]]
+
+    renamed = await api.signed(ada, "POST", "/session/first-one/rename?name=second-one")
+    assert renamed.status == 204
+    assert (await api.signed(ada, "GET", "/session/first-one")).status == 404
+    await end(api, ada, "second-one")
+    listing = (await api.signed(ada, "GET", "/sessions?status=TERMINATED")).body
+    assert made["sessionId"] in [each["id"] for each in listing["sessions"]]
+
+
+async def test_without_reuse_a_live_name_is_taken(api: Api, ada: NewKeyPair) -> None:
+    await create(api, ada, "only-one")
+    body = {"image": IMAGE, "name": "only-one", "config": RESOURCES, "reuseIfExists": False}
+    answer = await api.signed(ada, "POST", "/session", body)
+    assert (answer.status, answer.problem) == (400, "session-already-exists")
+    await end(api, ada, "only-one")
+
+
+async def test_sessions_of_others_do_not_exist(api: Api, ada: NewKeyPair) -> None:
+    made = await create(api, ada, "private-one")
+    stranger = await api.user("eve")
+    for ref in ("private-one", made["sessionId"]):
+        for method, rest in (
+            ("GET", ""),
+            ("DELETE", ""),
+            ("GET", "/logs"),
+            ("GET", "/why"),
+            ("GET", "/status-history"),
+            ("GET", "/progress"),
+            ("POST", "/rename?name=mine-now"),
+        ):
+            answer = await api.signed(stranger, method, f"/session/{ref}{rest}")
+            assert (answer.status, method, rest) == (404, method, rest)
+    assert (await api.signed(stranger, "GET", "/sessions")).body["total"] == 0
+    assert (await api.signed(stranger, "GET", "/sessions?all=1")).status == 403
+    await end(api, ada, "private-one")
+
+
+async def test_a_session_that_waits_says_why_and_is_cancelled(api: Api, ada: NewKeyPair) -> None:
+    await create(api, ada, "holds-all", config={"resources": {"cpu": "4", "mem": "1g"}})
+    made = await create(api, ada, "has-to-wait", enqueueOnly=True)
+    assert made["status"] == "PENDING"
+    late = await create(api, ada, "has-to-wait", maxWaitSeconds=0.05)
+    assert late["status"] == "TIMEOUT"
+
+    async def told() -> str:
+        return str((await api.signed(ada, "GET", "/session/has-to-wait/why")).body["message"])
+
+    assert "waiting for 1 CPU" in await until(told, lambda text: "CPU" in text)
+    gone = await api.signed(ada, "DELETE", "/session/has-to-wait")
+    assert gone.body == {"stats": {"status": "cancelled"}}
+    await end(api, ada, "holds-all")
+
+
+@asynccontextmanager
+async def following(api: Api, path: str, user: str = "ada") -> AsyncIterator[asyncio.StreamReader]:
+    """An open stream of events, after its head."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(
+        f"GET {path} HTTP/1.1\r\nHost: {api.host}\r\nAuthorization: Bearer {HUB_SECRET}\r\n"
+        f"X-Perijove-User: {user}\r\nConnection: close\r\n\r\n".encode()
+    )
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    assert b"200 OK" in head
+    assert b"text/event-stream" in head
+    try:
+        yield reader
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def names(reader: asyncio.StreamReader, last: str) -> list[str]:
+    """Names of events until ``last`` came."""
+    found: list[str] = []
+    while last not in found:
+        line = (await asyncio.wait_for(reader.readline(), 10)).decode().strip()
+        assert not reader.at_eof() or line, found
+        if line.startswith("event: "):
+            found.append(line.removeprefix("event: "))
+    return found
+
+
+async def test_events_of_sessions_are_told_and_unheard_ones_cost_nothing(
+    api: Api, ada: NewKeyPair
+) -> None:
+    async with following(api, "/events/session?sessionName=watched-one") as reader:
+        await create(api, ada, "watched-one")
+        await create(api, ada, "other-one")
+        await end(api, ada, "watched-one")
+        heard = await names(reader, "session_terminated")
+    for name in ("session_enqueued", "session_scheduled", "session_started"):
+        assert heard.count(name) == 1, heard
+    await end(api, ada, "other-one")
+
+
+async def test_progress_is_replayed_and_ends(api: Api, ada: NewKeyPair) -> None:
+    await create(api, ada, "progressing")
+    for _ in range(2):
+        async with following(api, "/session/progressing/progress") as reader:
+            text = (await asyncio.wait_for(reader.read(), 10)).decode()
+        assert text.index("PENDING") < text.rindex("RUNNING")
+    await end(api, ada, "progressing")
