@@ -31,6 +31,8 @@ from spawner.scheduler.select import Selector
 from spawner.scheduler.shapes import Outline, Shapes
 from spawner.scheduler.slots import family_of, is_accelerator
 
+EXACT = 50
+"""For how many different requests in line the node that lacks least is looked for among all nodes."""
 AGED_RESERVATIONS = 64
 """How many of the sessions that waited too long have their own reservations in one group at once."""
 
@@ -64,6 +66,8 @@ class GroupPass:
         self._line = 0
         shapes = Shapes(policy)
         self._outlines = {each.session_id: shapes.of(each) for each in sessions}
+        self.dry = False
+        """Whether the next requests are asked for an answer only, which is then exact."""
         self._floor = Floor(policy, selector, snapshot, shapes)
         self._full: dict[Outline, _Full] = {}
         self._never: dict[Outline, Shortage | None] = {}
@@ -88,6 +92,7 @@ class GroupPass:
         held = held_for(single, self._running, self._floor.by_id)
         for session_id, hold in sorted(held.items()):
             claim(hold.node, session_id, hold.need, UNKNOWN, FOREVER, self._now)
+            self._floor.claims_on((hold.node,))
         return held
 
     def run(
@@ -125,7 +130,9 @@ class GroupPass:
         if seats is not None:
             return seats
         if full is None:
-            self._full[outline] = full = _Full(shortage_of(outline, self._floor), run_time)
+            exact = self.dry or len(self._full) < EXACT
+            shortage = shortage_of(outline, self._floor, exact=exact)
+            self._full[outline] = full = _Full(shortage, run_time)
         full.run_time = run_time
         return self._refuse(full.shortage)
 
@@ -154,6 +161,7 @@ class GroupPass:
         if refusal.booking is not None:
             run_time = FOREVER if session.run_time is None else session.run_time
             reserve(refusal.booking, session.session_id, self._now, run_time)
+            self._floor.claims_on(node for node, _ in refusal.booking.seats)
         return refusal
 
     def _release(self, session_id: str) -> None:
@@ -302,6 +310,7 @@ def fit_all(
         group = GroupPass(policy, policies.selector(policy), snapshot, everyone, accounts)
         for _ in group.run(ahead, policies.sequencer(policy)):
             pass
+        group.dry = True
         for number, asked in line:
             decision = group.decide(asked)
             if isinstance(decision, Refusal):
