@@ -48,15 +48,20 @@ class Census:
         for node in nodes:
             key = (node.agent.architecture, tuple(sorted(node.capacity.items())))
             kinds.setdefault(key, []).append(node)
-        self._bunches = [Bunch(number, some) for number, some in enumerate(kinds.values())]
+        self.bunches = [Bunch(number, some) for number, some in enumerate(kinds.values())]
+        self._bunch_of = {node.index: bunch for bunch in self.bunches for node in bunch.nodes}
         self._single: dict[str, Bunch] = {}
         self._present: dict[tuple[int, ...], tuple[Node, ...]] = {}
         self._best: dict[tuple[tuple[int, ...], str], tuple[int, tuple[Node, ...]]] = {}
 
+    def bunch_of(self, node: Node) -> Bunch:
+        """The bunch that ``node`` is in."""
+        return self._bunch_of[node.index]
+
     def of_kind(self, shape: Shape, removed: dict[str, int]) -> list[Bunch]:
         """Bunches that pass the filters of kind; how many nodes each took out is added to ``removed``."""
         architecture, designated = KIND
-        right = [b for b in self._bunches if architecture.passes(b.one, shape)]
+        right = [b for b in self.bunches if architecture.passes(b.one, shape)]
         left = sum(len(b.nodes) for b in right)
         _count(removed, architecture.name, len(self._nodes) - left)
         if not shape.designated:
@@ -110,7 +115,7 @@ class Census:
     def _alone(self, agent_id: str) -> Bunch:
         found = self._single.get(agent_id)
         if found is None:
-            number = len(self._bunches) + len(self._single)
+            number = len(self.bunches) + len(self._single)
             found = self._single[agent_id] = Bunch(number, (self._by_id[agent_id],))
         return found
 

@@ -251,10 +251,11 @@ class Floor:
         else:
             candidates = self.nodes
         nodes = sift(candidates, shape, (*KIND, *PRESENCE), {})
+        idle = {bunch: idle_accelerators(bunch.one, wanted) for bunch in self.census.bunches}
         preference = {
             node.index: (
                 int(bool(shape.preferred) and node.agent_id not in shape.preferred),
-                idle_accelerators(node, wanted),
+                idle[self.census.bunch_of(node)],
                 int(node.index not in holders),
             )
             for node in nodes
@@ -263,9 +264,9 @@ class Floor:
         members = self._members.setdefault(circle, {}) if circle else {}
 
         def key(node: Node) -> Key:
-            elsewhere, idle, pull = preference[node.index]
+            elsewhere, spare, pull = preference[node.index]
             near = toward * members.get(node.index, 0)
-            return (elsewhere, near, idle, pull, *self._selector(node, wanted, self._policy))
+            return (elsewhere, near, spare, pull, *self._selector(node, wanted, self._policy))
 
         return Ranking(nodes, key, least, self._changed)
 

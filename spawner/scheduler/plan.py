@@ -28,8 +28,7 @@ from spawner.scheduler.policies import BUILT_IN, Policies
 from spawner.scheduler.preempt import Hold, Preemptor, held_for
 from spawner.scheduler.reserve import Booking, claim, earliest, holders_of, reserve
 from spawner.scheduler.select import Selector
-from spawner.scheduler.shapes import Outline, Shapes
-from spawner.scheduler.slots import family_of, is_accelerator
+from spawner.scheduler.shapes import Lane, Outline, Shapes
 
 EXACT = 50
 """For how many different requests in line the node that lacks least is looked for among all nodes."""
@@ -37,8 +36,6 @@ AGED_RESERVATIONS = 64
 """How many of the sessions that waited too long have their own reservations in one group at once."""
 
 Seats = tuple[Node, ...]
-Lane = tuple[int, frozenset[tuple[frozenset[str], frozenset[str], frozenset[str]]]]
-"""Sessions that wait for the same kind of thing: priority; architectures, designation, accelerators."""
 
 
 @dataclass(slots=True)
@@ -71,7 +68,7 @@ class GroupPass:
         self._floor = Floor(policy, selector, snapshot, shapes)
         self._full: dict[Outline, _Full] = {}
         self._never: dict[Outline, Shortage | None] = {}
-        self._lanes: set[Lane] = set()
+        self._lanes: set[tuple[int, Lane]] = set()
         self._aged = 0
         capacity = capacity_of(snapshot.agents, policy.name)
         self._context = OrderContext(snapshot.now, policy, capacity, self._running, snapshot.usage)
@@ -204,10 +201,11 @@ class GroupPass:
         return Refusal(self._line + 1, len(self._floor.nodes), shortage, blocked)
 
     def _reserves(self, session: SessionRequest) -> bool:
-        aged = has_aged(session, self._context) and self._aged < AGED_RESERVATIONS
-        lane = _lane(session.priority, self._outlines[session.session_id])
+        aged = self._aged < AGED_RESERVATIONS and has_aged(session, self._context)
+        lane = (session.priority, self._outlines[session.session_id].lane)
         first = lane not in self._lanes
-        self._lanes.add(lane)
+        if first:
+            self._lanes.add(lane)
         self._aged += aged
         return first or aged
 
@@ -215,17 +213,6 @@ class GroupPass:
         if outline not in self._never:
             self._never[outline] = never_of(outline, self._floor)
         return self._never[outline]
-
-
-def _lane(priority: int, outline: Outline) -> Lane:
-    return priority, frozenset(
-        (
-            part.architectures,
-            part.designated,
-            frozenset(family_of(slot) for slot in part.wanted if is_accelerator(slot)),
-        )
-        for part in outline.parts
-    )
 
 
 def plan(snapshot: Snapshot, policies: Policies = BUILT_IN) -> Plan:
