@@ -44,6 +44,8 @@ class Shortage:
     never: bool = False
     eligible: tuple[tuple[Node, ...], ...] = ()
     """For each part, the nodes that could serve it when they get free."""
+    would_fit: Slots | None = None
+    """Of each slot asked for, what the best-fitting node could give now, up to what is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +146,15 @@ def shortage_of(outline: Outline, floor: Floor, *, exact: bool = True) -> Shorta
     )
     text = _waits_for(outline, hardest, best, missing)
     reasons = _reasons(removed) or (Reason("together", text),)
+    would_fit = None
+    if missing and best.available(CONTAINERS) >= hardest.containers:
+        would_fit = {slot: min(amount, best.available(slot)) for slot, amount in hardest.slots}
     return Shortage(
-        text, reasons, missing, eligible=tuple(eligible[part] for part in outline.parts)
+        text,
+        reasons,
+        missing,
+        eligible=tuple(eligible[part] for part in outline.parts),
+        would_fit=would_fit,
     )
 
 

@@ -105,13 +105,14 @@ class GroupPass:
             if session.session_id in self._held:
                 self._release(session.session_id)
             decision = self.decide(session)
-            if isinstance(decision, Refusal):
-                if decision.queues:
-                    counted.append(session)
-                yield session, self.line_up(session, decision)
-            else:
+            if not isinstance(decision, Refusal):
                 counted.append(session)
                 yield session, self.start(session, decision)
+            elif decision.queues:
+                counted.append(session)
+                yield session, self.line_up(session, decision)
+            else:
+                yield session, decision
 
     def decide(self, session: SessionRequest) -> Seats | Refusal:
         """The nodes where ``session`` may start now, or why it may not. Takes nothing."""
@@ -141,14 +142,14 @@ class GroupPass:
         return self._floor.take(session, outline, seats, ends_at)
 
     def line_up(self, session: SessionRequest, refusal: Refusal) -> Refusal:
-        """Let ``session`` wait; reserve for it when it is the first of its lane or waited too long."""
-        if not refusal.queues:
-            return refusal
+        """Let ``session`` stand in line; reserve for it when it is the first of its lane or waited too long."""
         self._line += 1
         shortage = refusal.shortage
         if shortage is None or not shortage.eligible:
             return refusal
         due = self._reserves(session)
+        if not (due or self._preemptor or self._held):
+            return refusal
         seized = self._seize(session, shortage)
         if seized is not None:
             victims = tuple(sorted(v.session_id for v in seized[1]))
@@ -306,6 +307,40 @@ def fit_all(
     return tuple(verdicts[number] for number in range(len(requests)))
 
 
+def why(snapshot: Snapshot, session_id: str, policies: Policies = BUILT_IN) -> Verdict:
+    """What a pass would do with one pending session now, with an estimate of its start if it waits.
+
+    Only the queue of its group is run, down to its own priority. Raises ``KeyError`` for a session that
+    does not wait in ``snapshot``.
+    """
+    asked = {each.session_id: each for each in snapshot.pending}[session_id]
+    gone = cancelled(asked)
+    if gone is not None:
+        return Verdict("never", gone.message)
+    policy = {each.name: each for each in snapshot.groups}.get(asked.resource_group)
+    if policy is None:
+        return _verdict(_no_group(asked), session_id)
+    policies.check((policy,))
+    ahead = [
+        each
+        for each in snapshot.pending
+        if each.resource_group == policy.name and each.priority >= asked.priority
+    ]
+    accounts = Accounts(snapshot.quotas)
+    group = GroupPass(policy, policies.selector(policy), snapshot, ahead, accounts)
+    for session, outcome in group.run(ahead, policies.sequencer(policy)):
+        if session is not asked:
+            continue
+        if isinstance(outcome, Placement):
+            agent_id = outcome.kernels[0].agent_id
+            return Verdict("now", "can start now", agent_id=agent_id)
+        if isinstance(outcome, Refusal):
+            if outcome.booking is None:
+                outcome = group.estimated(session, outcome)
+            return _verdict(outcome, session_id)
+    raise KeyError(session_id)
+
+
 def _by_group(snapshot: Snapshot) -> dict[str, list[SessionRequest]]:
     queues: dict[str, list[SessionRequest]] = {}
     for session in snapshot.pending:
@@ -324,5 +359,9 @@ def _no_group(session: SessionRequest) -> Refusal:
 def _verdict(decision: Seats | Refusal, session_id: str) -> Verdict:
     if not isinstance(decision, Refusal):
         return Verdict("now", "can start now", agent_id=decision[0].agent_id)
-    explanation = decision.explanation(session_id)
-    return Verdict("never" if decision.never else "wait", decision.message, explanation=explanation)
+    return Verdict(
+        "never" if decision.never else "wait",
+        decision.message,
+        explanation=decision.explanation(session_id),
+        would_fit=decision.shortage.would_fit if decision.queues and decision.shortage else None,
+    )
