@@ -24,6 +24,8 @@ from spawner.scheduler.plan import plan
 from spawner.scheduler.policies import BUILT_IN
 
 BASELINES: dict[str, Policy] = {"FIFO, stop": fifo_stop, "FIFO, continue": fifo_continue}
+AGEING = 12 * 3600.0
+"""Seconds after which nobody is overtaken any more, here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ def contenders() -> list[Contender]:
     plain = GroupPolicy(GROUP)
     found = [Contender(name, policy, plain) for name, policy in BASELINES.items()]
     for name in sorted(set(BUILT_IN.sequencers) - {"lifo"}):
-        group = GroupPolicy(GROUP, sequencer=name, selector="concentrated")
+        group = GroupPolicy(GROUP, sequencer=name, selector="concentrated", ageing=AGEING)
         found.append(Contender(f"perijove {name}", plan, group))
     return found
 

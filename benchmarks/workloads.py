@@ -122,7 +122,7 @@ def flood(
         number += 1
     text = f"user-00 submits {sessions} sessions at once; {users - 1} others keep 60 % of the CPUs busy"
     window = (HOUR, days * DAY / 2)
-    return Workload("flood", text, tuple(agents), tuple(jobs), days * DAY, window, pause=120.0)
+    return Workload("flood", text, tuple(agents), tuple(jobs), days * DAY, window, pause=300.0)
 
 
 def mixture(

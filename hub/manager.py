@@ -26,6 +26,7 @@ from hub.api.handler import MAX_BODY
 from hub.api.services import Services
 from hub.config.deployment import Deployment
 from spawner.sessions.control import ControlPlane, ControlSettings
+from spawner.sessions.plugins import load_policies
 from spawner.sessions.tokens import find
 from store import schema
 from store.database import Store
@@ -136,7 +137,7 @@ class Manager:
         identity = IdentityService(store, now)
         await identity.bootstrap()
         folders = FolderService(store, self._volumes(), now)
-        control = ControlPlane(store, folders, now, self._control_settings())
+        control = ControlPlane(store, folders, now, self._control_settings(), load_policies())
         folders.in_use = control.sessions.mounted
         await folders.resume()
         await control.start()

@@ -8,6 +8,7 @@ from typing import Any
 from tornado.web import Application
 
 from hub.api import (
+    administration,
     connections,
     discovery,
     folders,
@@ -28,6 +29,7 @@ HANDLERS: tuple[type[Base], ...] = (
     *discovery.HANDLERS,
     *sessions.HANDLERS,
     *resources.HANDLERS,
+    *administration.HANDLERS,
     *folders.HANDLERS,
     *internal.HANDLERS,
     *connections.HANDLERS,

@@ -1,4 +1,4 @@
-"""``perijove db``: the schema of the manager's database."""
+"""``perijove db``: the manager's database: its schema, and its accounts."""
 
 from __future__ import annotations
 
@@ -50,12 +50,35 @@ class DbStatus(Command):
         say(f"The database is at revision {schema.head_revision()}, the newest")
 
 
+class DbRepair(Command):
+    """Recompute what is used from what runs."""
+
+    name = "perijove db repair"
+    description = """Recompute what devices give from the sessions that hold them.
+
+    The manager does the same by itself all the time; nothing is changed when all is well."""
+
+    def act(self, *arguments: str) -> None:
+        """Say what was wrong."""
+        from hub.commands.administration import with_administration
+
+        done = with_administration(self.deployment(), lambda admin, who: admin.repair(who))
+        for drift in done.drifts:
+            where = f"{drift.slot} {drift.device_id} of {drift.agent_id}"
+            say(f"{where}: {drift.was} were counted as used, {drift.should} are")
+        if done.freed or done.restored:
+            say(f"{done.freed} allocations were held by nobody, {done.restored} were lost")
+        if not done:
+            say("All is well; nothing was changed")
+
+
 class DbGroup(Group):
-    """The schema of the manager's database."""
+    """The manager's database."""
 
     name = "perijove db"
-    description = "The schema of the manager's database."
+    description = "The manager's database: its schema and its accounts."
     subcommands: dict[str, Any] = {
         "upgrade": (DbUpgrade, "Bring the database to the newest schema."),
         "status": (DbStatus, "Say whether the database has the newest schema."),
+        "repair": (DbRepair, "Recompute what is used from what runs."),
     }

@@ -41,6 +41,7 @@ class Accounts:
 
     def __init__(self, quotas: Iterable[Quota]) -> None:
         self._accounts = {(quota.scope, quota.scope_id): Account(quota) for quota in quotas}
+        self._whose: dict[tuple[str, str, str, str], list[Account]] = {}
 
     def charge(self, session: SessionRequest, slots: Iterable[tuple[str, int]]) -> None:
         """Count ``session``, which starts now, on every scope it belongs to."""
@@ -54,10 +55,13 @@ class Accounts:
         self, session: SessionRequest, slots: Iterable[tuple[str, int]]
     ) -> tuple[list[Reason], bool]:
         """Every limit ``session`` would pass, and whether it would pass one with nothing held."""
-        amounts = tuple(slots)
         reasons: list[Reason] = []
         never = False
-        for account in self._of(session):
+        accounts = self._of(session)
+        if not accounts:
+            return reasons, never
+        amounts = tuple(slots)
+        for account in accounts:
             quota = account.quota
             if quota.max_sessions is not None and account.sessions >= quota.max_sessions:
                 reasons.append(_too_many(account, quota.max_sessions))
@@ -74,13 +78,13 @@ class Accounts:
         return reasons, never
 
     def _of(self, session: SessionRequest) -> list[Account]:
-        scopes = (
-            ("keypair", session.access_key),
-            ("user", session.owner_id),
-            ("project", session.project_id),
-            ("domain", session.domain),
-        )
-        return [self._accounts[scope] for scope in scopes if scope in self._accounts]
+        whose = (session.access_key, session.owner_id, session.project_id, session.domain)
+        found = self._whose.get(whose)
+        if found is None:
+            scopes = zip(("keypair", "user", "project", "domain"), whose, strict=True)
+            found = [self._accounts[scope] for scope in scopes if scope in self._accounts]
+            self._whose[whose] = found
+        return found
 
 
 def check(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from spawner.scheduler.census import Bunch
 from spawner.scheduler.check import Blocked
-from spawner.scheduler.filters import CIRCLE_SAYS, KIND, ROOM, SAYINGS, SIZE, sift
+from spawner.scheduler.filters import CIRCLE_SAYS, ROOM, SAYINGS, sift
 from spawner.scheduler.floor import Floor
 from spawner.scheduler.model import Explanation, Missing, Reason, Slots
 from spawner.scheduler.nodes import CONTAINERS, UNKNOWN, Node
-from spawner.scheduler.reserve import Booking, least_lacking, seat_all
+from spawner.scheduler.reserve import Booking, seat_all
 from spawner.scheduler.shapes import Outline, Shape
 from spawner.scheduler.slots import human_amount, kind_of
 
@@ -43,6 +44,8 @@ class Shortage:
     never: bool = False
     eligible: tuple[tuple[Node, ...], ...] = ()
     """For each part, the nodes that could serve it when they get free."""
+    would_fit: Slots | None = None
+    """Of each slot asked for, what the best-fitting node could give now, up to what is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,36 +110,35 @@ class Refusal:
 
 def never_of(outline: Outline, floor: Floor) -> Shortage | None:
     """Why none of the group's nodes, in whatever state, could ever serve ``outline``, or None."""
-    return _never(outline, floor.nodes, {})[0]
+    return _never(outline, floor, {})[0]
 
 
-def shortage_of(outline: Outline, floor: Floor) -> Shortage:
+def shortage_of(outline: Outline, floor: Floor, *, exact: bool = True) -> Shortage:
     """What keeps ``outline`` from the nodes at this point of the pass, when they do not take it.
 
-    Of several parts the one that is hardest to place is told of.
+    Of several parts the one that is hardest to place is told of. Unless ``exact``, what is missing is
+    measured against the best of the nodes with most of one slot only.
     """
-    nodes = floor.nodes
     removed: dict[str, int] = {}
-    never, capable = _never(outline, nodes, removed)
+    never, capable = _never(outline, floor, removed)
     if never is not None:
         return never
-    if not nodes:
+    if not floor.nodes:
         return Shortage(NO_NODE, (Reason("agents", NO_NODE),))
-    hardest = max(outline.parts, key=lambda part: part.weight)
-    eligible = {
-        part: tuple(
-            sift(capable[part], part, floor.presence(part), removed if part is hardest else {})
-        )
-        for part in dict.fromkeys(outline.parts)
-    }
-    for part, some in eligible.items():
-        if not some:
+    hardest = _hardest(outline)
+    eligible: dict[Shape, tuple[Node, ...]] = {}
+    for part, bunches in capable.items():
+        counts = removed if part is hardest else {}
+        eligible[part] = floor.present(part, bunches, counts)
+        if not eligible[part]:
             if part is not hardest:
                 removed = {}
-                sift(nodes, part, (*KIND, *SIZE, *floor.presence(part)), removed)
-            return Shortage(_absent(capable[part], nodes), _reasons(removed))
-    sift(eligible[hardest], hardest, ROOM, removed)
-    best = least_lacking(hardest.need, eligible[hardest])
+                floor.census.capable(floor.census.of_kind(part, removed), part, removed)
+                floor.present(part, bunches, removed)
+            return Shortage(_absent(bunches, floor.nodes), _reasons(removed))
+    some = eligible[hardest]
+    _count_room(outline, hardest, some, floor, removed)
+    best = floor.lacks_least(hardest, capable[hardest], some, exact=exact)
     missing = tuple(
         Missing(slot, amount, best.available(slot), best.agent_id)
         for slot, amount in hardest.slots
@@ -144,35 +146,72 @@ def shortage_of(outline: Outline, floor: Floor) -> Shortage:
     )
     text = _waits_for(outline, hardest, best, missing)
     reasons = _reasons(removed) or (Reason("together", text),)
+    would_fit = None
+    if missing and best.available(CONTAINERS) >= hardest.containers:
+        would_fit = {slot: min(amount, best.available(slot)) for slot, amount in hardest.slots}
     return Shortage(
-        text, reasons, missing, eligible=tuple(eligible[part] for part in outline.parts)
+        text,
+        reasons,
+        missing,
+        eligible=tuple(eligible[part] for part in outline.parts),
+        would_fit=would_fit,
     )
 
 
+def _hardest(outline: Outline) -> Shape:
+    return max(outline.parts, key=lambda part: part.weight)
+
+
+def _count_room(
+    outline: Outline, shape: Shape, nodes: Sequence[Node], floor: Floor, removed: dict[str, int]
+) -> None:
+    """Why none of ``nodes`` has room: only a few have to be asked when nothing but amounts counts."""
+    simple = (
+        len(outline.parts) == 1 and not shape.rules.unfragmented and shape.rules.numa != "require"
+    )
+    if not simple or floor.limited:
+        sift(nodes, shape, ROOM, removed)
+        return
+    asked = floor.claimed.values() if nodes else ()
+    apart = [node for node in asked if node in floor.among(nodes)]
+    counts: dict[str, int] = {}
+    sift(apart, shape, ROOM, counts)
+    counts["capacity"] = counts.get("capacity", 0) + len(nodes) - len(apart)
+    for name, number in counts.items():
+        if number:
+            removed[name] = removed.get(name, 0) + number
+
+
 def _never(
-    outline: Outline, nodes: Sequence[Node], removed: dict[str, int]
-) -> tuple[Shortage | None, dict[Shape, list[Node]]]:
+    outline: Outline, floor: Floor, removed: dict[str, int]
+) -> tuple[Shortage | None, dict[Shape, list[Bunch]]]:
     """Why no nodes could ever serve ``outline``, or None and those that could serve each part."""
     if outline.defects:
         text = "; ".join(reason.message for reason in outline.defects)
         return Shortage(text, outline.defects, never=True), {}
-    capable: dict[Shape, list[Node]] = {}
-    hardest = max(outline.parts, key=lambda part: part.weight)
+    nodes, census = floor.nodes, floor.census
+    capable: dict[Shape, list[Bunch]] = {}
+    hardest = _hardest(outline)
     for part in dict.fromkeys(outline.parts):
         counts = removed if part is hardest else {}
-        of_kind = sift(nodes, part, KIND, counts)
-        capable[part] = sift(of_kind, part, SIZE, counts)
+        of_kind = census.of_kind(part, counts)
+        capable[part] = census.capable(of_kind, part, counts)
         if capable[part] or not nodes:
             continue
         if not of_kind:
             return Shortage(_wrong_kind(part, nodes), _reasons(counts), never=True), {}
-        best = _largest(part, of_kind)
+        examples = [bunch.one for bunch in of_kind]
+        best = _largest(part, examples)
         largest = {slot: best.capacity.get(slot, 0) for slot in part.wanted}
-        text = _too_big(part, of_kind)
+        text = _too_big(part, examples)
         return Shortage(text, _reasons(counts), largest=largest, never=True), {}
     if nodes and len(outline.parts) > 1:
         empty = {node.index: node.capacity for node in nodes}
-        if seat_all(outline.parts, [capable[part] for part in outline.parts], empty) is None:
+        able = {
+            part: sorted((n for b in bunches for n in b.nodes), key=lambda node: node.index)
+            for part, bunches in capable.items()
+        }
+        if seat_all(outline.parts, [able[part] for part in outline.parts], empty) is None:
             text = f"the nodes cannot hold all {len(outline.parts)} containers at once"
             return Shortage(text, (Reason("cluster", text),), never=True), {}
     return None, capable
@@ -249,12 +288,12 @@ def _too_big(shape: Shape, nodes: Sequence[Node]) -> str:
     return f"no node has {together} together"
 
 
-def _absent(capable: Sequence[Node], nodes: Sequence[Node]) -> str:
+def _absent(capable: Sequence[Bunch], nodes: Sequence[Node]) -> str:
     if not any(node.agent.alive for node in nodes):
         return f"no node is connected ({_nodes(len(nodes))} lost)"
-    lost = sum(not node.agent.alive for node in capable)
-    closed = sum(node.agent.alive and not node.agent.schedulable for node in capable)
-    ruled_out = len(capable) - lost - closed
+    lost = sum(bunch.lost for bunch in capable)
+    closed = sum(bunch.closed for bunch in capable)
+    ruled_out = sum(len(bunch.present) for bunch in capable)
     parts = [f"{lost} not connected"] if lost else []
     parts += [f"{closed} closed for new sessions"] if closed else []
     parts += [f"{ruled_out} {CIRCLE_SAYS}"] if ruled_out else []

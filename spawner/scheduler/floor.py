@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from spawner.scheduler.filters import KIND, PRESENCE, SIZE, Filter, circle_filter, sift
+from spawner.scheduler.census import Bunch, Census
+from spawner.scheduler.filters import KIND, PRESENCE, Filter, circle_filter, sift
 from spawner.scheduler.model import (
     GroupPolicy,
     KernelPlacement,
@@ -15,7 +16,7 @@ from spawner.scheduler.model import (
 )
 from spawner.scheduler.nodes import FOREVER, Need, Node
 from spawner.scheduler.rankings import Ranking
-from spawner.scheduler.reserve import expected_end, holdings, seat_all
+from spawner.scheduler.reserve import expected_end, holdings, least_lacking, seat_all
 from spawner.scheduler.select import Key, Selector, idle_accelerators
 from spawner.scheduler.shapes import Circle, Outline, Shape, Shapes
 
@@ -55,6 +56,11 @@ class Floor:
         self._classes: dict[Class, list[Shape]] = {}
         self._class_of: dict[Shape, Class] = {}
         self._turns = len(self.nodes)
+        self.limited = any(node.agent.max_containers is not None for node in self.nodes)
+        """Whether any node has a limit of containers."""
+        self._claimed: dict[int, Node] = {}
+        self._sets: dict[int, tuple[Sequence[Node], frozenset[Node]]] = {}
+        self.census = Census(self.nodes, self.by_id, self._changed)
         self._settle(snapshot.running, snapshot.now)
         self._classify()
 
@@ -149,13 +155,43 @@ class Floor:
             used = frozenset(self.nodes[index].agent_id for index in taken)
         return ranking.pick(shape.need, ends_at, failed | used, accept)
 
-    def eligible(self, shape: Shape) -> list[Node]:
+    def eligible(self, shape: Shape) -> tuple[Node, ...]:
         """Nodes that could serve ``shape`` if they were empty, in agent id order."""
-        return sift(self.nodes, shape, (*KIND, *SIZE, *self.presence(shape)), {})
+        large = self.census.capable(self.census.of_kind(shape, {}), shape, {})
+        return self.present(shape, large, {})
 
-    def presence(self, shape: Shape) -> tuple[Filter, ...]:
-        """The filters that say which nodes can be asked at the moment."""
-        return PRESENCE if shape.circle is None else (*PRESENCE, self._circle_filter(shape))
+    def present(
+        self, shape: Shape, bunches: Sequence[Bunch], removed: dict[str, int]
+    ) -> tuple[Node, ...]:
+        """Nodes of ``bunches`` that can be asked at the moment, in agent id order; others are counted."""
+        nodes = self.census.present(bunches, removed)
+        if shape.circle is None or not shape.circle.group.strict:
+            return nodes
+        return tuple(sift(nodes, shape, (self._circle_filter(shape),), removed))
+
+    def lacks_least(
+        self, shape: Shape, bunches: Sequence[Bunch], nodes: Sequence[Node], *, exact: bool
+    ) -> Node:
+        """The node of ``nodes`` (those of ``bunches``) that lacks least of ``shape``, or nearly so."""
+        if exact or shape.circle is not None:
+            return least_lacking(shape.need, nodes)
+        return self.census.roomiest(bunches, nodes, shape.need)
+
+    def among(self, nodes: Sequence[Node]) -> frozenset[Node]:
+        """``nodes`` as a set, made once for each sequence."""
+        found = self._sets.get(id(nodes))
+        if found is None or found[0] is not nodes:
+            found = self._sets[id(nodes)] = (nodes, frozenset(nodes))
+        return found[1]
+
+    @property
+    def claimed(self) -> Mapping[int, Node]:
+        """Nodes with claims, by index."""
+        return self._claimed
+
+    def claims_on(self, nodes: Iterable[Node]) -> None:
+        """Remember that these nodes have claims."""
+        self._claimed.update((node.index, node) for node in nodes)
 
     def _circle_filter(self, shape: Shape) -> Filter:
         return circle_filter(self._members.get(shape.circle, {}) if shape.circle else {})
@@ -215,10 +251,11 @@ class Floor:
         else:
             candidates = self.nodes
         nodes = sift(candidates, shape, (*KIND, *PRESENCE), {})
+        idle = {bunch: idle_accelerators(bunch.one, wanted) for bunch in self.census.bunches}
         preference = {
             node.index: (
                 int(bool(shape.preferred) and node.agent_id not in shape.preferred),
-                idle_accelerators(node, wanted),
+                idle[self.census.bunch_of(node)],
                 int(node.index not in holders),
             )
             for node in nodes
@@ -227,9 +264,9 @@ class Floor:
         members = self._members.setdefault(circle, {}) if circle else {}
 
         def key(node: Node) -> Key:
-            elsewhere, idle, pull = preference[node.index]
+            elsewhere, spare, pull = preference[node.index]
             near = toward * members.get(node.index, 0)
-            return (elsewhere, near, idle, pull, *self._selector(node, wanted, self._policy))
+            return (elsewhere, near, spare, pull, *self._selector(node, wanted, self._policy))
 
         return Ranking(nodes, key, least, self._changed)
 

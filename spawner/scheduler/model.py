@@ -335,4 +335,6 @@ class Verdict:
     agent_id: str | None = None
     """Where it would start, when ``verdict`` is ``now``."""
     explanation: Explanation | None = None
-    """Why it would not start now, otherwise."""
+    """Why it would not start now, otherwise; ``starts_at`` says when it could, if that is known."""
+    would_fit: Slots | None = None
+    """When ``verdict`` is ``wait``: of each slot asked for, what could start now on the best-fitting agent."""

@@ -51,8 +51,8 @@ def lifo(sessions: Sequence[SessionRequest], context: OrderContext) -> Iterable[
 
 def has_aged(session: SessionRequest, context: OrderContext) -> bool:
     """True when it has waited longer than its group lets anyone be overtaken."""
-    since = max(session.submitted_at, session.starts_at or session.submitted_at)
-    return context.now - since > context.group.ageing
+    before = context.now - context.group.ageing
+    return session.submitted_at < before and (session.starts_at or 0.0) < before
 
 
 class SequencerError(ValueError):
@@ -74,7 +74,9 @@ def in_order(
         aged = [session for session in bands[priority] if has_aged(session, context)]
         yield from sorted(aged, key=by_time)
         gone = {session.session_id for session in aged}
-        rest = tuple(s for s in bands[priority] if s.session_id not in gone)
+        rest = tuple(bands[priority])
+        if gone:
+            rest = tuple(session for session in rest if session.session_id not in gone)
         left = {session.session_id for session in rest}
         for session in sequencer(rest, context):
             if session.session_id not in left:

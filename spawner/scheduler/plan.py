@@ -28,15 +28,14 @@ from spawner.scheduler.policies import BUILT_IN, Policies
 from spawner.scheduler.preempt import Hold, Preemptor, held_for
 from spawner.scheduler.reserve import Booking, claim, earliest, holders_of, reserve
 from spawner.scheduler.select import Selector
-from spawner.scheduler.shapes import Outline, Shapes
-from spawner.scheduler.slots import family_of, is_accelerator
+from spawner.scheduler.shapes import Lane, Outline, Shapes
 
+EXACT = 50
+"""For how many different requests in line the node that lacks least is looked for among all nodes."""
 AGED_RESERVATIONS = 64
 """How many of the sessions that waited too long have their own reservations in one group at once."""
 
 Seats = tuple[Node, ...]
-Lane = tuple[int, frozenset[tuple[frozenset[str], frozenset[str], frozenset[str]]]]
-"""Sessions that wait for the same kind of thing: priority; architectures, designation, accelerators."""
 
 
 @dataclass(slots=True)
@@ -64,10 +63,12 @@ class GroupPass:
         self._line = 0
         shapes = Shapes(policy)
         self._outlines = {each.session_id: shapes.of(each) for each in sessions}
+        self.dry = False
+        """Whether the next requests are asked for an answer only, which is then exact."""
         self._floor = Floor(policy, selector, snapshot, shapes)
         self._full: dict[Outline, _Full] = {}
         self._never: dict[Outline, Shortage | None] = {}
-        self._lanes: set[Lane] = set()
+        self._lanes: set[tuple[int, Lane]] = set()
         self._aged = 0
         capacity = capacity_of(snapshot.agents, policy.name)
         self._context = OrderContext(snapshot.now, policy, capacity, self._running, snapshot.usage)
@@ -88,6 +89,7 @@ class GroupPass:
         held = held_for(single, self._running, self._floor.by_id)
         for session_id, hold in sorted(held.items()):
             claim(hold.node, session_id, hold.need, UNKNOWN, FOREVER, self._now)
+            self._floor.claims_on((hold.node,))
         return held
 
     def run(
@@ -103,13 +105,14 @@ class GroupPass:
             if session.session_id in self._held:
                 self._release(session.session_id)
             decision = self.decide(session)
-            if isinstance(decision, Refusal):
-                if decision.queues:
-                    counted.append(session)
-                yield session, self.line_up(session, decision)
-            else:
+            if not isinstance(decision, Refusal):
                 counted.append(session)
                 yield session, self.start(session, decision)
+            elif decision.queues:
+                counted.append(session)
+                yield session, self.line_up(session, decision)
+            else:
+                yield session, decision
 
     def decide(self, session: SessionRequest) -> Seats | Refusal:
         """The nodes where ``session`` may start now, or why it may not. Takes nothing."""
@@ -125,7 +128,9 @@ class GroupPass:
         if seats is not None:
             return seats
         if full is None:
-            self._full[outline] = full = _Full(shortage_of(outline, self._floor), run_time)
+            exact = self.dry or len(self._full) < EXACT
+            shortage = shortage_of(outline, self._floor, exact=exact)
+            self._full[outline] = full = _Full(shortage, run_time)
         full.run_time = run_time
         return self._refuse(full.shortage)
 
@@ -137,14 +142,14 @@ class GroupPass:
         return self._floor.take(session, outline, seats, ends_at)
 
     def line_up(self, session: SessionRequest, refusal: Refusal) -> Refusal:
-        """Let ``session`` wait; reserve for it when it is the first of its lane or waited too long."""
-        if not refusal.queues:
-            return refusal
+        """Let ``session`` stand in line; reserve for it when it is the first of its lane or waited too long."""
         self._line += 1
         shortage = refusal.shortage
         if shortage is None or not shortage.eligible:
             return refusal
         due = self._reserves(session)
+        if not (due or self._preemptor or self._held):
+            return refusal
         seized = self._seize(session, shortage)
         if seized is not None:
             victims = tuple(sorted(v.session_id for v in seized[1]))
@@ -154,6 +159,7 @@ class GroupPass:
         if refusal.booking is not None:
             run_time = FOREVER if session.run_time is None else session.run_time
             reserve(refusal.booking, session.session_id, self._now, run_time)
+            self._floor.claims_on(node for node, _ in refusal.booking.seats)
         return refusal
 
     def _release(self, session_id: str) -> None:
@@ -196,10 +202,11 @@ class GroupPass:
         return Refusal(self._line + 1, len(self._floor.nodes), shortage, blocked)
 
     def _reserves(self, session: SessionRequest) -> bool:
-        aged = has_aged(session, self._context) and self._aged < AGED_RESERVATIONS
-        lane = _lane(session.priority, self._outlines[session.session_id])
+        aged = self._aged < AGED_RESERVATIONS and has_aged(session, self._context)
+        lane = (session.priority, self._outlines[session.session_id].lane)
         first = lane not in self._lanes
-        self._lanes.add(lane)
+        if first:
+            self._lanes.add(lane)
         self._aged += aged
         return first or aged
 
@@ -207,17 +214,6 @@ class GroupPass:
         if outline not in self._never:
             self._never[outline] = never_of(outline, self._floor)
         return self._never[outline]
-
-
-def _lane(priority: int, outline: Outline) -> Lane:
-    return priority, frozenset(
-        (
-            part.architectures,
-            part.designated,
-            frozenset(family_of(slot) for slot in part.wanted if is_accelerator(slot)),
-        )
-        for part in outline.parts
-    )
 
 
 def plan(snapshot: Snapshot, policies: Policies = BUILT_IN) -> Plan:
@@ -302,12 +298,47 @@ def fit_all(
         group = GroupPass(policy, policies.selector(policy), snapshot, everyone, accounts)
         for _ in group.run(ahead, policies.sequencer(policy)):
             pass
+        group.dry = True
         for number, asked in line:
             decision = group.decide(asked)
             if isinstance(decision, Refusal):
                 decision = group.estimated(asked, decision)
             verdicts[number] = _verdict(decision, requests[number].session_id)
     return tuple(verdicts[number] for number in range(len(requests)))
+
+
+def why(snapshot: Snapshot, session_id: str, policies: Policies = BUILT_IN) -> Verdict:
+    """What a pass would do with one pending session now, with an estimate of its start if it waits.
+
+    Only the queue of its group is run, down to its own priority. Raises ``KeyError`` for a session that
+    does not wait in ``snapshot``.
+    """
+    asked = {each.session_id: each for each in snapshot.pending}[session_id]
+    gone = cancelled(asked)
+    if gone is not None:
+        return Verdict("never", gone.message)
+    policy = {each.name: each for each in snapshot.groups}.get(asked.resource_group)
+    if policy is None:
+        return _verdict(_no_group(asked), session_id)
+    policies.check((policy,))
+    ahead = [
+        each
+        for each in snapshot.pending
+        if each.resource_group == policy.name and each.priority >= asked.priority
+    ]
+    accounts = Accounts(snapshot.quotas)
+    group = GroupPass(policy, policies.selector(policy), snapshot, ahead, accounts)
+    for session, outcome in group.run(ahead, policies.sequencer(policy)):
+        if session is not asked:
+            continue
+        if isinstance(outcome, Placement):
+            agent_id = outcome.kernels[0].agent_id
+            return Verdict("now", "can start now", agent_id=agent_id)
+        if isinstance(outcome, Refusal):
+            if outcome.booking is None:
+                outcome = group.estimated(session, outcome)
+            return _verdict(outcome, session_id)
+    raise KeyError(session_id)
 
 
 def _by_group(snapshot: Snapshot) -> dict[str, list[SessionRequest]]:
@@ -328,5 +359,9 @@ def _no_group(session: SessionRequest) -> Refusal:
 def _verdict(decision: Seats | Refusal, session_id: str) -> Verdict:
     if not isinstance(decision, Refusal):
         return Verdict("now", "can start now", agent_id=decision[0].agent_id)
-    explanation = decision.explanation(session_id)
-    return Verdict("never" if decision.never else "wait", decision.message, explanation=explanation)
+    return Verdict(
+        "never" if decision.never else "wait",
+        decision.message,
+        explanation=decision.explanation(session_id),
+        would_fit=decision.shortage.would_fit if decision.queues and decision.shortage else None,
+    )

@@ -8,29 +8,62 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from spawner.scheduler.nodes import FOREVER, Need, Node
 from spawner.scheduler.select import Key
 
+BLOCK = 64
+"""Nodes per block; blocks are split at twice the number."""
+
+Entry = tuple[Key, int]
+
+
+class Block:
+    """Neighbours in a ranking. ``most``: no node in it has more free of any slot asked for."""
+
+    __slots__ = ("entries", "most")
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self.entries = entries
+        self.most: dict[str, int] = {}
+
+    def measure(self, nodes: dict[int, Node], slots: Iterable[str]) -> None:
+        """Find out what the nodes have free at most."""
+        frees = [nodes[index].free for _, index in self.entries]
+        self.most = {slot: max((free.get(slot, 0) for free in frees), default=0) for slot in slots}
+
+    def may_have(self, need: Need) -> bool:
+        """False when surely no node of it has ``need`` free."""
+        most = self.most
+        for slot, amount in need:  # noqa: SIM110 - a generator costs three times as much here
+            if most[slot] < amount:
+                return False
+        return True
+
 
 class Ranking:
     """The nodes that may serve one class of requests, best first, kept in order as a pass goes on.
 
-    A class is all requests that want the same slots with the same architecture, designation and
-    image preference; they differ in amounts only. ``log`` is the pass's list of changed nodes: a
-    ranking catches up when it is used. Nodes that cannot serve even ``least`` (the least that any
-    request of the class wants of each slot) leave for good, because nodes only get fuller in a pass.
-    The cost of a placement is thus a search in a sorted list, not a walk over all nodes.
+    A class is all requests that want the same slots with the same architecture, designation, session
+    group and image preference; they differ in amounts only. ``log`` is the pass's list of changed
+    nodes: a ranking catches up when it is used. Nodes that cannot serve even ``least`` (the least that
+    any request of the class wants of each slot) leave for good, because nodes only get fuller in a
+    pass. The cost of a placement is thus a search in sorted blocks, of which those without a node
+    that has enough are passed over as a whole.
     """
 
-    __slots__ = ("_cursor", "_entries", "_key", "_keys", "_least", "_log", "_nodes")
+    __slots__ = ("_blocks", "_cursor", "_key", "_keys", "_least", "_log", "_nodes", "_slots")
 
     def __init__(
         self, nodes: Iterable[Node], key: Callable[[Node], Key], least: Need, log: Sequence[Node]
     ) -> None:
         self._key = key
         self._least = least
+        self._slots = tuple(slot for slot, _ in least)
         self._log = log
         self._cursor = len(log)
         self._nodes = {node.index: node for node in nodes if node.has(least)}
         self._keys = {index: key(node) for index, node in self._nodes.items()}
-        self._entries = sorted((rank, index) for index, rank in self._keys.items())
+        entries = sorted((rank, index) for index, rank in self._keys.items())
+        self._blocks = [Block(entries[at : at + BLOCK]) for at in range(0, len(entries), BLOCK)]
+        for block in self._blocks:
+            block.measure(self._nodes, self._slots)
 
     def pick(
         self,
@@ -43,38 +76,91 @@ class Ranking:
 
         One outside ``avoid`` (agent ids) if there is any.
         """
-        self._catch_up()
+        if self._cursor < len(self._log):
+            self._catch_up()
+        emptied: list[Block] = []
+        found = self._search(need, ends_at, avoid, accept, emptied)
+        if emptied:
+            self._blocks = [block for block in self._blocks if block.entries]
+        return found
+
+    def _search(
+        self,
+        need: Need,
+        ends_at: float,
+        avoid: Collection[str],
+        accept: Callable[[Node], bool] | None,
+        emptied: list[Block],
+    ) -> Node | None:
         spare: Node | None = None
-        chosen: Node | None = None
-        gone: list[int] = []
-        for _, index in self._entries:
-            node = self._nodes[index]
-            if not node.fits(need, ends_at):
-                if not node.has(self._least):
-                    gone.append(index)
-            elif accept is not None and not accept(node):
+        nodes = self._nodes
+        for block in self._blocks:
+            if not block.may_have(need):
                 continue
-            elif node.agent_id not in avoid:
-                chosen = node
-                break
-            elif spare is None:
-                spare = node
-        if gone:
-            for index in gone:
-                del self._keys[index]
-            self._entries = [entry for entry in self._entries if entry[1] in self._keys]
-        return chosen or spare
+            fruitless = True
+            for _, index in block.entries:
+                node = nodes[index]
+                if not node.fits(need, ends_at):
+                    continue
+                fruitless = False
+                if accept is not None and not accept(node):
+                    continue
+                if node.agent_id not in avoid:
+                    return node
+                if spare is None:
+                    spare = node
+            if fruitless:
+                self._tidy(block)
+                if not block.entries:
+                    emptied.append(block)
+        return spare
+
+    def _tidy(self, block: Block) -> None:
+        """Let go of nodes that are too full for everybody, and measure the others."""
+        nodes, least = self._nodes, self._least
+        kept = [entry for entry in block.entries if nodes[entry[1]].has(least)]
+        if len(kept) < len(block.entries):
+            for _, index in block.entries:
+                if not nodes[index].has(least):
+                    del self._keys[index]
+            block.entries = kept
+        block.measure(nodes, self._slots)
 
     def _catch_up(self) -> None:
-        if self._cursor == len(self._log):
-            return
-        for index in {node.index for node in self._log[self._cursor :]}:
+        log = self._log
+        since, self._cursor = self._cursor, len(log)
+        indices = {log[-1].index} if since + 1 == len(log) else {n.index for n in log[since:]}
+        for index in indices:
             rank = self._keys.pop(index, None)
             if rank is None:
                 continue
-            del self._entries[bisect_left(self._entries, (rank, index))]
+            place = bisect_left(self._blocks, (rank, index), key=_last)
+            block = self._blocks[place]
+            del block.entries[bisect_left(block.entries, (rank, index))]
+            if not block.entries:
+                del self._blocks[place]
             node = self._nodes[index]
             if node.has(self._least):
-                self._keys[index] = rank = self._key(node)
-                insort(self._entries, (rank, index))
-        self._cursor = len(self._log)
+                self._insert(index, node)
+
+    def _insert(self, index: int, node: Node) -> None:
+        self._keys[index] = rank = self._key(node)
+        if not self._blocks:
+            self._blocks.append(Block([(rank, index)]))
+            self._blocks[0].measure(self._nodes, self._slots)
+            return
+        place = bisect_left(self._blocks, (rank, index), key=_last)
+        block = self._blocks[min(place, len(self._blocks) - 1)]
+        insort(block.entries, (rank, index))
+        most = block.most
+        for slot in self._slots:
+            most[slot] = max(most[slot], node.free.get(slot, 0))
+        if len(block.entries) > 2 * BLOCK:
+            other = Block(block.entries[BLOCK:])
+            del block.entries[BLOCK:]
+            other.most = dict(most)
+            self._blocks.insert(self._blocks.index(block) + 1, other)
+
+
+def _last(block: Block) -> Entry:
+    return block.entries[-1]

@@ -16,6 +16,7 @@ from spawner.scheduler.model import (
 from spawner.scheduler.nodes import CONTAINERS, Need
 from spawner.scheduler.slots import (
     example,
+    family_of,
     format_amount,
     human_amount,
     human_bytes,
@@ -23,6 +24,7 @@ from spawner.scheduler.slots import (
     kind_of,
 )
 
+Lane = frozenset[tuple[frozenset[str], frozenset[str], frozenset[str]]]
 SINGLE, MULTI = "single-node", "multi-node"
 
 
@@ -81,6 +83,8 @@ class Outline:
     """Summed amounts above zero of all kernels."""
     defects: tuple[Reason, ...] = ()
     """Everything for which no node whatever could run it: the request itself is wrong."""
+    lane: Lane = frozenset()
+    """What it waits for in kind: per part architectures, strict designation, accelerator families."""
 
 
 class Shapes:
@@ -123,7 +127,15 @@ class Shapes:
         apart = session.cluster_mode == MULTI and len(kernels) > 1
         together = [(kernel,) for kernel in kernels] if apart else [kernels]
         parts = tuple(self._shape(session, part, circle) for part in together)
-        return Outline(parts, _sum(kernels), tuple(defects(session, self._policy)))
+        lane = frozenset(
+            (
+                part.architectures,
+                part.designated,
+                frozenset(family_of(slot) for slot in part.wanted if is_accelerator(slot)),
+            )
+            for part in parts
+        )
+        return Outline(parts, _sum(kernels), tuple(defects(session, self._policy)), lane)
 
     def _shape(
         self, session: SessionRequest, kernels: tuple[KernelRequest, ...], circle: Circle | None

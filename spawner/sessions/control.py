@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from spawner.scheduler.policies import BUILT_IN, Policies
+from spawner.sessions.administration import Administration
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.events import EventBus
 from spawner.sessions.metrics import Metrics
@@ -77,6 +78,7 @@ class ControlPlane:
             policies=policies,
         )
         self._policies = policies
+        self.administration = Administration(self.journal, policies, self.reconciler.repair)
         self.leads = asyncio.Event()
         """Set while this manager schedules and reconciles."""
         self.journal.listen(self._committed)

@@ -18,8 +18,8 @@ SEQUENCERS = sorted(set(BUILT_IN.sequencers) - {"lifo"})
 FAIR = [name for name in ("drf", "fair-share") if name in BUILT_IN.sequencers]
 
 
-def perijove(sequencer: str) -> Contender:
-    group = GroupPolicy(GROUP, sequencer=sequencer, selector="concentrated")
+def perijove(sequencer: str, ageing: float = 3 * DAY) -> Contender:
+    group = GroupPolicy(GROUP, sequencer=sequencer, selector="concentrated", ageing=ageing)
     return Contender(sequencer, plan, group)
 
 
@@ -37,12 +37,12 @@ def under_flood(sequencer: str) -> Result:
 
 @cache
 def mixed(sequencer: str) -> Result:
-    """Whole-node sessions among small ones at 95 % for a day."""
+    """Whole-node sessions among small ones at 95 % for a day; nobody is overtaken after four hours."""
     work = mixture(seed=12, nodes=3, users=6, days=1.0)
     baselines = {"stop": fifo_stop, "continue": fifo_continue}
     if sequencer in baselines:
         return simulate(work, Contender("b", baselines[sequencer], GroupPolicy(GROUP)))
-    return simulate(work, perijove(sequencer))
+    return simulate(work, perijove(sequencer, ageing=4 * HOUR))
 
 
 @pytest.mark.parametrize("sequencer", SEQUENCERS)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from spawner.scheduler.plan import fit, fit_all
-from tests.harness.snapshots import agent, quota, session, snapshot
+from dataclasses import replace
+
+import pytest
+
+from spawner.scheduler.model import Dependency, SessionRequest
+from spawner.scheduler.plan import fit, fit_all, why
+from tests.harness.snapshots import NOW, agent, quota, running, session, slots, snapshot
+
+from .answers import told
 
 
 def test_now_wait_and_never() -> None:
@@ -53,3 +60,49 @@ def test_the_explanation_carries_the_callers_session_id() -> None:
     explanation = fit(snapshot(), session("mine")).explanation
     assert explanation is not None
     assert explanation.session_id == "mine"
+
+
+def test_it_says_when_and_what_would_fit() -> None:
+    runs = [running("r", holds={"cpu": 6}, ends=120)]
+    case = snapshot([agent(used={"cpu": 6})], runs=runs)
+    verdict = fit(case, session(wants={"cpu": 4, "mem": "1g"}))
+    assert verdict.explanation is not None
+    assert verdict.explanation.starts_at == NOW + 120
+    assert verdict.explanation.waits_for == ("r",)
+    assert verdict.would_fit == slots({"cpu": 2, "mem": "1g"})
+
+
+def test_why_answers_for_one_that_waits_without_a_reservation() -> None:
+    runs = [running("r", holds={"cpu": 8}, ends=120)]
+    pending = [session("a", {"cpu": 8}, run_time=60), session("b", {"cpu": 8}, at=1)]
+    case = snapshot([agent(used={"cpu": 8})], pending, runs=runs)
+    answer = why(case, "b")
+    assert (answer.verdict, answer.message) == (
+        "wait",
+        "queued, second in line: waiting for 8 CPUs",
+    )
+    assert answer.explanation is not None
+    assert answer.explanation.starts_at == NOW + 180
+    assert why(case, "a").explanation == told(case, "a")
+
+
+@pytest.mark.parametrize(
+    ("asked", "verdict"),
+    [
+        (session(), "now"),
+        (session(wants={"cpu": 9}), "never"),
+        (session(group="gone"), "wait"),
+        (session(starts_at=60), "wait"),
+        (
+            replace(session(), dependencies=(Dependency("p", "failed"),), failed_parents="cancel"),
+            "never",
+        ),
+    ],
+)
+def test_why_in_one_call(asked: SessionRequest, verdict: str) -> None:
+    assert why(snapshot([agent()], [asked]), "s1").verdict == verdict
+
+
+def test_why_knows_only_those_who_wait() -> None:
+    with pytest.raises(KeyError):
+        why(snapshot(), "gone")

@@ -1,0 +1,295 @@
+"""Administrators' use cases: list, make, change and delete domains, projects, policies, groups, presets.
+
+All kinds work alike (``spawner.sessions.records``); a change wakes the scheduler, for it may let
+somebody start.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from sqlalchemy import ColumnElement, inspect, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from authenticator.principals import Principal, Scope, require
+from authenticator.problems import BadRequest, InvalidParameters, NotFound
+from authenticator.tables import KeyPairPolicyRow, KeyPairRow, MembershipRow, ProjectRow, UserRow
+from spawner.scheduler.policies import Policies
+from spawner.scheduler.slots import human_bytes
+from spawner.sessions.groups import OptionsError
+from spawner.sessions.ledger import Repair
+from spawner.sessions.records import Kind, kinds
+from spawner.sessions.tables import PresetRow, ResourceGroupRow
+from spawner.sessions.transitions import Change, Journal
+
+Record = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+
+class Administration:
+    """Records by kind (``domains``, ``projects``, ...). Every method demands ``Scope.ADMIN``."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        policies: Policies,
+        repair: Callable[[], Awaitable[Repair]],
+    ) -> None:
+        self._journal, self._repair = journal, repair
+        self.kinds = kinds(policies)
+
+    async def list(self, principal: Principal, plural: str) -> list[Record]:
+        """All records of a kind, by name."""
+        require(principal, Scope.ADMIN)
+        kind = self._kind(plural)
+
+        async def work(db: AsyncSession) -> list[Record]:
+            rows = await db.scalars(select(kind.row))
+            return sorted([await _shown(db, kind, row) for row in rows], key=lambda r: r["name"])
+
+        return await self._journal.store.read(work)
+
+    async def get(self, principal: Principal, plural: str, ref: str) -> Record:
+        """One record. Raises ``NotFound``."""
+        require(principal, Scope.ADMIN)
+        kind = self._kind(plural)
+
+        async def work(db: AsyncSession) -> Record:
+            return await _shown(db, kind, await _find(db, kind, ref))
+
+        return await self._journal.store.read(work)
+
+    async def create(
+        self, principal: Principal, plural: str, given: Mapping[str, Any], request_id: str
+    ) -> Record:
+        """A new record. Raises ``InvalidParameters`` with all wrong fields."""
+        require(principal, Scope.ADMIN)
+        kind = self._kind(plural)
+        if not kind.made_here:
+            raise BadRequest(f"a {kind.word} is not made here")
+        values = _checked(kind, given, new=True)
+
+        async def work(change: Change) -> Record:
+            dated = {"created_at": change.now} if hasattr(kind.row, "created_at") else {}
+            named = {"id": uuid.uuid4()} if kind.by_id else {}
+            row = kind.row(**values, **dated, **named)
+            await _consistent(change.db, row)
+            change.db.add(row)
+            await change.db.flush()
+            change.schedule = True
+            return await _shown(change.db, kind, row)
+
+        try:
+            made = await self._journal.write(request_id, work)
+        except IntegrityError as error:
+            raise _clash(kind, values, error) from error
+        log.info("%s made the %s %s", principal.username, kind.word, values["name"])
+        return made
+
+    async def update(
+        self,
+        principal: Principal,
+        plural: str,
+        ref: str,
+        given: Mapping[str, Any],
+        request_id: str,
+    ) -> Record:
+        """Change the fields that are given. Raises ``NotFound``, ``InvalidParameters``."""
+        require(principal, Scope.ADMIN)
+        kind = self._kind(plural)
+        values = _checked(kind, given, new=False)
+
+        async def work(change: Change) -> Record:
+            row = await _find(change.db, kind, ref)
+            policy = values.pop("policy", None)
+            if policy is not None:
+                await _give_policy(change.db, row, policy)
+            for field, value in values.items():
+                setattr(row, field, value)
+            await _consistent(change.db, row)
+            await change.db.flush()
+            change.schedule = True
+            return await _shown(change.db, kind, row)
+
+        try:
+            changed = await self._journal.write(request_id, work)
+        except IntegrityError as error:
+            raise _clash(kind, values, error) from error
+        fields = ", ".join(given)
+        log.info("%s changed %s of the %s %s", principal.username, fields, kind.word, ref[:80])
+        return changed
+
+    async def delete(self, principal: Principal, plural: str, ref: str, request_id: str) -> None:
+        """Delete a record that nothing uses. Raises ``NotFound``, ``BadRequest``."""
+        require(principal, Scope.ADMIN)
+        kind = self._kind(plural)
+        if not kind.made_here:
+            raise BadRequest(f"a {kind.word} is not deleted here")
+
+        async def work(change: Change) -> None:
+            await change.db.delete(await _find(change.db, kind, ref))
+            await change.db.flush()
+            change.schedule = True
+
+        try:
+            await self._journal.write(request_id, work)
+        except IntegrityError as error:
+            instead = " (it can be switched off instead: is_active)"
+            hint = instead if "is_active" in kind.fields else ""
+            raise BadRequest(f"the {kind.word} {ref[:80]!r} is in use{hint}") from error
+        log.info("%s deleted the %s %s", principal.username, kind.word, ref[:80])
+
+    async def set_member(
+        self, principal: Principal, project: str, username: str, member: bool, request_id: str
+    ) -> Record:
+        """Take a user into a project, or out of it; harmless when repeated."""
+        require(principal, Scope.ADMIN)
+        kind = self.kinds["projects"]
+
+        async def work(change: Change) -> Record:
+            row = await _find(change.db, kind, project)
+            user = await _find(change.db, self.kinds["users"], username)
+            key = {"user_id": user.id, "project_id": row.id}
+            known = await change.db.get(MembershipRow, key)
+            if member and known is None:
+                if user.domain != row.domain:
+                    told = f"{username} belongs to the domain {user.domain}, not to {row.domain}"
+                    raise InvalidParameters({"user": told})
+                change.db.add(MembershipRow(**key))
+            elif not member and known is not None:
+                await change.db.delete(known)
+            await change.db.flush()
+            return await _shown(change.db, kind, row)
+
+        return await self._journal.write(request_id, work)
+
+    async def repair(self, principal: Principal) -> Repair:
+        """Recompute the ledger from live rows now."""
+        require(principal, Scope.ADMIN)
+        return await self._repair()
+
+    def _kind(self, plural: str) -> Kind:
+        kind = self.kinds.get(plural)
+        if kind is None:
+            known = ", ".join(self.kinds)
+            raise NotFound("kind", f"{plural[:80]!r} is none of {known}")
+        return kind
+
+
+def _checked(kind: Kind, given: Mapping[str, Any], *, new: bool) -> Record:
+    """Values of all given fields, and for a new record of the others too."""
+    errors: dict[str, str] = {}
+    values: Record = {}
+    for name, value in given.items():
+        field = kind.fields.get(name)
+        if field is None:
+            errors[name[:80]] = f"unknown: known are {', '.join(kind.fields)}"
+        elif field.fixed and not new:
+            errors[name] = "it stays as it was made"
+        else:
+            try:
+                values[name] = field.parse(value)
+            except OptionsError as error:
+                errors |= {f"{name}.{inner}": told for inner, told in error.errors.items()}
+            except ValueError as error:
+                errors[name] = str(error)
+    if new:
+        for name, field in kind.fields.items():
+            if name in given:
+                continue
+            if name in ("name", "resource_slots"):
+                errors[name] = "it is missing"
+            else:
+                values[name] = field.default
+    if errors:
+        raise InvalidParameters(errors)
+    return values
+
+
+async def _find(db: AsyncSession, kind: Kind, ref: str) -> Any:
+    """The row that ``ref`` names: a name; an id or ``DOMAIN/NAME`` for those that have a domain."""
+    table: Any = kind.row
+    condition: ColumnElement[bool] = (
+        table.username == ref if kind.row is UserRow else table.name == ref
+    )
+    if kind.by_id:
+        try:
+            condition = table.id == uuid.UUID(ref)
+        except ValueError:
+            domain, _, short = ref.rpartition("/")
+            condition = table.name == short
+            if domain:
+                condition = condition & (table.domain == domain)
+    query = select(table).where(condition).with_for_update()
+    found = list(await db.scalars(query))
+    if not found:
+        raise NotFound(kind.word, f"there is no {kind.word} {ref[:80]!r}")
+    if len(found) > 1:
+        raise BadRequest(f"several domains have a {kind.word} {ref[:80]!r}: say DOMAIN/NAME")
+    return found[0]
+
+
+async def _shown(db: AsyncSession, kind: Kind, row: Any) -> Record:
+    shown: Record = {"name": row.username if kind.row is UserRow else row.name}
+    if kind.by_id:
+        shown["id"] = str(row.id)
+    columns = {column.key for column in inspect(kind.row).columns}
+    for name, field in kind.fields.items():
+        if name in columns:
+            shown[name] = field.show(getattr(row, name))
+    if kind.row is UserRow:
+        query = select(KeyPairRow.policy).where(KeyPairRow.user_id == row.id, KeyPairRow.is_active)
+        shown["policy"] = ", ".join(sorted(set(await db.scalars(query))))
+    if kind.row is ProjectRow:
+        members = (
+            select(UserRow.username)
+            .join(MembershipRow, MembershipRow.user_id == UserRow.id)
+            .where(MembershipRow.project_id == row.id)
+            .order_by(UserRow.username)
+        )
+        shown["members"] = list(await db.scalars(members))
+    return shown
+
+
+async def _consistent(db: AsyncSession, row: Any) -> None:
+    """What one field alone cannot say."""
+    if isinstance(row, ResourceGroupRow) and row.is_default:
+        if not row.is_active:
+            told = "the default group cannot be switched off: make another one the default first"
+            raise InvalidParameters({"is_active": told})
+        await db.execute(
+            update(ResourceGroupRow)
+            .where(ResourceGroupRow.name != row.name)
+            .values(is_default=False)
+        )
+    if isinstance(row, PresetRow):
+        memory = row.resource_slots.get("mem")
+        if row.shared_memory is not None and memory and row.shared_memory >= memory:
+            told = f"it is part of the memory and must be less than {human_bytes(memory)}"
+            raise InvalidParameters({"shared_memory": told})
+        if row.resource_group is not None:
+            query = select(ResourceGroupRow.name).where(ResourceGroupRow.name == row.resource_group)
+            if await db.scalar(query) is None:
+                told = f"there is no resource group {row.resource_group!r}"
+                raise InvalidParameters({"resource_group": told})
+
+
+async def _give_policy(db: AsyncSession, user: UserRow, policy: str) -> None:
+    if await db.get(KeyPairPolicyRow, policy) is None:
+        raise InvalidParameters({"policy": f"there is no policy {policy!r}"})
+    await db.execute(update(KeyPairRow).where(KeyPairRow.user_id == user.id).values(policy=policy))
+
+
+def _clash(kind: Kind, values: Mapping[str, Any], error: IntegrityError) -> Exception:
+    """Another record has the name, or a record that it names is not there."""
+    told = str(error.orig).lower()
+    if "foreign key" in told:
+        return InvalidParameters({"domain": f"there is no domain {values.get('domain')!r}"})
+    if "unique" in told or "duplicate" in told:
+        return InvalidParameters({"name": f"there is a {kind.word} {values.get('name')!r} already"})
+    return error

@@ -1,0 +1,204 @@
+"""The records that administrators look after: their fields, what each accepts, and how it is shown.
+
+One description serves the API, the command and the tests.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from authenticator.tables import DomainRow, KeyPairPolicyRow, ProjectRow, UserRow
+from spawner.scheduler.policies import Policies
+from spawner.scheduler.slots import format_amount, parse_amount
+from spawner.sessions.durations import seconds_of
+from spawner.sessions.groups import SLOT, read_options
+from spawner.sessions.tables import PresetRow, ResourceGroupRow
+from store.base import Base
+
+NAME = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$")
+_SHOWN = 80
+
+Parse = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field: ``parse`` checks a value (``ValueError`` with a sentence), ``show`` makes it plain."""
+
+    parse: Parse
+    help: str
+    default: Any = None
+    show: Callable[[Any], Any] = lambda value: value
+    fixed: bool = False
+    """It can be given only when the record is made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of record. ``plural`` is its name in paths, ``word`` in sentences and commands."""
+
+    plural: str
+    word: str
+    row: type[Base]
+    fields: Mapping[str, Field] = field(default_factory=dict)
+    by_id: bool = False
+    """Its key is an id; ``name`` is unique within its domain only."""
+    made_here: bool = True
+    """Whether records are made and deleted here; the others are only changed."""
+
+
+def name(value: Any) -> str:
+    """The name of a record."""
+    if not isinstance(value, str) or not NAME.match(value):
+        raise ValueError(
+            f"{str(value)[:_SHOWN]!r}: 1 to 64 letters, digits, '.', '_' and '-', beginning and"
+            " ending with a letter or digit"
+        )
+    return value
+
+
+def text(value: Any) -> str:
+    """Free text."""
+    if not isinstance(value, str) or len(value) > 1000:
+        raise ValueError(f"{str(value)[:_SHOWN]!r}: a text of at most 1000 characters")
+    return value
+
+
+def flag(value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{str(value)[:_SHOWN]!r}: true or false")
+    return value
+
+
+def whole(least: int, most: int = 2**31 - 1) -> Parse:
+    """Whole numbers from ``least`` to ``most``."""
+
+    def parse(value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            bound = f"from {least} to {most}" if most < 2**31 - 1 else f"of {least} or more"
+            raise ValueError(f"{str(value)[:_SHOWN]!r}: a whole number {bound}")
+        return value
+
+    return parse
+
+
+def or_null(parse: Parse) -> Parse:
+    """What ``parse`` takes, or null."""
+
+    def either(value: Any) -> Any:
+        return None if value is None else parse(value)
+
+    return either
+
+
+def seconds(value: Any) -> int:
+    """A duration in whole seconds."""
+    return int(seconds_of(value))
+
+
+def amounts(value: Any) -> dict[str, int]:
+    """Base units by slot."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f'{str(value)[:_SHOWN]!r}: an object such as {{"cpu": 4, "mem": "8g"}}')
+    parsed: dict[str, int] = {}
+    for slot, amount in value.items():
+        if not isinstance(slot, str) or not SLOT.match(slot):
+            raise ValueError(f"{str(slot)[:_SHOWN]!r} is not the name of a slot, such as cpu")
+        parsed[slot] = parse_amount(slot, amount)
+    return parsed
+
+
+def amounts_text(value: Any) -> Any:
+    """Amounts as people write them; null stays null (unlimited)."""
+    if value is None:
+        return None
+    return {slot: format_amount(slot, int(amount)) for slot, amount in sorted(value.items())}
+
+
+def _memory(value: Any) -> int:
+    return parse_amount("mem", value)
+
+
+def _memory_text(value: Any) -> Any:
+    return None if value is None else format_amount("mem", int(value))
+
+
+def group_options(policies: Policies) -> Parse:
+    """Options of a resource group, kept as written once they pass."""
+
+    def parse(value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{str(value)[:_SHOWN]!r}: an object")
+        kept = {str(each): given for each, given in value.items() if given is not None}
+        read_options("", kept, policies)
+        return kept
+
+    return parse
+
+
+NAMED = Field(name, "Name; it stays.", fixed=True)
+ACTIVE = Field(flag, "Whether it may be used.", True)
+TEXT = Field(text, "What it is for.", "")
+SLOTS = Field(
+    or_null(amounts),
+    "Amounts by slot; null, or a slot left out: unlimited; 0: nothing.",
+    show=amounts_text,
+)
+COUNT = Field(or_null(whole(0)), "Sessions that may run at once; null: unlimited.")
+LIFE = Field(or_null(seconds), "Duration; null: unlimited.")
+
+
+LIMITS = {"total_resource_slots": SLOTS, "max_concurrent_sessions": COUNT}
+DOMAIN = {"name": NAMED, "description": TEXT, "is_active": ACTIVE, **LIMITS}
+PROJECT = {
+    "name": NAMED,
+    "domain": Field(name, "Its domain.", "default", fixed=True),
+    "description": TEXT,
+    "is_active": ACTIVE,
+    **LIMITS,
+}
+POLICY = {
+    "name": NAMED,
+    **LIMITS,
+    "max_pending_sessions": Field(or_null(whole(0)), "Sessions that may wait."),
+    "max_pending_resource_slots": SLOTS,
+    "max_containers_per_session": Field(whole(1, 1000), "Containers.", 1),
+    "max_session_lifetime": LIFE,
+    "idle_timeout": LIFE,
+    "max_priority": Field(whole(0, 100), "Highest priority.", 10),
+    "max_vfolder_count": Field(or_null(whole(0)), "Folders; null: unlimited."),
+}
+PRESET = {
+    "name": NAMED,
+    "resource_slots": Field(amounts, "Amounts by slot.", show=amounts_text),
+    "shared_memory": Field(
+        or_null(_memory), "Shared memory, part of the memory.", show=_memory_text
+    ),
+    "resource_group": Field(or_null(name), "The only group it is offered in."),
+    "rank": Field(whole(0), "Place in lists.", 0),
+}
+USER = {**LIMITS, "policy": Field(name, "Policy of all key pairs of the user.")}
+
+
+def kinds(policies: Policies) -> dict[str, Kind]:
+    """All kinds by their names in paths; ``policies`` are those that resource groups may name."""
+    group = {
+        "name": NAMED,
+        "description": TEXT,
+        "is_active": ACTIVE,
+        "is_default": Field(flag, "Whether requests without a group go here.", False),
+        "options": Field(group_options(policies), "How it schedules.", {}),
+    }
+    found = (
+        Kind("domains", "domain", DomainRow, DOMAIN),
+        Kind("projects", "project", ProjectRow, PROJECT, by_id=True),
+        Kind("keypair-policies", "policy", KeyPairPolicyRow, POLICY),
+        Kind("resource-groups", "resource group", ResourceGroupRow, group),
+        Kind("presets", "preset", PresetRow, PRESET),
+        Kind("users", "user", UserRow, USER, made_here=False),
+    )
+    return {kind.plural: kind for kind in found}
