@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d|w)?$")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 LONGEST = 10 * 365 * 86400.0
 """Seconds; longer durations are mistakes."""
@@ -13,7 +13,7 @@ LONGEST = 10 * 365 * 86400.0
 def seconds_of(value: object) -> float:
     """The seconds that ``value`` says. Raises ``ValueError`` with a sentence."""
     if isinstance(value, str):
-        found = _DURATION.match(value.strip())
+        found = _DURATION.fullmatch(value.strip())
         number = float(found.group(1)) * _SECONDS[found.group(2) or "s"] if found else -1.0
     elif isinstance(value, int | float) and not isinstance(value, bool):
         number = float(value)

@@ -16,7 +16,7 @@ from spawner.scheduler.policies import Policies, PolicyError
 from spawner.scheduler.slots import parse_amount
 from spawner.sessions.durations import seconds_of
 
-SLOT = re.compile(r"^[a-z][a-z0-9_-]{0,31}([.:][a-z0-9._-]{1,31})*$")
+SLOT = re.compile(r"[a-z][a-z0-9_-]{0,31}([.:][a-z0-9._-]{1,31})*")
 SESSION_TYPES = ("interactive", "batch")
 _SHOWN = 80
 
@@ -173,7 +173,7 @@ def _positive_seconds(value: Any) -> float:
 
 
 def _slot_name(value: Any) -> str:
-    if not isinstance(value, str) or not SLOT.match(value):
+    if not isinstance(value, str) or not SLOT.fullmatch(value):
         raise ValueError(f"{str(value)[:_SHOWN]!r} is not the name of a slot, such as cpu")
     return value
 
