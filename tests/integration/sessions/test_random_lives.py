@@ -5,10 +5,10 @@ from hypothesis import HealthCheck, settings
 
 from tests.harness.machine import ClusterMachine
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 TestManyRandomLives = ClusterMachine.TestCase
 TestManyRandomLives.settings = settings(
-    max_examples=20,
+    max_examples=10,
     stateful_step_count=25,
     deadline=None,
     print_blob=True,
