@@ -29,7 +29,7 @@ class Workload:
     until: float
     window: tuple[float, float]
     """When fairness is measured: while there is more work than the cluster can do."""
-    pause: float = 10.0
+    pause: float = 60.0
     """Seconds in which wake-ups are gathered; long ones keep long queues cheap to simulate."""
 
 
@@ -126,7 +126,7 @@ def flood(
 
 
 def mixture(
-    seed: int = 2, *, nodes: int = 10, load: float = 0.95, users: int = 40, days: float = 3.0
+    seed: int = 2, *, nodes: int = 10, load: float = 0.95, users: int = 40, days: float = 4.0
 ) -> Workload:
     """Whole-node sessions among small ones on a nearly full cluster; half of the people say how long."""
     chance, cpus = random.Random(seed), 32

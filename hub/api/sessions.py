@@ -353,9 +353,12 @@ class SessionWhy(ApiHandler):
         "Why a session is in its state: the scheduler's explanation", scope=Scope.SESSIONS_READ
     )
     async def get(self, session: str) -> None:
-        """Reasons, counts of nodes and missing amounts."""
-        detail = await self.services.control.sessions.get(self.principal, session)
-        self.answer(views.why(detail))
+        """Reasons, counts of nodes and missing amounts; of one that waits, what would become of it now."""
+        control = self.services.control
+        detail = await control.sessions.get(self.principal, session)
+        waits = detail.status is Status.PENDING
+        verdict = await control.offers.why(detail.session.id) if waits else None
+        self.answer(views.why(detail, verdict))
 
 
 class SessionProgress(ApiHandler):

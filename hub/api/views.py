@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from spawner.scheduler.model import Verdict
 from spawner.scheduler.slots import format_amount, human_amount
 from spawner.sessions.progress import percent
 from spawner.sessions.requests import AgentView, Created, ProgressEvent, SessionDetail
@@ -201,15 +202,25 @@ def message(detail: SessionDetail) -> str:
     return f"Its node has not been heard of since {since}; the session goes on there."
 
 
-def why(detail: SessionDetail) -> dict[str, Any]:
-    """The scheduler's explanation."""
+def why(detail: SessionDetail, verdict: Verdict | None = None) -> dict[str, Any]:
+    """The scheduler's explanation; ``verdict`` is what a pass would do with it now, if it waits."""
     row = detail.session
+    now = None
+    if verdict is not None:
+        fits, explained = verdict.would_fit, verdict.explanation
+        now = {
+            "verdict": verdict.verdict,
+            "message": verdict.message,
+            "starts_at": None if explained is None else explained.starts_at,
+            "would_fit": None if fits is None else slots_text(fits),
+        }
     return {
         "id": str(row.id),
         "name": row.name,
         "status": row.status,
         "message": message(detail),
         "scheduler": row.status_data.get("scheduler"),
+        "now": now,
         "data": row.status_data,
     }
 

@@ -172,8 +172,7 @@ def _count_room(
     if not simple or floor.limited:
         sift(nodes, shape, ROOM, removed)
         return
-    asked = floor.claimed.values() if nodes else ()
-    apart = [node for node in asked if node in floor.among(nodes)]
+    apart = floor.claimed(shape)
     counts: dict[str, int] = {}
     sift(apart, shape, ROOM, counts)
     counts["capacity"] = counts.get("capacity", 0) + len(nodes) - len(apart)

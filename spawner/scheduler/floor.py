@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from spawner.scheduler.census import Bunch, Census
-from spawner.scheduler.filters import KIND, PRESENCE, Filter, circle_filter, sift
+from spawner.scheduler.filters import KIND, PRESENCE, SIZE, Filter, circle_filter, sift
 from spawner.scheduler.model import (
     GroupPolicy,
     KernelPlacement,
@@ -59,7 +59,6 @@ class Floor:
         self.limited = any(node.agent.max_containers is not None for node in self.nodes)
         """Whether any node has a limit of containers."""
         self._claimed: dict[int, Node] = {}
-        self._sets: dict[int, tuple[Sequence[Node], frozenset[Node]]] = {}
         self.census = Census(self.nodes, self.by_id, self._changed)
         self._settle(snapshot.running, snapshot.now)
         self._classify()
@@ -177,17 +176,12 @@ class Floor:
             return least_lacking(shape.need, nodes)
         return self.census.roomiest(bunches, nodes, shape.need)
 
-    def among(self, nodes: Sequence[Node]) -> frozenset[Node]:
-        """``nodes`` as a set, made once for each sequence."""
-        found = self._sets.get(id(nodes))
-        if found is None or found[0] is not nodes:
-            found = self._sets[id(nodes)] = (nodes, frozenset(nodes))
-        return found[1]
-
-    @property
-    def claimed(self) -> Mapping[int, Node]:
-        """Nodes with claims, by index."""
-        return self._claimed
+    def claimed(self, shape: Shape) -> list[Node]:
+        """Of the nodes with claims those that could serve ``shape`` if they were empty."""
+        rules: tuple[Filter, ...] = (*KIND, *SIZE, *PRESENCE)
+        if shape.circle is not None:
+            rules = (*rules, self._circle_filter(shape))
+        return sift(self._claimed.values(), shape, rules, {})
 
     def claims_on(self, nodes: Iterable[Node]) -> None:
         """Remember that these nodes have claims."""

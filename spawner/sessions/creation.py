@@ -303,6 +303,10 @@ class Checker:
             self._fault("config.scalingGroup", f"{(asked or '')[:_SHOWN]!r}: one of {known}")
             return
         self.draft.group = group.name
+        allowed = group.options.get("allowed_session_types", TYPES)
+        if self.new.type in TYPES and self.new.type not in allowed:
+            told = f"{self.new.type!r}: {group.name} takes {', '.join(allowed)} sessions"
+            self._fault("type", told)
 
     def _project(self) -> None:
         asked, mine = self.new.project, self.facts.projects

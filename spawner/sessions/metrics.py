@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from sqlalchemy import func, select
@@ -14,6 +15,17 @@ from spawner.sessions.ledger import Repair
 from spawner.sessions.states import Status
 from spawner.sessions.tables import AgentDeviceRow, AgentRow, ResourceGroupRow, SessionRow
 from store.database import Store
+
+PHASES = ("read", "plan", "apply")
+
+
+class Outcome(Protocol):
+    """Ids of sessions by what a pass did with them."""
+
+    placed: list[str]
+    refused: list[str]
+    preempted: list[str]
+    cancelled: list[str]
 
 
 class Metrics:
@@ -27,8 +39,23 @@ class Metrics:
             buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=self.registry,
         )
+        self._phases = Histogram(
+            "perijove_scheduling_phase_seconds",
+            "Duration of each phase of a scheduling pass.",
+            ("phase",),
+            buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10),
+            registry=self.registry,
+        )
+        for phase in PHASES:
+            self._phases.labels(phase)
         self._placements = self._counter(
             "perijove_placements", "Placements by outcome.", "outcome", ("placed", "refused")
+        )
+        self._ended = self._counter(
+            "perijove_scheduler_ended",
+            "Sessions that the scheduler ended or put back.",
+            "why",
+            ("preempted", "cancelled"),
         )
         self._drift = self._counter(
             "perijove_ledger_drift",
@@ -51,11 +78,15 @@ class Metrics:
         for slot in KINDS:
             self._allocated.labels(slot)
 
-    def scheduled(self, seconds: float, placed: Sequence[str], refused: Sequence[str]) -> None:
-        """Count a pass."""
-        self._pass.observe(seconds)
-        self._placements.labels("placed").inc(len(placed))
-        self._placements.labels("refused").inc(len(refused))
+    def scheduled(self, phases: Mapping[str, float], outcome: Outcome) -> None:
+        """Count a pass: seconds of each of ``PHASES``, and what came of it."""
+        self._pass.observe(sum(phases.values()))
+        for phase, seconds in phases.items():
+            self._phases.labels(phase).observe(seconds)
+        self._placements.labels("placed").inc(len(outcome.placed))
+        self._placements.labels("refused").inc(len(outcome.refused))
+        self._ended.labels("preempted").inc(len(outcome.preempted))
+        self._ended.labels("cancelled").inc(len(outcome.cancelled))
 
     def repaired(self, repair: Repair) -> None:
         """Count what a repair found wrong."""

@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from authenticator.principals import Principal, Scope, require
 from authenticator.problems import InvalidParameters, NotFound
 from authenticator.tables import UserRow
-from spawner.scheduler.model import Agent, KernelRequest, SessionRequest, Snapshot
-from spawner.scheduler.plan import fit, fit_all
+from spawner.scheduler.model import Agent, KernelRequest, SessionRequest, Snapshot, Verdict
+from spawner.scheduler.plan import fit, fit_all, why
 from spawner.scheduler.policies import Policies
 from spawner.scheduler.slots import (
     KINDS,
@@ -235,7 +235,26 @@ class Offers:
         kind = draft.architecture or next(iter(sorted(machines)), "x86_64")
         request = _request(principal, draft.group, _project_of(facts, None), draft.slots, kind)
         verdict = fit(snapshot, request, self._policies)
-        return Check(verdict.verdict, verdict.message)
+        explained = verdict.explanation
+        return Check(
+            verdict.verdict,
+            verdict.message,
+            starts_at=None if explained is None else explained.starts_at,
+            would_fit=None if verdict.would_fit is None else amounts_text(verdict.would_fit),
+        )
+
+    async def why(self, session_id: uuid.UUID) -> Verdict | None:
+        """What a pass would do with a waiting session now; None for one that does not wait.
+
+        The caller has authorized: this is for a session that it just got.
+        """
+        reading = await self._store.read(
+            lambda db: read_snapshot(db, self._now(), (), self._policies)
+        )
+        try:
+            return why(reading.snapshot, str(session_id), self._policies)
+        except KeyError:
+            return None
 
     async def resource_groups(self) -> list[ResourceGroupRow]:
         """Active resource groups, the default one first."""

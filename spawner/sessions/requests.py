@@ -144,6 +144,10 @@ class Check:
     verdict: str
     message: str
     errors: Mapping[str, str] = field(default_factory=dict)
+    starts_at: float | None = None
+    """When it would probably start, in seconds since the epoch, if it would wait."""
+    would_fit: Mapping[str, str] | None = None
+    """Of each slot, what could start now instead, if it would wait."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,10 +108,12 @@ class SchedulerLoop:
             lambda db: read_snapshot(db, self._journal.now(), (), self._policies)
         )
         snapshot = reading.snapshot
+        read = time.perf_counter()
         if len(snapshot.pending) * max(1, len(snapshot.agents)) >= THREAD_SIZE:
             planned = await asyncio.to_thread(self._planner, snapshot, self._policies)
         else:
             planned = self._planner(snapshot, self._policies)
+        decided = time.perf_counter()
         if planned.placements:
             await reach("schedule-planned")
         self._next_start = min(
@@ -127,9 +129,10 @@ class SchedulerLoop:
             )
             result.waiting = len(planned.waiting)
             await reach("schedule-applied")
-        took = time.perf_counter() - started
-        self._pause = max(DEBOUNCE, min(took, 1.0))
-        self._metrics.scheduled(took, result.placed, result.refused)
+        applied = time.perf_counter()
+        self._pause = max(DEBOUNCE, min(applied - started, 1.0))
+        phases = {"read": read - started, "plan": decided - read, "apply": applied - decided}
+        self._metrics.scheduled(phases, result)
         return result
 
     async def _wait(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -25,7 +26,7 @@ def perijove(sequencer: str, ageing: float = 3 * DAY) -> Contender:
 
 @cache
 def flooded() -> Workload:
-    return flood(seed=11, nodes=4, sessions=400, users=8, days=0.5)
+    return replace(flood(seed=11, nodes=4, sessions=400, users=8, days=0.5), pause=60.0)
 
 
 @cache
@@ -83,7 +84,8 @@ def test_who_floods_the_queue_does_not_take_the_cluster(sequencer: str) -> None:
     assert fairness(fair, window) > 0.9
     assert fairness(fair, window) > fairness(fifo, window) + 0.3
     assert waits(fair)["others"]["p95"] < waits(fifo)["others"]["p95"] / 3
-    assert utilisation(fair, while_waiting=True) > 0.95, "fairness costs no machine time"
+    lost = utilisation(fifo, while_waiting=True) - utilisation(fair, while_waiting=True)
+    assert lost < 0.03, "fairness costs hardly any machine time"
 
 
 def test_fifo_lets_the_flood_go_first() -> None:

@@ -409,3 +409,46 @@ async def test_wishes_are_kept_only_where_they_differ(plane: Rig) -> None:
         ]
 
     assert await plane.store.read(rows) == [None, {"run_time": 60.0, "preemptible": False}]
+
+
+async def test_a_group_takes_the_types_it_says(plane: Rig) -> None:
+    await plane.agent()
+    ada = await plane.user()
+    await options(plane, allowed_session_types=["batch"])
+    with pytest.raises(InvalidParameters) as refused:
+        await plane.create(ada)
+    assert refused.value.fields == {"type": "'interactive': default takes batch sessions"}
+    await plane.create(ada, **LATER)
+
+
+async def test_every_phase_of_a_pass_is_measured(plane: Rig) -> None:
+    await plane.agent()
+    ada = await plane.user()
+    await plane.run(ada)
+    told = (await plane.plane.render_metrics()).decode()
+    for phase in ("read", "plan", "apply"):
+        line = f'perijove_scheduling_phase_seconds_count{{phase="{phase}"}} '
+        (count,) = [each for each in told.splitlines() if each.startswith(line)]
+        assert float(count.removeprefix(line)) >= 1
+    assert 'perijove_scheduler_ended_total{why="preempted"} 0.0' in told
+
+
+async def test_a_waiting_session_learns_when_it_could_start(plane: Rig) -> None:
+    await plane.agent()
+    ada = await plane.user()
+    await plane.run(ada, cpu="3", run_time="1h")
+    waiting = await plane.create(ada, cpu="2")
+    found = await plane.plane.offers.why(waiting.session.id)
+    assert found is not None
+    assert found.verdict == "wait"
+    assert found.explanation is not None
+    hour = plane.clock().timestamp() + 3600
+    assert found.explanation.starts_at == pytest.approx(hour, abs=10)
+    assert found.would_fit is not None
+    assert found.would_fit["cpu"] == CPU
+    asked = await plane.plane.offers.dry_run(
+        ada, image=None, resource_group=None, slots={"cpu": "4", "mem": "1g"}
+    )
+    assert asked.verdict == "wait"
+    running = await plane.run(ada, cpu="1", run_time=60)
+    assert await plane.plane.offers.why(running.session.id) is None
