@@ -66,6 +66,8 @@ def test_a_dry_run_says_what_the_plan_does(case: Snapshot, data: st.DataObject) 
     asked = replace(chosen, submitted_at=case.now + 100)
     if asked.dependencies and asked.failed_parents == "cancel":
         return
+    if any(each.claimed_by == asked.session_id for each in case.running):
+        return
     verdict = fit(others, asked)
     full = plan(replace(others, pending=(*others.pending, asked)))
     started = {each.session_id: each.kernels[0].agent_id for each in full.placements}
@@ -73,7 +75,9 @@ def test_a_dry_run_says_what_the_plan_does(case: Snapshot, data: st.DataObject) 
     if verdict.verdict != "now":
         told = next(each for each in full.waiting if each.session_id == asked.session_id)
         assert verdict.explanation is not None
-        if not any(each.session_id == asked.session_id for each in full.reservations):
+        seized = any(each.for_session_id == asked.session_id for each in full.preemptions)
+        reserved = any(each.session_id == asked.session_id for each in full.reservations)
+        if seized or not reserved:
             told = replace(
                 told,
                 starts_at=verdict.explanation.starts_at,
