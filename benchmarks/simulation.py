@@ -24,8 +24,6 @@ from spawner.scheduler.plan import plan
 from spawner.scheduler.policies import BUILT_IN
 
 BASELINES: dict[str, Policy] = {"FIFO, stop": fifo_stop, "FIFO, continue": fifo_continue}
-AGEING = 12 * 3600.0
-"""Seconds after which nobody is overtaken any more, here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +35,12 @@ class Contender:
     group: GroupPolicy
 
 
-def contenders() -> list[Contender]:
+def contenders(ageing: float) -> list[Contender]:
     """The two baselines and every sequencer of the scheduler but last come, first served."""
     plain = GroupPolicy(GROUP)
     found = [Contender(name, policy, plain) for name, policy in BASELINES.items()]
     for name in sorted(set(BUILT_IN.sequencers) - {"lifo"}):
-        group = GroupPolicy(GROUP, sequencer=name, selector="concentrated", ageing=AGEING)
+        group = GroupPolicy(GROUP, sequencer=name, selector="concentrated", ageing=ageing)
         found.append(Contender(f"perijove {name}", plan, group))
     return found
 
@@ -156,7 +154,7 @@ def run(make: Callable[[], Workload], folder: Path | None) -> dict[str, object]:
     workload = make()
     results: dict[str, Result] = {}
     numbers: dict[str, object] = {}
-    for contender in contenders():
+    for contender in contenders(workload.ageing):
         start = time.monotonic()
         results[contender.name] = simulate(workload, contender)
         numbers[contender.name] = report(workload, results[contender.name])

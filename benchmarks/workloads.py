@@ -31,6 +31,8 @@ class Workload:
     """When fairness is measured: while there is more work than the cluster can do."""
     pause: float = 60.0
     """Seconds in which wake-ups are gathered; long ones keep long queues cheap to simulate."""
+    ageing: float = 12 * HOUR
+    """Seconds of waiting after which the scheduler lets nobody be overtaken any more."""
 
 
 def hosts(count: int, cpus: int, memory: int, gpus: int = 0, name: str = "node") -> list[Agent]:
@@ -95,7 +97,7 @@ def _promise(chance: random.Random, duration: float) -> float | None:
 
 
 def flood(
-    seed: int = 1, *, nodes: int = 10, sessions: int = 5000, users: int = 40, days: float = 2.0
+    seed: int = 1, *, nodes: int = 10, sessions: int = 5000, users: int = 40, days: float = 1.5
 ) -> Workload:
     """One user submits thousands of sessions at once, then everybody else comes to work as always."""
     chance = random.Random(seed)
@@ -122,7 +124,7 @@ def flood(
         number += 1
     text = f"user-00 submits {sessions} sessions at once; {users - 1} others keep 60 % of the CPUs busy"
     window = (HOUR, days * DAY / 2)
-    return Workload("flood", text, tuple(agents), tuple(jobs), days * DAY, window, pause=300.0)
+    return Workload("flood", text, tuple(agents), tuple(jobs), days * DAY, window, 600.0, 3 * DAY)
 
 
 def mixture(

@@ -86,7 +86,8 @@ class GroupPass:
             for session_id, outline in self._outlines.items()
             if len(outline.parts) == 1 and not outline.defects
         }
-        held = held_for(single, self._running, self._floor.by_id)
+        floor = self._floor
+        held = held_for(single, self._running, floor.by_id, floor.eligible)
         for session_id, hold in sorted(held.items()):
             claim(hold.node, session_id, hold.need, UNKNOWN, FOREVER, self._now)
             self._floor.claims_on((hold.node,))

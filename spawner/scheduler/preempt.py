@@ -142,9 +142,12 @@ class Preemptor:
 
 
 def held_for(
-    sessions: Mapping[str, Shape], running: Sequence[RunningSession], nodes: Mapping[str, Node]
+    sessions: Mapping[str, Shape],
+    running: Sequence[RunningSession],
+    nodes: Mapping[str, Node],
+    eligible: Callable[[Shape], Sequence[Node]],
 ) -> dict[str, Hold]:
-    """Where each of ``sessions`` waits for victims: the node with most of their containers."""
+    """Where each of ``sessions`` waits for victims: the eligible node with most of their containers."""
     counts: dict[str, Counter[str]] = {}
     for each in running:
         if each.claimed_by in sessions:
@@ -152,7 +155,9 @@ def held_for(
             here.update(k.agent_id for k in each.kernels if k.agent_id in nodes)
     found: dict[str, Hold] = {}
     for session_id, here in counts.items():
-        if here:
-            most = min(here, key=lambda agent_id: (-here[agent_id], agent_id))
+        able = {node.agent_id for node in eligible(sessions[session_id])}
+        places = [agent_id for agent_id in here if agent_id in able]
+        if places:
+            most = min(places, key=lambda agent_id: (-here[agent_id], agent_id))
             found[session_id] = Hold(nodes[most], sessions[session_id].need)
     return found

@@ -104,7 +104,11 @@ class Cluster:
             )
             if not here or group is None or _defects(session, group) or len(parts_of(session)) > 1:
                 continue
-            agent_id = sorted(here, key=lambda a: (-here[a], a))[0]
+            party = Party(session, self, group)
+            able = sorted((-count, a) for a, count in here.items() if party.eligible(a, 0))
+            if not able:
+                continue
+            agent_id = able[0][1]
             need = needs(session.kernels)
             left = {slot: max(0, self.has(agent_id, slot) - n) for slot, n in need.items()}
             self.kept[agent_id].append(Kept(None, FOREVER, need, left, session.session_id))
@@ -232,7 +236,8 @@ class Party:
             return False
         return all(n <= self.cluster.total(agent_id, s) for s, n in self.parts[number].items())
 
-    def _eligible(self, agent_id: str, number: int) -> bool:
+    def eligible(self, agent_id: str, number: int) -> bool:
+        """Could the agent run this part as soon as enough of it is free?"""
         agent = self.cluster.agents[agent_id]
         return (
             agent.alive
@@ -270,7 +275,7 @@ class Party:
             together: dict[str, Counter[str]] = {}
             for agent_id, part in zip(seats, self.parts, strict=True):
                 together.setdefault(agent_id, Counter()).update(part)
-            able = self._capable if empty else self._eligible
+            able = self._capable if empty else self.eligible
             if all(able(a, number) for number, a in enumerate(seats)) and all(
                 all(n <= self.cluster.total(a, slot) for slot, n in need.items())
                 if empty
@@ -290,7 +295,7 @@ class Party:
                     n <= self.cluster.total(agent_id, s) for s, n in need.items()
                 )
             else:
-                fits = self._eligible(agent_id, 0) and self.cluster.spare(agent_id, need, until)
+                fits = self.eligible(agent_id, 0) and self.cluster.spare(agent_id, need, until)
             if not fits:
                 break
             count += 1
@@ -299,7 +304,7 @@ class Party:
     def could_start(self) -> bool:
         """Is there an eligible agent for every part?"""
         return all(
-            any(self._eligible(a, number) for a in self.agents) for number in range(len(self.parts))
+            any(self.eligible(a, number) for a in self.agents) for number in range(len(self.parts))
         )
 
     def takers(self, until: float) -> list[str]:
@@ -314,7 +319,7 @@ class Party:
     def may_take(self, agent_id: str, kernels: Sequence[KernelRequest], until: float) -> bool:
         """May the agent start these kernels now?"""
         mine = [n for n, part in enumerate(self.kernels) if any(k in kernels for k in part)]
-        return all(self._eligible(agent_id, n) for n in mine) and self.cluster.spare(
+        return all(self.eligible(agent_id, n) for n in mine) and self.cluster.spare(
             agent_id, needs(kernels), until
         )
 
@@ -351,7 +356,7 @@ class Party:
             yield f"reserves {dict(whole)}"
         numbers = range(len(self.parts))
         for agent_id in reservation.agent_ids:
-            if agent_id not in self.agents or not any(self._eligible(agent_id, n) for n in numbers):
+            if agent_id not in self.agents or not any(self.eligible(agent_id, n) for n in numbers):
                 yield f"reserves on {agent_id}, which cannot take it"
         start = reservation.starts_at
         if start is not None:
@@ -362,7 +367,7 @@ class Party:
                         yield f"reserves {n} of {slot} on {agent_id} where {there} will be"
         if len(self.parts) > 1 or seized:
             return
-        able = [a for a in self.agents if self._eligible(a, 0)]
+        able = [a for a in self.agents if self.eligible(a, 0)]
         soonest = min((self._first(a) for a in able), default=FOREVER)
         if soonest != (FOREVER if start is None else start):
             yield f"reserves for {start}, could start at {soonest}"

@@ -60,7 +60,7 @@ class Administration:
         kind = self._kind(plural)
 
         async def work(db: AsyncSession) -> Record:
-            return await _shown(db, kind, await _find(db, kind, ref))
+            return await _shown(db, kind, await _find(db, kind, ref, lock=False))
 
         return await self._journal.store.read(work)
 
@@ -211,7 +211,7 @@ def _checked(kind: Kind, given: Mapping[str, Any], *, new: bool) -> Record:
     return values
 
 
-async def _find(db: AsyncSession, kind: Kind, ref: str) -> Any:
+async def _find(db: AsyncSession, kind: Kind, ref: str, *, lock: bool = True) -> Any:
     """The row that ``ref`` names: a name; an id or ``DOMAIN/NAME`` for those that have a domain."""
     table: Any = kind.row
     condition: ColumnElement[bool] = (
@@ -225,8 +225,8 @@ async def _find(db: AsyncSession, kind: Kind, ref: str) -> Any:
             condition = table.name == short
             if domain:
                 condition = condition & (table.domain == domain)
-    query = select(table).where(condition).with_for_update()
-    found = list(await db.scalars(query))
+    query = select(table).where(condition)
+    found = list(await db.scalars(query.with_for_update() if lock else query))
     if not found:
         raise NotFound(kind.word, f"there is no {kind.word} {ref[:80]!r}")
     if len(found) > 1:

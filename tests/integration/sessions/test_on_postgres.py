@@ -3,6 +3,7 @@
 import pytest
 
 from tests.unit.sessions import (
+    test_administration,
     test_agents,
     test_creation,
     test_ledger,
@@ -10,6 +11,7 @@ from tests.unit.sessions import (
     test_offers,
     test_scheduling,
     test_service,
+    test_wishes,
 )
 
 pytestmark = [pytest.mark.integration, pytest.mark.postgres]
@@ -63,3 +65,21 @@ test_lists_are_filtered_paged_and_newest_first = (
     test_service.test_lists_are_filtered_paged_and_newest_first
 )
 test_rename = test_service.test_rename
+test_a_record_from_its_making_to_its_end = (
+    test_administration.test_a_record_from_its_making_to_its_end
+)
+test_members_of_a_project = test_administration.test_members_of_a_project
+test_what_is_used_is_not_deleted = test_administration.test_what_is_used_is_not_deleted
+test_there_is_one_default_group = test_administration.test_there_is_one_default_group
+test_limits_of_people_projects_and_domains = test_wishes.test_limits_of_people_projects_and_domains
+test_wishes_reach_the_scheduler = test_wishes.test_wishes_reach_the_scheduler
+test_usage_is_charged_once_to_everybody_and_fades = (
+    test_wishes.test_usage_is_charged_once_to_everybody_and_fades
+)
+test_a_victim_is_put_back_and_keeps_its_place = (
+    test_wishes.test_a_victim_is_put_back_and_keeps_its_place
+)
+test_a_session_ends_at_its_limit = test_wishes.test_a_session_ends_at_its_limit
+test_run_times_of_batch_sessions_are_learned = (
+    test_wishes.test_run_times_of_batch_sessions_are_learned
+)

@@ -106,3 +106,12 @@ def test_what_is_kept_is_for_the_session_itself() -> None:
     asked = session("high", {"cpu": 4}, priority=50)
     snap = snapshot([agent(used={"cpu": 2})], [asked], groups=[group], runs=runs)
     assert started(snap) == {"high": "a1"}
+
+
+def test_nothing_is_kept_where_the_session_cannot_go_any_more() -> None:
+    """Found by the properties: the victim's agent is closed by now."""
+    runs = [running("slow", holds={"cpu": 8}, ending=True, claimed_by="high")]
+    nodes = [agent(used={"cpu": 8}, schedulable=False), agent("a2", used={"cpu": 8})]
+    group = GroupPolicy(GROUP, preemption=PreemptionRules())
+    snap = snapshot(nodes, [session("high", priority=50)], groups=[group], runs=runs)
+    assert [each.agent_ids for each in planned(snap).reservations] == [("a2",)]

@@ -66,6 +66,8 @@ def test_a_dry_run_says_what_the_plan_does(case: Snapshot, data: st.DataObject) 
     asked = replace(chosen, submitted_at=case.now + 100)
     if asked.dependencies and asked.failed_parents == "cancel":
         return
+    if any(each.claimed_by == asked.session_id for each in case.running):
+        return
     verdict = fit(others, asked)
     full = plan(replace(others, pending=(*others.pending, asked)))
     started = {each.session_id: each.kernels[0].agent_id for each in full.placements}
@@ -73,7 +75,9 @@ def test_a_dry_run_says_what_the_plan_does(case: Snapshot, data: st.DataObject) 
     if verdict.verdict != "now":
         told = next(each for each in full.waiting if each.session_id == asked.session_id)
         assert verdict.explanation is not None
-        if not any(each.session_id == asked.session_id for each in full.reservations):
+        seized = any(each.for_session_id == asked.session_id for each in full.preemptions)
+        reserved = any(each.session_id == asked.session_id for each in full.reservations)
+        if seized or not reserved:
             told = replace(
                 told,
                 starts_at=verdict.explanation.starts_at,
@@ -82,6 +86,63 @@ def test_a_dry_run_says_what_the_plan_does(case: Snapshot, data: st.DataObject) 
         assert verdict.explanation == told
         assert (verdict.verdict == "never") == told.unsatisfiable
         assert verdict.message == told.message
+
+
+@given(snapshots(plain=True), st.sampled_from([1.0, 5.0, 10.0, 24.0, 60.0]))
+def test_a_promised_start_never_moves_later(case: Snapshot, passed: float) -> None:
+    """Whatever was put before it, the first in line starts when it was told, or sooner."""
+    case = replace(
+        case,
+        groups=tuple(replace(each, preemption=None) for each in case.groups),
+        pending=tuple(replace(s, starts_at=None, dependencies=()) for s in case.pending),
+        running=tuple(
+            replace(each, ending=False, claimed_by=None)
+            for each in case.running
+            if each.ends_at is None or each.ends_at > case.now
+        ),
+    )
+    first = plan(case)
+    waiting = {each.session_id for each in first.waiting if not each.unsatisfiable}
+    heads: dict[str, str] = {}
+    for session in (
+        each for name in first.order for each in case.pending if each.session_id == name
+    ):
+        if session.session_id in waiting:
+            heads.setdefault(session.resource_group, session.session_id)
+    promised = {
+        each.session_id: each.starts_at
+        for each in first.reservations
+        if each.starts_at is not None and each.session_id in heads.values()
+    }
+    again = plan(later(apply(case, first.placements), passed))
+    now = {each.session_id: each.starts_at for each in again.reservations}
+    started = {each.session_id for each in again.placements}
+    for session_id, starts_at in promised.items():
+        if session_id in started:
+            continue
+        assert case.now + passed < starts_at
+        assert now[session_id] is not None
+        assert now[session_id] <= starts_at
+
+
+def later(case: Snapshot, passed: float) -> Snapshot:
+    """The snapshot after ``passed`` seconds, in which everything ends when it is known to."""
+    now = case.now + passed
+    over = [each for each in case.running if each.ends_at is not None and each.ends_at <= now]
+    agents = []
+    for agent in case.agents:
+        kernels = [k for each in over for k in each.kernels if k.agent_id == agent.agent_id]
+        back: dict[tuple[str, str], int] = {}
+        for share in (share for kernel in kernels for share in kernel.shares):
+            place = (share.slot, share.device_id)
+            back[place] = back.get(place, 0) + share.amount
+        freed = (
+            replace(d, free=d.free + back.get((d.slot, d.device_id), 0)) for d in agent.devices
+        )
+        left = max(0, agent.containers - len(kernels))
+        agents.append(replace(agent, containers=left, devices=tuple(freed)))
+    running = tuple(each for each in case.running if each not in over)
+    return replace(case, now=now, agents=tuple(agents), running=running)
 
 
 def apply(case: Snapshot, placements: tuple[Placement, ...]) -> Snapshot:
