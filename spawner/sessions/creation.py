@@ -24,7 +24,7 @@ from authenticator.problems import (
 from authenticator.tables import KeyPairPolicyRow, KeyPairRow, MembershipRow, ProjectRow
 from spawner.scheduler.model import SessionGroup
 from spawner.scheduler.slots import KINDS, human_amount, human_bytes, parse_amount
-from spawner.sessions.durations import seconds_of
+from spawner.sessions.durations import moment, seconds_of
 from spawner.sessions.registration import architecture
 from spawner.sessions.requests import NewSession
 from spawner.sessions.states import Status, Target
@@ -463,19 +463,6 @@ def labelled_ports(labels: Mapping[str, str]) -> list[dict[str, Any]]:
         if name and number.isdecimal() and 0 < int(number) < 65536:
             ports.append(_port(name, int(number), protocol or "http"))
     return ports
-
-
-def moment(text: str, now: dt.datetime) -> dt.datetime | None:
-    """The time that ``text`` says: ISO 8601 (UTC unless it says otherwise), or a duration from now."""
-    try:
-        return now + dt.timedelta(seconds=seconds_of(text))
-    except ValueError:
-        pass  # no duration, so a time
-    try:
-        at = dt.datetime.fromisoformat(text.strip())
-    except ValueError:
-        return None
-    return at.replace(tzinfo=dt.UTC) if at.tzinfo is None else at.astimezone(dt.UTC)
 
 
 async def check_counts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d|w)?$")
@@ -22,3 +23,16 @@ def seconds_of(value: object) -> float:
     if not 0 <= number < LONGEST:
         raise ValueError(f'{str(value)[:80]!r}: a duration such as 90, "90s", "2h" or "7d"')
     return number
+
+
+def moment(text: str, now: dt.datetime) -> dt.datetime | None:
+    """The time that ``text`` says: ISO 8601 (UTC unless it says otherwise), or a duration from now."""
+    try:
+        return now + dt.timedelta(seconds=seconds_of(text))
+    except ValueError:
+        pass  # no duration, so a time
+    try:
+        at = dt.datetime.fromisoformat(text.strip())
+    except ValueError:
+        return None
+    return at.replace(tzinfo=dt.UTC) if at.tzinfo is None else at.astimezone(dt.UTC)
