@@ -150,7 +150,8 @@ class Daemon:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self.process.terminate()
             try:
-                await asyncio.wait_for(self.exited(), grace)
+                async with asyncio.timeout(grace):
+                    await self.exited()
             except TimeoutError:
                 self.kill()
                 await self.exited()

@@ -190,7 +190,8 @@ class KernelRunner:
                 )
                 return False
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._look.wait()
             pause = min(most, pause * 1.5)
         return True
 

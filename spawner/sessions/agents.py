@@ -87,7 +87,8 @@ class AgentLink:
         self._calls[number] = future
         try:
             await self.send(Call(number, method, params))
-            return await asyncio.wait_for(future, timeout)
+            async with asyncio.timeout(timeout):
+                return await future
         except (TimeoutError, ConnectionError) as error:
             raise AgentUnavailable("the session's node did not answer in time") from error
         finally:
@@ -268,7 +269,8 @@ class AgentRegistry:
             link.changed.clear()
             await self._push(link, always=tick)
             try:
-                await asyncio.wait_for(link.changed.wait(), self._sync_interval)
+                async with asyncio.timeout(self._sync_interval):
+                    await link.changed.wait()
                 tick = False
             except TimeoutError:
                 tick = True
@@ -297,7 +299,8 @@ class AgentRegistry:
 async def _hello(connection: AgentConnection, token: AgentTokenRow) -> Hello:
     """The first frame. Raises ``ProtocolError``."""
     try:
-        frame = await asyncio.wait_for(connection.receive(), HELLO_TIMEOUT)
+        async with asyncio.timeout(HELLO_TIMEOUT):
+            frame = await connection.receive()
     except TimeoutError:
         raise ProtocolError(f"no hello within {HELLO_TIMEOUT:g} seconds") from None
     if frame is None:

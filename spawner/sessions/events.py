@@ -100,9 +100,8 @@ class Subscription:
 
     async def get(self, timeout: float | None = None) -> Event | None:
         """The next event; None when the subscription ended. Raises ``TimeoutError``."""
-        if timeout is None:
+        async with asyncio.timeout(timeout):
             return await self._queue.get()
-        return await asyncio.wait_for(self._queue.get(), timeout)
 
     def __enter__(self) -> Self:
         return self

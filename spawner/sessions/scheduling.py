@@ -141,7 +141,8 @@ class SchedulerLoop:
             due = self._next_start - self._journal.now().timestamp()
             timeout = min(timeout, max(0.0, due))
         try:
-            await asyncio.wait_for(self._woken.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._woken.wait()
             await asyncio.sleep(self._pause)
         except TimeoutError:
             pass  # the slow tick makes up for wake-ups that got lost

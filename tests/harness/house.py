@@ -256,6 +256,17 @@ def _speaks(node: ast.AST, error: str | None) -> bool:
     return isinstance(node, ast.Attribute) and node.attr == "exception"
 
 
+def lost_cancellations(root: Path) -> list[str]:
+    """``asyncio.timeout`` instead of ``wait_for``, which before Python 3.12 may swallow a cancellation."""
+    return [
+        f"{path}:{node.lineno}: calls wait_for"
+        for path in sources(root, ".py")
+        if path.parts[0] in ROOMS
+        for node in ast.walk(tree_of(root, path))
+        if isinstance(node, ast.Attribute) and node.attr == "wait_for"
+    ]
+
+
 def loose_ends(root: Path) -> list[str]:
     """No notes to finish something later."""
     return [

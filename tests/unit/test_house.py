@@ -20,6 +20,7 @@ RULES: list[Rule] = [
     house.pure_scheduler,
     house.loose_ignores,
     house.blind_excepts,
+    house.lost_cancellations,
     house.loose_ends,
     house.forbidden_names,
     house.module_docstrings,
@@ -152,6 +153,11 @@ FOUND: list[tuple[Rule, dict[str, str], list[str]]] = [
         house.blind_excepts,
         {"store/database.py": "try: f()\nexcept (OSError, Exception): pass"},
         ["store/database.py:2: swallows an error without a word"],
+    ),
+    (
+        house.lost_cancellations,
+        {"hub/a.py": "await asyncio.wait_for(event.wait(), 1)", "tests/a.py": "x.wait_for()"},
+        ["hub/a.py:1: calls wait_for"],
     ),
     (house.loose_ends, {"docs/a.md": "one\nTO" + "DO: two"}, ["docs/a.md:2: TO" + "DO: two"]),
     (

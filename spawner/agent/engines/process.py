@@ -245,7 +245,8 @@ class ProcessEngine(Engine):
                 await asyncio.to_thread(self._look_after, Scratch(self._scratch / mark))
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), TICK)
+                async with asyncio.timeout(TICK):
+                    await self._changed.wait()
 
     def _look_after(self, scratch: Scratch) -> None:
         """Bound the log; without control groups, end a run that uses more memory than it asked for."""

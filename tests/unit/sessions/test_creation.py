@@ -14,7 +14,8 @@ from authenticator.problems import (
     QuotaExceeded,
     SessionAlreadyExists,
 )
-from spawner.sessions.creation import labelled_ports, moment
+from spawner.sessions.creation import labelled_ports
+from spawner.sessions.durations import moment
 from spawner.sessions.requests import REDACTED, hide_secrets
 from spawner.sessions.states import Status
 from tests.harness.agent import IMAGE, SlowAgent
