@@ -63,7 +63,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-async def until(condition: Callable[[], Any], what: str, timeout: float = 30) -> Any:
+async def until(condition: Callable[[], Any], what: str, timeout: float = 90) -> Any:
     """Wait until ``condition()`` (may be async) is true and return it; fail with ``what``."""
     deadline = time.monotonic() + timeout
     while True:

@@ -281,7 +281,7 @@ def test_secrets_are_hidden_by_name() -> None:
 async def test_a_waiting_batch_starts_when_its_time_comes(plane: Rig) -> None:
     await plane.agent()
     ada = await plane.user()
-    detail = await plane.create(ada, type="batch", startup_command="x", starts_at="0.3s")
+    detail = await plane.create(ada, type="batch", startup_command="x", starts_at="1s")
 
     async def told() -> str:
         return (await plane.plane.sessions.get(ada, detail.session.name)).session.status_info
