@@ -273,6 +273,7 @@ def _robbed() -> Select[Any]:
 
 async def _hold_again(db: AsyncSession, row: AllocationRow) -> int:
     """Take a freed row back; the account follows when it is mended."""
+    await _lock_account(db, row)
     return await _run(
         db,
         update(AllocationRow)
@@ -291,7 +292,14 @@ def _row(row: AllocationRow) -> tuple[ColumnElement[bool], ...]:
     )
 
 
+async def _lock_account(db: AsyncSession, row: AllocationRow) -> None:
+    """Keep others from the device of ``row``: everybody locks the account first and its rows second."""
+    device = _device(row.agent_id, row.slot, row.device_id)
+    await db.execute(select(AgentDeviceRow.used).where(*device).with_for_update())
+
+
 async def _free_row(db: AsyncSession, row: AllocationRow, now: dt.datetime) -> int:
+    await _lock_account(db, row)
     mine = await _run(
         db,
         update(AllocationRow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import re
@@ -82,11 +83,14 @@ class Platform:
             tails.append(f"\n--- {path.name}\n{tail}")
         return "".join(tails)
 
-    def pid_of(self, name: str) -> int:
-        """Process id of proxy, hub, manager or agent, as the supervisor wrote it down."""
-        import json
-
-        return int(json.loads((self.state / "run" / f"{name}.json").read_text())["pid"])
+    def pid_of(self, name: str, within: float = 30) -> int:
+        """Process id of proxy, hub, manager or agent, once the supervisor wrote it down."""
+        record = self.state / "run" / f"{name}.json"
+        deadline = time.monotonic() + within
+        while not (record.exists() and (pid := json.loads(record.read_text()).get("pid"))):
+            assert time.monotonic() < deadline, f"{name} is not started"
+            time.sleep(0.05)
+        return int(pid)
 
     def kill(self, name: str) -> int:
         """``kill -9`` one of the four; its old process id."""
