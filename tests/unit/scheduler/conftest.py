@@ -13,7 +13,7 @@ settings.register_profile(
     suppress_health_check=SLOW,
 )
 settings.register_profile(
-    "deep", max_examples=20_000, deadline=None, print_blob=True, suppress_health_check=SLOW
+    "deep", max_examples=100_000, deadline=None, print_blob=True, suppress_health_check=SLOW
 )
 if settings.get_current_profile_name() == "default":
     settings.load_profile("quick")
