@@ -1,0 +1,237 @@
+"""Kernels as containers of a Docker engine, through the ``docker`` package.
+
+All sessions of a node share one bridge network whose members cannot reach each other
+(``enable_icc=false``); their ports are published on one address of the host for the proxy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from docker.errors import DockerException
+from requests.exceptions import RequestException
+
+from spawner.agent.engines.base import (
+    BoundMount,
+    Engine,
+    EngineError,
+    EngineEvent,
+    EngineState,
+    Identity,
+    Limits,
+)
+from spawner.agent.engines.docker.calls import Calls, Conflict, Missing
+from spawner.agent.engines.docker.images import Images
+from spawner.agent.engines.docker.manifest import (
+    HOME,
+    LABEL,
+    container_name,
+    host_options,
+    identity_of,
+    labels_of,
+    read_state,
+)
+from spawner.agent.engines.docker.networks import ensure_network
+from spawner.agent.protocol import ImageReport, KernelSpec
+from spawner.agent.substitution import Substitution
+
+
+class DockerEngine(Engine):
+    """Settings of ``open``: ``state_dir``, ``publish_host``, ``uid``, ``gid``, ``read_only_root``.
+
+    Containers carry a digest of ``state_dir``: several agents on one Docker engine leave each other's alone.
+    """
+
+    name = "docker"
+
+    def __init__(self) -> None:
+        self._calls = Calls()
+        self._images = Images(self._calls)
+        self._gateway = ""
+        self._home = ""
+        self._publish_host = "127.0.0.1"
+        self._user = "1000:1000"
+        self._read_only_root = True
+
+    async def open(self, config: Mapping[str, Any]) -> None:
+        """Connect, make the network, check that it isolates."""
+        folder = str(Path(str(config.get("state_dir") or "")).resolve())
+        self._home = hashlib.sha256(folder.encode()).hexdigest()[:16]
+        self._publish_host = str(config.get("publish_host") or "127.0.0.1")
+        root = os.geteuid() == 0
+        uid = config.get("uid") or (1000 if root else os.geteuid())
+        gid = config.get("gid") or (1000 if root else os.getegid())
+        self._user = f"{uid}:{gid}"
+        self._read_only_root = bool(config.get("read_only_root", True))
+        await self._calls.open()
+        self._gateway = await self._calls.run(ensure_network, self._calls.client)
+
+    async def close(self) -> None:
+        """Close connections; containers go on."""
+        await self._calls.close()
+
+    async def session_address(self) -> str:
+        """The gateway of the sessions' network."""
+        return self._gateway
+
+    async def images(self) -> tuple[ImageReport, ...]:
+        """Images with our label, one name each: ``:latest`` where there is one."""
+        return await self._images.list()
+
+    async def ensure_image(self, name: str) -> AsyncIterator[str]:
+        """Pull ``name`` unless it is there; pulls of one image run one after the other."""
+        async for sentence in self._images.ensure(name):
+            yield sentence
+
+    async def create(
+        self, spec: KernelSpec, limits: Limits, mounts: tuple[BoundMount, ...]
+    ) -> EngineState:
+        """Create the container; the one that is there already when this run was created before."""
+        client = self._calls.client
+        command = spec.command or await self._images.own_command(spec.image)
+        port = spec.ports[0].container_port if spec.ports else 0
+        tokens = Substitution("0.0.0.0", port, HOME, self._gateway)  # noqa: S104 - inside the container
+        identity = Identity(spec.kernel_id, spec.session_id, spec.epoch)
+        host_config = client.api.create_host_config(
+            **host_options(
+                spec,
+                limits,
+                mounts,
+                publish_host=self._publish_host,
+                read_only_root=self._read_only_root,
+            )
+        )
+        call = functools.partial(
+            client.api.create_container,
+            image=spec.image,
+            command=[tokens.text(item) for item in command] or None,
+            name=container_name(identity),
+            hostname=spec.hostname,
+            user=self._user,
+            working_dir=HOME,
+            environment={
+                "HOME": HOME,
+                **tokens.environ(limits.environ),
+                **tokens.environ(spec.environ),
+            },
+            labels={**labels_of(spec, identity), f"{LABEL}.home": self._home},
+            ports=[port.container_port for port in spec.ports],
+            host_config=host_config,
+        )
+        try:
+            answer = await self._calls.run(call)
+        except Conflict:
+            state = await self.inspect(identity)
+            if state is None:
+                raise EngineError(
+                    "the container vanished while it was created", retriable=True
+                ) from None
+            return state
+        except Missing as error:
+            raise EngineError(f"there is no image {spec.image}") from error
+        return EngineState(identity, "created", answer["Id"], (), spec.shares)
+
+    async def start(self, identity: Identity) -> EngineState:
+        """Start the container and read where its ports were published."""
+        client = self._calls.client
+        try:
+            await self._calls.run(client.api.start, container_name(identity))
+        except Missing as error:
+            raise EngineError("the container is gone before it was started") from error
+        state = await self.inspect(identity)
+        if state is None:
+            raise EngineError("the container vanished while it was started")
+        return state
+
+    async def stop(self, identity: Identity, grace: float) -> None:
+        """SIGTERM, then SIGKILL; a container that is gone is stopped."""
+        client = self._calls.client
+        seconds = max(0, round(grace))
+        with contextlib.suppress(Missing):
+            call = functools.partial(client.api.stop, container_name(identity), timeout=seconds)
+            await self._calls.run(call)
+
+    async def remove(self, identity: Identity) -> None:
+        """Remove the container with its anonymous volumes."""
+        client = self._calls.client
+        with contextlib.suppress(Missing, Conflict):  # gone, or its removal is under way
+            call = functools.partial(
+                client.api.remove_container, container_name(identity), v=True, force=True
+            )
+            await self._calls.run(call)
+
+    async def list(self) -> tuple[EngineState, ...]:
+        """All containers with our labels, in any phase."""
+        client = self._calls.client
+        call = functools.partial(
+            client.api.containers, all=True, filters={"label": [*self._ours()]}
+        )
+        states = []
+        for entry in await self._calls.run(call):
+            with contextlib.suppress(Missing):
+                facts = await self._calls.run(client.api.inspect_container, entry["Id"])
+                states.append(self._read(facts))
+        return tuple(states)
+
+    async def inspect(self, identity: Identity) -> EngineState | None:
+        """State of the container of this run."""
+        client = self._calls.client
+        try:
+            name = container_name(identity)
+            return self._read(await self._calls.run(client.api.inspect_container, name))
+        except Missing:
+            return None
+
+    async def logs(self, identity: Identity, tail: int) -> str:
+        """Last lines of stdout and stderr."""
+        client = self._calls.client
+        call: Callable[..., Any] = functools.partial(
+            client.api.logs, container_name(identity), tail=tail
+        )
+        try:
+            raw: bytes = await self._calls.run(call)
+        except Missing:
+            return ""
+        return raw.decode("utf-8", "replace")
+
+    async def events(self) -> AsyncIterator[EngineEvent]:
+        """Deaths and removals of our containers; ends when the engine closes the stream."""
+        client = self._calls.client
+        filters = {"type": "container", "event": ["die", "destroy"], "label": [*self._ours()]}
+        stream: Any = await self._calls.run(
+            functools.partial(client.api.events, decode=True, filters=filters)
+        )
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+        def read() -> None:
+            # The engine going away ends the stream; the agent opens another.
+            with contextlib.suppress(DockerException, RequestException, OSError, AttributeError):
+                for event in stream:
+                    loop.call_soon_threadsafe(queue.put_nowait, event)
+            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+                loop.call_soon_threadsafe(queue.put_nowait, None)
+
+        threading.Thread(target=read, name="docker-events", daemon=True).start()
+        try:
+            while (event := await queue.get()) is not None:
+                labels = event["Actor"]["Attributes"]
+                what = "removed" if event["Action"] == "destroy" else "exited"
+                yield EngineEvent(identity_of(labels), what)
+        finally:
+            stream.close()
+
+    def _ours(self) -> tuple[str, ...]:
+        """Labels that all containers of this agent carry, and no others."""
+        return f"{LABEL}.kernel", f"{LABEL}.home={self._home}"
+
+    def _read(self, facts: Mapping[str, Any]) -> EngineState:
+        return read_state(facts, self._publish_host)
