@@ -20,14 +20,14 @@ from typing import Any
 import aiohttp
 
 from spawner.accelerators.registry import Accelerators
+from spawner.agent.calls import Calls
 from spawner.agent.config import AgentConfig
-from spawner.agent.engines.base import Engine, EngineError, Identity
+from spawner.agent.engines.base import Engine, EngineError
 from spawner.agent.kernels import Kernels
 from spawner.agent.protocol import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
     Ack,
-    Answer,
     Call,
     DeviceReport,
     Heartbeat,
@@ -47,7 +47,6 @@ from spawner.agent.runner import Surroundings
 BACK_OFF = (0.2, 10.0)
 """Seconds between attempts to reach the manager: at first, and at most."""
 REFUSED_PAUSE = 10.0
-MAX_LOG_LINES = 10_000
 log = logging.getLogger(__name__)
 
 
@@ -76,6 +75,8 @@ class AgentDaemon:
             ),
             config.orphan_grace,
         )
+        self._calls = Calls(engine, self._kernels)
+        self._features: dict[str, Any] = {}
         self._offered: tuple[tuple[DeviceReport, ...], tuple[ImageReport, ...]] = ((), ())
 
     async def run(self) -> None:
@@ -92,6 +93,7 @@ class AgentDaemon:
         )
         try:
             self._offered = (await self._accelerators.devices(), await self._engine.images())
+            self._features = dict(await self._engine.features())
             await self._kernels.adopt()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_events())
@@ -155,6 +157,7 @@ class AgentDaemon:
             devices=devices,
             images=images,
             max_containers=self._config.max_containers,
+            features=self._features,
         )
 
     async def heartbeat(self) -> Heartbeat:
@@ -168,26 +171,6 @@ class AgentDaemon:
         images = None if offered[1] == self._offered[1] else offered[1]
         self._offered = offered
         return Heartbeat(images=images, devices=devices)
-
-    async def answer(self, call: Call) -> Answer:
-        """Answer a question of the manager; an error is an answer too."""
-        try:
-            if call.method != "logs":
-                return Answer(
-                    call.call_id, error=f"method {call.method!r} is not known; there is logs"
-                )
-            return Answer(call.call_id, value=await self._logs(call.params))
-        except (EngineError, ValueError) as error:
-            return Answer(call.call_id, error=str(error))
-
-    async def _logs(self, params: dict[str, Any]) -> str:
-        kernel_id = params.get("kernel_id")
-        report = next((r for r in self._kernels.reports() if r.kernel_id == kernel_id), None)
-        if report is None:
-            raise ValueError(f"there is no kernel {kernel_id!r} on this node")
-        tail = min(MAX_LOG_LINES, max(1, int(params.get("tail", 1000))))
-        identity = Identity(report.kernel_id, report.session_id, report.epoch)
-        return (await self._engine.logs(identity, tail))[-MAX_FRAME_BYTES // 4 :]
 
     async def _follow_events(self) -> None:
         """Turn the engine's hints into looks; open the stream again when it ends."""
@@ -212,6 +195,11 @@ class AgentDaemon:
                 await self._kernels.sweep(time.monotonic())
             except EngineError as error:
                 log.warning("cleaning up failed: %s", error)
+
+    @property
+    def calls(self) -> Calls:
+        """Answers to the manager's questions."""
+        return self._calls
 
     @property
     def kernels(self) -> Kernels:
@@ -280,7 +268,7 @@ class _Conversation:
             raise ProtocolError(f"the manager sent {type(message).__name__}")
 
     async def _answer(self, call: Call) -> None:
-        answer = await self._daemon.answer(call)
+        answer = await self._daemon.calls.answer(call)
         with contextlib.suppress(
             aiohttp.ClientError, OSError
         ):  # asked by a connection that is gone

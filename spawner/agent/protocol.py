@@ -67,6 +67,62 @@ class Port(msgspec.Struct, frozen=True):
     protocol: str = "http"
 
 
+class File(msgspec.Struct, frozen=True):
+    """A file of the platform that a kernel finds beneath ``/home/config``, read-only.
+
+    ``path`` is relative to that folder (``ssh/id_ed25519``, ``dotfiles/.bashrc``); only the kernel's
+    own user can read it.
+    """
+
+    path: str
+    content: str
+    mode: int = 0o600
+
+
+class Network(msgspec.Struct, frozen=True):
+    """A network of one session: its kernels reach each other by host name, and nobody else does.
+
+    ``driver`` is ``bridge`` (all kernels on one node) or ``overlay`` (nodes of one swarm).
+    """
+
+    name: str
+    session_id: str
+    driver: str = "bridge"
+
+
+class Cluster(msgspec.Struct, frozen=True):
+    """A kernel's place among the kernels of its session."""
+
+    mode: str
+    size: int
+    role: str
+    index: int
+    hostnames: tuple[str, ...]
+    """Of all kernels, the main one first."""
+    network: Network | None = None
+
+
+class App(msgspec.Struct, frozen=True):
+    """A program of a kernel that is started when somebody opens it first."""
+
+    name: str
+    protocol: str
+    port: int
+    """Port inside the kernel; 0: one that the agent chooses."""
+    argv: tuple[str, ...] = ()
+    """Empty: it listens already, or the agent serves it itself (terminal)."""
+    environ: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class HealthCheck(msgspec.Struct, frozen=True):
+    """How an inference kernel is asked whether it serves: an HTTP GET of ``path`` on its main port."""
+
+    path: str = "/"
+    interval: float = 10.0
+    timeout: float = 5.0
+    max_failures: int = 3
+
+
 class KernelSpec(msgspec.Struct, frozen=True):
     """All an agent needs to run one kernel."""
 
@@ -87,6 +143,16 @@ class KernelSpec(msgspec.Struct, frozen=True):
     shm_bytes: int
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     start_timeout: float = 300.0
+    session_type: str = "interactive"
+    cluster: Cluster | None = None
+    """None: a session of one container."""
+    files: tuple[File, ...] = ()
+    bootstrap: str = ""
+    """Path beneath ``/home/config`` of a script that runs before the command; empty: none."""
+    seccomp: str | None = None
+    """Name of a seccomp profile; None: the engine's default."""
+    apps: tuple[App, ...] = ()
+    health: HealthCheck | None = None
 
 
 class KernelReport(msgspec.Struct, frozen=True):
@@ -111,6 +177,8 @@ class KernelReport(msgspec.Struct, frozen=True):
     failure: str | None = None
     log_tail: str = ""
     started_at: float | None = None
+    healthy: bool | None = None
+    """Of kernels with a health check: whether the last checks passed."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="kind"):
@@ -130,6 +198,8 @@ class Hello(Message, frozen=True, tag="hello"):
     devices: tuple[DeviceReport, ...]
     images: tuple[ImageReport, ...]
     max_containers: int | None = None
+    features: dict[str, Any] = msgspec.field(default_factory=dict)
+    """What this node can do besides: ``{"clusters": true, "swarm": {...}, ...}`` (``AgentRow.features``)."""
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
@@ -148,6 +218,8 @@ class Wanted(Message, frozen=True, tag="wanted"):
 
     kernels: tuple[KernelSpec, ...]
     drain: tuple[tuple[str, int], ...]
+    networks: tuple[Network, ...] = ()
+    """Networks of sessions that this agent should make and keep; others of ours it removes once unused."""
 
 
 class Report(Message, frozen=True, tag="report"):
@@ -164,6 +236,19 @@ class Ack(Message, frozen=True, tag="ack"):
     sequence: int
 
 
+class Measures(Message, frozen=True, tag="measures"):
+    """What the agent measured; never acknowledged, the next one replaces it.
+
+    Keys are names of measures (``cpu_util``, ``mem``, ...); ``spawner.agent.measures`` has their shape.
+    """
+
+    at: float
+    node: dict[str, Any]
+    devices: dict[str, Any]
+    kernels: dict[str, Any]
+    """By kernel id."""
+
+
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
     """The agent lives; ``images`` and ``devices`` only when they changed."""
 
@@ -172,7 +257,7 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
 
 
 class Call(Message, frozen=True, tag="call"):
-    """A question of the manager: ``method`` is ``logs`` (params ``kernel_id``, ``tail`` lines)."""
+    """A question of the manager; ``spawner.agent.calls`` has the methods with their params."""
 
     call_id: int
     method: str
@@ -187,7 +272,7 @@ class Answer(Message, frozen=True, tag="answer"):
     error: str | None = None
 
 
-AnyMessage = Hello | Welcome | Wanted | Report | Ack | Heartbeat | Call | Answer
+AnyMessage = Hello | Welcome | Wanted | Report | Ack | Measures | Heartbeat | Call | Answer
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER: msgspec.json.Decoder[AnyMessage] = msgspec.json.Decoder(AnyMessage)

@@ -8,11 +8,11 @@ restarts finds everything it made with ``list``; objects without our labels are 
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spawner.agent.protocol import ImageReport, KernelSpec, Share
+from spawner.agent.protocol import ImageReport, KernelSpec, Network, Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,45 @@ class EngineEvent:
     what: str
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Counters of one kernel as the engine has them, totals since it started."""
+
+    cpu_seconds: float
+    memory_bytes: int
+    """In use now, without the page cache that can be given back at once."""
+    io_read_bytes: int
+    io_write_bytes: int
+    net_rx_bytes: int
+    net_tx_bytes: int
+    scratch_bytes: int | None = None
+    processes: int | None = None
+
+
+class Exec(abc.ABC):
+    """A program that was started in a kernel, with its streams."""
+
+    @abc.abstractmethod
+    async def read(self) -> bytes:
+        """The next output (stdout and stderr as they come); empty when it ended."""
+
+    @abc.abstractmethod
+    async def write(self, data: bytes) -> None:
+        """Give it input."""
+
+    @abc.abstractmethod
+    async def resize(self, rows: int, columns: int) -> None:
+        """Tell its terminal the size; harmless without a terminal."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Let go of its streams, which ends a terminal's program by SIGHUP."""
+
+    @abc.abstractmethod
+    async def exit_code(self) -> int | None:
+        """Its exit status, None while it runs."""
+
+
 class EngineError(Exception):
     """The engine refused or failed; the sentence is for the user, ``retriable`` for the agent."""
 
@@ -149,3 +188,47 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     async def session_address(self) -> str:
         """The host address that sessions of this engine use to reach hub and manager."""
+
+    # What follows is optional: an engine that lacks it says so.
+
+    async def features(self) -> Mapping[str, Any]:
+        """What this engine can do besides running kernels, for ``Hello.features``."""
+        return {}
+
+    async def keep_networks(self, networks: tuple[Network, ...]) -> None:
+        """Make these networks of sessions; remove others of ours that no kernel uses any more.
+
+        Harmless when repeated. Raises ``EngineError``.
+        """
+        if networks:
+            raise self._cannot("connect the containers of a session")
+
+    async def execute(
+        self,
+        identity: Identity,
+        argv: Sequence[str],
+        *,
+        environ: Mapping[str, str] | None = None,
+        terminal: bool = False,
+    ) -> Exec:
+        """Start a program in a running kernel, as its user. Raises ``EngineError``."""
+        raise self._cannot("start further programs in a session")
+
+    async def reach(self, identity: Identity, port: int) -> tuple[str, int]:
+        """Host and port at which this host (nobody else) reaches a port inside a running kernel."""
+        raise self._cannot("reach further ports of a session")
+
+    async def measure(self) -> Mapping[Identity, Measured]:
+        """Counters of all running kernels; those that cannot be read are left out."""
+        return {}
+
+    async def commit(self, identity: Identity, name: str, labels: Mapping[str, str]) -> ImageReport:
+        """Make an image ``name`` of a kernel's file system. Raises ``EngineError``."""
+        raise self._cannot("make images of sessions")
+
+    async def remove_image(self, name: str) -> None:
+        """Remove an image that no kernel uses; harmless when it is not there. Raises ``EngineError``."""
+        raise self._cannot("remove images")
+
+    def _cannot(self, what: str) -> EngineError:
+        return EngineError(f"the {self.name} engine cannot {what}")
