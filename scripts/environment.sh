@@ -149,5 +149,6 @@ everything() {
     from_npm=$!
     python_packages "$1"
     wait "$from_npm" || exit 1
+    export PATH="$ROOT/hub/config/proxy/node_modules/.bin:$PATH"
     labextension
 }
