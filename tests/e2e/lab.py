@@ -39,10 +39,11 @@ class Person:
         self.page.get_by_role("button", name=re.compile("^Start")).click()
 
     def lands_in_lab(self) -> None:
-        """Wait until JupyterLab's launcher or a document is there."""
+        """Wait until JupyterLab shows its launcher, or the document or terminal that was open last."""
         self.page.wait_for_url(re.compile(r"/user/.*/lab"), timeout=SLOW)
         self.page.locator("#jp-main-dock-panel").wait_for(timeout=SLOW)
-        self.page.locator(".jp-LauncherCard, .jp-Notebook").first.wait_for(timeout=SLOW)
+        shown = self.page.locator(".jp-LauncherCard, .jp-Notebook, .jp-Terminal")
+        shown.filter(visible=True).first.wait_for(timeout=SLOW)
 
     def open_notebook(self) -> None:
         self.page.locator('.jp-LauncherCard[data-category="Notebook"]').first.click()
