@@ -19,7 +19,7 @@ from typing import Any
 
 import aiohttp
 
-from spawner.accelerators.registry import Accelerators
+from spawner.accelerators.registry import Accelerators, PluginError
 from spawner.agent.calls import Calls
 from spawner.agent.config import AgentConfig
 from spawner.agent.engines.base import Engine, EngineError
@@ -117,6 +117,8 @@ class AgentDaemon:
                     pause = REFUSED_PAUSE
                 except (aiohttp.ClientError, OSError, TimeoutError, ProtocolError) as error:
                     log.warning("no connection to the manager: %s", error or type(error).__name__)
+                except Exception:
+                    log.exception("the conversation with the manager failed")
                 if time.monotonic() - begun > most:
                     pause = BACK_OFF[0]
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
@@ -164,8 +166,8 @@ class AgentDaemon:
         """A sign of life, with images and devices where they changed."""
         try:
             offered = (await self._accelerators.devices(), await self._engine.images())
-        except EngineError as error:
-            log.warning("the engine does not list its images: %s", error)
+        except (EngineError, PluginError, OSError) as error:
+            log.warning("images and devices cannot be listed: %s", error)
             return Heartbeat()
         devices = None if offered[0] == self._offered[0] else offered[0]
         images = None if offered[1] == self._offered[1] else offered[1]
@@ -190,7 +192,6 @@ class AgentDaemon:
         """The slow tick: look at everything, sweep orphans."""
         while True:
             await asyncio.sleep(self._config.relist_interval)
-            self._kernels.look()
             try:
                 await self._kernels.sweep(time.monotonic())
             except EngineError as error:
@@ -236,21 +237,23 @@ class _Conversation:
             self._daemon.changed.get_nowait()
         await self._report(self._daemon.kernels.reports(), whole=True)
         tasks = [
+            asyncio.create_task(self._read()),
             asyncio.create_task(self._send_reports()),
             asyncio.create_task(self._beat(welcome.heartbeat_interval)),
         ]
-        try:
-            async for frame in self._socket:
-                if frame.type is aiohttp.WSMsgType.TEXT:
-                    await self._take(decode(frame.data))
+        try:  # one that fails ends them all: half a conversation would go unnoticed
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
             for task in [*tasks, *self._calls]:
                 task.cancel()
-            for result in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(result, Exception) and not isinstance(
-                    result, aiohttp.ClientError | OSError
-                ):
-                    log.error("the conversation broke off", exc_info=result)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self) -> None:
+        async for frame in self._socket:
+            if frame.type is aiohttp.WSMsgType.TEXT:
+                await self._take(decode(frame.data))
 
     async def _take(self, message: Message) -> None:
         if isinstance(message, Wanted):

@@ -27,6 +27,7 @@ class Kernels:
         self._next: dict[str, KernelSpec] = {}
         self._unknown_since: dict[str, float] = {}
         self._strays: set[Identity] = set()
+        self._nobodys: set[Identity] = set()
 
     async def adopt(self) -> None:
         """Take over everything of ours that the engine has. Raises ``EngineError``."""
@@ -84,7 +85,11 @@ class Kernels:
                 await self._forget(runner)
 
     async def sweep(self, now: float) -> None:
-        """End orphans whose grace is over; remove strays (older epochs found beside newer ones)."""
+        """End orphans whose grace is over; look at what changed; remove strays.
+
+        Strays are older epochs found beside newer ones, and what the engine has though nobody here
+        knows of it. Raises ``EngineError``.
+        """
         for kernel_id, since in list(self._unknown_since.items()):
             runner = self._runners.get(kernel_id)
             if runner is None:
@@ -95,10 +100,24 @@ class Kernels:
                 else:
                     log.warning("kernel %s is not known to the manager: ending it", kernel_id)
                     runner.drain()
+        phases = await self._around.engine.phases()
+        for runner in self._runners.values():
+            runner.compare(phases.get(runner.identity))
+        nobodys = {each for each in phases if not self._is_driven(each)}
+        for identity in (
+            nobodys & self._nobodys
+        ):  # twice in a row: none is just being made or removed
+            log.warning("%s is known to nobody here: removing it", identity)
+            self._strays.add(identity)
+        self._nobodys = nobodys
         for identity in list(self._strays):
             await self._around.engine.stop(identity, self._around.stop_grace)
             await self._around.engine.remove(identity)
             self._strays.discard(identity)
+
+    def _is_driven(self, identity: Identity) -> bool:
+        runner = self._runners.get(identity.kernel_id)
+        return runner is not None and runner.identity == identity
 
     async def close(self) -> None:
         """Stop watching; kernels go on."""

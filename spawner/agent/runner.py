@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from spawner.accelerators.registry import Accelerators, PluginError
 from spawner.agent.engines.base import Endpoint, Engine, EngineError, EngineState, Identity
@@ -27,6 +28,11 @@ LOOK_EVERY = 2.0
 AT_ONCE = min(8, 2 * (os.cpu_count() or 2))
 """Containers that are created at a time. More would not be there sooner, but the first ones later."""
 RETRIES = 5
+RETRY_PAUSE = 0.5
+"""Seconds before the first repetition; twice as many before each further one."""
+CLOSING_PATIENCE = 2.0
+"""Seconds that an agent which stops gives each call of the engine that is under way."""
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -57,6 +63,7 @@ class KernelRunner:
         self._drained = asyncio.Event()
         self._look = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._phase: str | None = None
         self.report = KernelReport(
             identity.kernel_id, identity.session_id, identity.epoch, "PREPARING"
         )
@@ -67,9 +74,9 @@ class KernelRunner:
         return self.report.status == "TERMINATED"
 
     def start(self) -> None:
-        """Begin, or go on from wherever an earlier agent got to."""
-        if self._task is None and self._spec is not None:
-            self._task = asyncio.create_task(self._run(), name=f"kernel-{self.identity.kernel_id}")
+        """Begin, or go on from wherever an earlier agent (or a run that broke off) got to."""
+        if self._spec is not None and not self._drained.is_set():
+            self._begin(self._run())
 
     def adopt(self, state: EngineState) -> None:
         """Take over what the engine has of a run that this process did not start."""
@@ -79,8 +86,9 @@ class KernelRunner:
             shares=state.shares,
             **self._reached(state),
         )
+        self._phase = state.phase
         if state.phase != "created":
-            self._task = asyncio.create_task(self._watch(state))
+            self._begin(self._watch(state))
 
     def want(self, spec: KernelSpec) -> None:
         """The manager wants this run: go on with it if it waited for that word."""
@@ -89,14 +97,17 @@ class KernelRunner:
 
     def drain(self) -> None:
         """End the kernel, whatever it is doing."""
-        if not self._drained.is_set():
-            self._drained.set()
-            if self._task is None:
-                self._task = asyncio.create_task(self._end())
+        self._drained.set()
+        self._begin(self._end())
 
     def look(self) -> None:
         """Something may have happened to the kernel: ask the engine."""
         self._look.set()
+
+    def compare(self, phase: str | None) -> None:
+        """The engine says that the kernel is in this phase (None: gone): look closer if that is news."""
+        if phase != self._phase:
+            self._look.set()
 
     async def forget(self) -> None:
         """Remove what the engine still has of the ended kernel. Raises ``EngineError``."""
@@ -104,10 +115,25 @@ class KernelRunner:
 
     async def close(self) -> None:
         """Stop watching; the kernel goes on."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.wait([self._task], timeout=CLOSING_PATIENCE)
+        self._task.cancel()  # now it does not wait for a frozen engine either
+        await asyncio.wait([self._task])
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let ``work`` be what this runner does, unless it does something or has nothing left to do."""
+        if self.ended or (self._task is not None and not self._task.done()):
+            work.close()
+            return
+        self._task = asyncio.create_task(work, name=f"kernel-{self.identity.kernel_id}")
+        self._task.add_done_callback(self._broken)
+
+    def _broken(self, task: asyncio.Task[None]) -> None:
+        """Tell of a fault that no step foresaw; the next word of the manager begins anew."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("kernel %s: the agent failed", self.identity.kernel_id, exc_info=error)
 
     async def _run(self) -> None:
         """Start the kernel, then watch it; a drain interrupts the start wherever it is."""
@@ -118,13 +144,18 @@ class KernelRunner:
             await asyncio.wait({starting, drained}, return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
                 starting.cancel()
-                with contextlib.suppress(asyncio.CancelledError, EngineError, PluginError):
-                    await starting
+                await asyncio.wait([starting])
+                if not starting.cancelled():
+                    starting.exception()  # it is ended either way
                 await self._end()
                 return
             state = starting.result()
         except (EngineError, PluginError, OSError) as error:
             await self._fail("create-failed", str(error))
+            return
+        except Exception as error:
+            log.exception("kernel %s: the start failed", self.identity.kernel_id)
+            await self._fail("create-failed", f"the node failed: {type(error).__name__}")
             return
         finally:
             for task in (starting, drained):
@@ -136,38 +167,43 @@ class KernelRunner:
         """Image, mounts, container, start, first answer; None when it ended while starting."""
         around = self._around
         self._say("PREPARING", progress="preparing the image and the folders")
-        async for sentence in around.engine.ensure_image(spec.image):
-            self._say("PREPARING", progress=sentence)
+        await self._persist(lambda: self._have_image(spec.image))
         mounts = await asyncio.to_thread(resolve_mounts, spec.mounts, around.volumes)
         limits = around.accelerators.limits(spec.shares, spec.shm_bytes, around.max_pids)
         async with around.creating:
             self._say("CREATING", progress="creating the container")
-            state = await self._persist(lambda: around.engine.create(spec, limits, mounts))
+            state = await self._persist(
+                lambda: to_its_end(around.engine.create(spec, limits, mounts))
+            )
             if state.phase == "created":
-                state = await self._persist(lambda: around.engine.start(self.identity))
+                state = await self._persist(lambda: to_its_end(around.engine.start(self.identity)))
         self._say(
             "CREATING",
             progress=f"starting {_application(spec)}",
             container_id=state.native_id,
             shares=state.shares,
         )
+        self._phase = state.phase
         if state.phase == "running" and spec.ports and not await self._answers(spec, state):
             return None
         self._say("RUNNING", progress="running", **self._reached(state))
         return state
 
-    async def _persist(self, step: Callable[[], object]) -> EngineState:
+    async def _have_image(self, name: str) -> None:
+        async for sentence in self._around.engine.ensure_image(name):
+            self._say("PREPARING", progress=sentence)
+
+    async def _persist(self, step: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Repeat a step that the engine could not do just now, with growing pauses."""
-        for attempt in range(RETRIES):
+        for attempt in range(RETRIES - 1):
             try:
-                result = await step()  # type: ignore[misc]  # the callers pass coroutines
-                assert isinstance(result, EngineState)  # noqa: S101 - narrows for the type checker
-                return result
+                return await step()
             except EngineError as error:
-                if not error.retriable or attempt == RETRIES - 1:
+                if not error.retriable:
                     raise
-                await asyncio.sleep(0.5 * 2**attempt)
-        raise AssertionError("unreachable: the last attempt raises or returns")
+                log.warning("kernel %s: %s", self.identity.kernel_id, error)
+            await asyncio.sleep(RETRY_PAUSE * 2**attempt)
+        return await step()
 
     async def _answers(self, spec: KernelSpec, state: EngineState) -> bool:
         """Wait until the main port answers; False when the kernel ended instead, which is reported."""
@@ -179,9 +215,7 @@ class KernelRunner:
             if self._look.is_set() or loop.time() - looked >= LOOK_EVERY:
                 self._look.clear()
                 looked = loop.time()
-                now = await self._around.engine.inspect(self.identity)
-                if now is None or now.phase == "exited":
-                    await self._ended(now)
+                if await self._is_over():
                     return False
             if loop.time() > deadline:
                 await self._fail(
@@ -194,6 +228,18 @@ class KernelRunner:
                     await self._look.wait()
             pause = min(most, pause * 1.5)
         return True
+
+    async def _is_over(self) -> bool:
+        """Whether the starting kernel ended, which is reported; an engine that cannot say is asked again."""
+        try:
+            state = await self._around.engine.inspect(self.identity)
+        except EngineError as error:
+            log.warning("kernel %s: %s", self.identity.kernel_id, error)
+            return False
+        if state is None or state.phase == "exited":
+            await self._ended(state)
+            return True
+        return False
 
     async def _watch(self, state: EngineState | None) -> None:
         """Wait until the kernel ends by itself or is drained."""
@@ -213,6 +259,8 @@ class KernelRunner:
                 state = await self._around.engine.inspect(self.identity)
             except EngineError as error:
                 log.warning("kernel %s: %s", self.identity.kernel_id, error)
+            else:
+                self._phase = None if state is None else state.phase
         await self._ended(state)
 
     async def _end(self) -> None:
@@ -298,6 +346,21 @@ class KernelRunner:
         if report != self.report or status == "TERMINATED":
             self.report = report
             self._around.changed(report)
+
+
+async def to_its_end(step: Coroutine[Any, Any, T]) -> T:
+    """Await a step that cannot be taken back: a cancellation waits for its end, a second one does not.
+
+    What such a step makes must be there before somebody cleans up after it.
+    """
+    task = asyncio.ensure_future(step)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # whoever cancelled does not want to know
+        raise
 
 
 def _main(state: EngineState) -> Endpoint | None:

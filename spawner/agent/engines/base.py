@@ -173,6 +173,10 @@ class Engine(abc.ABC):
     async def list(self) -> tuple[EngineState, ...]:
         """Everything of ours, in any phase."""
 
+    async def phases(self) -> Mapping[Identity, str]:
+        """The phase of everything of ours. Asked often: an engine with a cheaper way than ``list`` takes it."""
+        return {state.identity: state.phase for state in await self.list()}
+
     @abc.abstractmethod
     async def inspect(self, identity: Identity) -> EngineState | None:
         """State of one kernel, or None when nothing of it exists."""

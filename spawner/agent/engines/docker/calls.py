@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from requests.exceptions import RequestException
+from urllib3.exceptions import HTTPError
 
 from spawner.agent.engines.base import EngineError
 
@@ -76,7 +77,7 @@ class Calls:
             raise EngineError(
                 f"the Docker engine refused: {error.explanation}", retriable=retriable
             ) from error
-        except (DockerException, RequestException) as error:
+        except (DockerException, RequestException, HTTPError) as error:
             raise EngineError(
                 f"the Docker engine does not answer: {error}", retriable=True
             ) from error

@@ -37,6 +37,7 @@ from spawner.agent.engines.docker.manifest import (
     host_options,
     identity_of,
     labels_of,
+    phase_of,
     read_state,
 )
 from spawner.agent.engines.docker.networks import ensure_network
@@ -180,6 +181,16 @@ class DockerEngine(Engine):
                 facts = await self._calls.run(client.api.inspect_container, entry["Id"])
                 states.append(self._read(facts))
         return tuple(states)
+
+    async def phases(self) -> Mapping[Identity, str]:
+        """One call for all containers, however many there are."""
+        call = functools.partial(
+            self._calls.client.api.containers, all=True, filters={"label": [*self._ours()]}
+        )
+        return {
+            identity_of(entry["Labels"]): phase_of(entry["State"])
+            for entry in await self._calls.run(call)
+        }
 
     async def inspect(self, identity: Identity) -> EngineState | None:
         """State of the container of this run."""

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from docker.types import Mount as DockerMount
+
 from spawner.agent.engines.base import BoundMount, Endpoint, EngineState, Identity, Limits
 from spawner.agent.protocol import KernelSpec, Share
 
@@ -28,8 +30,14 @@ def host_options(
 ) -> dict[str, Any]:
     """Everything that confines the container."""
     options: dict[str, Any] = {
-        "binds": [
-            f"{mount.source}:{mount.target}:{'ro' if mount.read_only else 'rw'},rprivate"
+        "mounts": [
+            DockerMount(
+                mount.target,
+                mount.source,
+                type="bind",
+                read_only=mount.read_only,
+                propagation="rprivate",
+            )
             for mount in mounts
         ],
         "cap_drop": ["ALL"],
@@ -57,8 +65,7 @@ def read_state(facts: Mapping[str, Any], publish_host: str) -> EngineState:
     """The state of a container of ours from the engine's description of it."""
     labels = facts["Config"]["Labels"]
     state = facts["State"]
-    status = state["Status"]
-    phase = {"created": "created", "running": "running", "paused": "running"}.get(status, "exited")
+    phase = phase_of(state["Status"])
     names = json.loads(labels[f"{LABEL}.ports"])
     published = facts["NetworkSettings"]["Ports"] or {}
     endpoints = []
@@ -77,6 +84,11 @@ def read_state(facts: Mapping[str, Any], publish_host: str) -> EngineState:
         exit_code=state["ExitCode"] if phase == "exited" else None,
         oom_killed=bool(state.get("OOMKilled")),
     )
+
+
+def phase_of(status: str) -> str:
+    """Ours for Docker's word."""
+    return {"created": "created", "running": "running", "paused": "running"}.get(status, "exited")
 
 
 def container_name(identity: Identity) -> str:

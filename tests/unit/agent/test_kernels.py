@@ -1,0 +1,213 @@
+"""Kernels of an agent on engines that misbehave: nothing hangs, nothing is left, nothing is killed in vain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+import pytest
+
+from spawner.accelerators.registry import Accelerators
+from spawner.agent import runner
+from spawner.agent.engines.base import BoundMount, EngineError, EngineState, Identity, Limits
+from spawner.agent.kernels import Kernels
+from spawner.agent.protocol import KernelReport, KernelSpec, Wanted
+from spawner.agent.runner import Surroundings
+from tests.harness.engine import MemoryEngine
+
+SPEC = KernelSpec(
+    kernel_id="11111111-1111-4111-8111-111111111111",
+    session_id="22222222-2222-4222-8222-222222222222",
+    epoch=1,
+    session_name="work",
+    owner="ada",
+    hostname="main1",
+    image="image",
+    command=(),
+    environ={},
+    mounts=(),
+    ports=(),
+    shares=(),
+    shm_bytes=0,
+)
+IDENTITY = Identity(SPEC.kernel_id, SPEC.session_id, SPEC.epoch)
+WANTED = Wanted((SPEC,), ())
+DRAINED = Wanted((), ((SPEC.kernel_id, SPEC.epoch),))
+
+
+class Node:
+    """Kernels on an engine, and what they reported."""
+
+    def __init__(self, engine: MemoryEngine) -> None:
+        self.engine = engine
+        self.reports: asyncio.Queue[KernelReport] = asyncio.Queue()
+        around = Surroundings(
+            engine=engine,
+            accelerators=Accelerators([]),
+            volumes={},
+            address="127.0.0.1",
+            max_pids=64,
+            stop_grace=0,
+            changed=self.reports.put_nowait,
+        )
+        self.kernels = Kernels(around, orphan_grace=60)
+
+    async def until(self, status: str) -> KernelReport:
+        async with asyncio.timeout(5):
+            while (report := await self.reports.get()).status != status:
+                pass
+        return report
+
+    def apply(self, wanted: Wanted) -> None:
+        self.kernels.apply(wanted, 0.0)
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Callable[[MemoryEngine], Node]]:
+    nodes: list[Node] = []
+
+    def make(engine: MemoryEngine) -> Node:
+        nodes.append(Node(engine))
+        return nodes[-1]
+
+    yield make
+    for each in nodes:
+        await each.kernels.close()
+
+
+class Faulty(MemoryEngine):
+    """Has a fault that nobody foresaw."""
+
+    async def create(
+        self, spec: KernelSpec, limits: Limits, mounts: tuple[BoundMount, ...]
+    ) -> EngineState:
+        raise ZeroDivisionError("a fault of the engine")
+
+
+async def test_an_unforeseen_fault_fails_the_start_and_names_itself(
+    node: Callable[[MemoryEngine], Node], caplog: pytest.LogCaptureFixture
+) -> None:
+    here = node(Faulty())
+    here.apply(WANTED)
+    report = await here.until("TERMINATED")
+    assert (report.failure, report.progress) == (
+        "create-failed",
+        "the node failed: ZeroDivisionError",
+    )
+    assert "a fault of the engine" in caplog.text
+
+
+class FaultyWatch(MemoryEngine):
+    """Fails in an unforeseen way while a running kernel is looked at, once."""
+
+    faults = 1
+
+    async def inspect(self, identity: Identity) -> EngineState | None:
+        if self.faults:
+            self.faults -= 1
+            raise ZeroDivisionError("a fault of the engine")
+        return await super().inspect(identity)
+
+
+@pytest.mark.parametrize("then", [WANTED, DRAINED])
+async def test_a_watch_that_broke_off_begins_again_and_the_kernel_goes_on(
+    node: Callable[[MemoryEngine], Node], then: Wanted, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = FaultyWatch()
+    here = node(engine)
+    here.apply(WANTED)
+    await here.until("RUNNING")
+    here.kernels.look()
+    async with asyncio.timeout(5):
+        while "the agent failed" not in caplog.text:
+            await asyncio.sleep(0)
+    assert engine.states[IDENTITY].phase == "running"
+    here.apply(then)
+    if then is DRAINED:
+        await here.until("TERMINATED")
+        assert engine.states[IDENTITY].phase == "exited"
+    else:
+        await here.until("RUNNING")
+        here.apply(DRAINED)
+        await here.until("TERMINATED")
+
+
+class Slow(MemoryEngine):
+    """Creates in a thread of its own, as it were: a cancelled caller does not stop it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+
+    async def create(
+        self, spec: KernelSpec, limits: Limits, mounts: tuple[BoundMount, ...]
+    ) -> EngineState:
+        self.asked.set()
+        await self.go.wait()
+        return await super().create(spec, limits, mounts)
+
+
+async def test_a_container_that_appears_after_the_cancel_is_not_left_behind(
+    node: Callable[[MemoryEngine], Node],
+) -> None:
+    engine = Slow()
+    here = node(engine)
+    here.apply(WANTED)
+    await engine.asked.wait()
+    here.apply(DRAINED)
+    await asyncio.sleep(0)
+    engine.go.set()
+    report = await here.until("TERMINATED")
+    await here.kernels.acknowledge((report,))
+    assert engine.states == {}
+    assert engine.calls.index("create") < engine.calls.index("stop") < engine.calls.index("remove")
+
+
+class Hiccup(MemoryEngine):
+    """Does not answer the first time it is asked for an image."""
+
+    async def ensure_image(self, name: str) -> AsyncIterator[str]:
+        self.calls.append("image")
+        if self.calls.count("image") == 1:
+            raise EngineError("the engine does not answer", retriable=True)
+        yield "there it is"
+
+
+async def test_a_hiccup_of_the_engine_does_not_fail_a_start(
+    node: Callable[[MemoryEngine], Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "RETRY_PAUSE", 0.0)
+    engine = Hiccup()
+    here = node(engine)
+    here.apply(WANTED)
+    await here.until("RUNNING")
+    assert engine.calls.count("image") == 2
+
+
+async def test_what_nobody_knows_is_removed_at_the_second_look(
+    node: Callable[[MemoryEngine], Node],
+) -> None:
+    engine = MemoryEngine()
+    here = node(engine)
+    here.apply(WANTED)
+    await here.until("RUNNING")
+    stray = replace(engine.states[IDENTITY], identity=replace(IDENTITY, kernel_id="stray"))
+    engine.states[stray.identity] = stray
+    await here.kernels.sweep(0.0)
+    assert stray.identity in engine.states
+    await here.kernels.sweep(0.0)
+    assert set(engine.states) == {IDENTITY}
+
+
+async def test_an_end_without_an_event_is_seen_at_the_next_look_at_all(
+    node: Callable[[MemoryEngine], Node],
+) -> None:
+    engine = MemoryEngine()
+    here = node(engine)
+    here.apply(WANTED)
+    await here.until("RUNNING")
+    engine.states[IDENTITY] = replace(engine.states[IDENTITY], phase="exited", exit_code=3)
+    await here.kernels.sweep(0.0)
+    report = await here.until("TERMINATED")
+    assert (report.failure, report.exit_code) == ("exited", 3)
