@@ -117,8 +117,6 @@ class AgentDaemon:
                     pause = REFUSED_PAUSE
                 except (aiohttp.ClientError, OSError, TimeoutError, ProtocolError) as error:
                     log.warning("no connection to the manager: %s", error or type(error).__name__)
-                except Exception:
-                    log.exception("the conversation with the manager failed")
                 if time.monotonic() - begun > most:
                     pause = BACK_OFF[0]
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret

@@ -154,7 +154,7 @@ class KernelRunner:
             await self._fail("create-failed", str(error))
             return
         except Exception as error:
-            log.exception("kernel %s: the start failed", self.identity.kernel_id)
+            log.error("kernel %s: the start failed", self.identity.kernel_id, exc_info=error)
             await self._fail("create-failed", f"the node failed: {type(error).__name__}")
             return
         finally:

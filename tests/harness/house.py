@@ -51,12 +51,14 @@ LOOSE_ENDS = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X"
 TEXTS = {".py", ".ts", ".tsx", ".js", ".css", ".html", ".md", ".sh", ".cfg", ".toml", ".mako"}
 
 BOUNDARIES = {
+    "spawner/agent/runner.py",
     "spawner/resuming.py",
     "spawner/sessions/control.py",
     "store/database.py",
 }
 """Files with a place where any error is caught and handed on or logged: ends of tasks and processes.
 
+``spawner/agent/runner.py``: engines and plug-ins of others may raise anything; the start has failed then.
 ``spawner/resuming.py``: the hub's proxy client may raise anything; the hub's next check adds the route.
 ``spawner/sessions/control.py``: the leader's loops are logged and started again whatever ends them.
 ``store/database.py``: whatever a caller's work raises goes to that caller, not to the committing task.
