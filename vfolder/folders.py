@@ -12,7 +12,7 @@ import logging
 import posixpath
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
@@ -167,11 +167,13 @@ class FolderService:
         require(principal, Scope.VFOLDER_WRITE, row.owner_id)
         if row.is_home:
             raise FolderOperationFailed("a home folder cannot be deleted")
+        # Marked first, looked at second: a session that comes in between finds it marked.
+        await self._set_status(row.id, "delete-ongoing")
         if self.in_use is not None and await self.in_use(row.volume, volume_path(row)):
+            await self._set_status(row.id, row.status)
             raise FolderOperationFailed(
                 f"folder {row.name!r} is mounted in a running session: end the session first"
             )
-        await self._set_status(row.id, "delete-ongoing")
         await self._finish_deletion(row)
 
     async def mounts_for(
@@ -198,6 +200,22 @@ class FolderService:
         if errors:
             raise InvalidParameters(errors)
         return tuple(mounts)
+
+    @staticmethod
+    async def still_there(session: AsyncSession, mounts: Iterable[FolderMount]) -> None:
+        """Lock the folders of ``mounts`` until the commit. Raises ``InvalidParameters`` when one is going.
+
+        To be called in the write that makes a session which mounts them.
+        """
+        for mount in sorted(mounts, key=lambda each: each.folder_id):  # no two lock in turns
+            query = select(FolderRow).where(FolderRow.id == mount.folder_id)
+            query = query.with_for_update(read=True).execution_options(populate_existing=True)
+            row = (await session.scalars(query)).one_or_none()
+            if row is None or row.status != "ready":
+                gone = "gone" if row is None else row.status
+                raise InvalidParameters(
+                    {"config.mounts": f"the folder at {mount.target} is {gone}"}
+                )
 
     async def resume(self) -> None:
         """Finish creations and deletions that a crash interrupted."""

@@ -292,11 +292,15 @@ class Session(ApiHandler):
     async def delete(self, session: str, given: Ending) -> None:
         """Recorded at once; the containers end soon after."""
         principal = await self.acting_for(given.owner_access_key)
-        detail = await self.services.control.sessions.destroy(
-            principal, session, forced=given.forced, request_id=self.request_id
+        ended = await self.services.control.sessions.destroy(
+            principal,
+            session,
+            forced=given.forced,
+            recursive=given.recursive,
+            request_id=self.request_id,
         )
-        answer = views.destroyed(detail)
-        self.answer([answer] if given.recursive else answer)
+        answers = [views.destroyed(each) for each in ended]
+        self.answer(answers if given.recursive else answers[0])
 
 
 class SessionRename(ApiHandler):

@@ -18,6 +18,7 @@ from spawner.sessions.registration import ALIVE
 from spawner.sessions.requests import SessionDetail, hide_secrets
 from spawner.sessions.states import FINAL, HOLDS, Status
 from spawner.sessions.tables import AgentRow, AllocationRow, HistoryRow, KernelRow, SessionRow
+from spawner.sessions.wishes import wishes_of
 
 ENDED = [status.value for status in FINAL]
 HOLDING = [status.value for status in HOLDS]
@@ -178,6 +179,22 @@ async def mounted(db: AsyncSession, volume: str, path: str) -> bool:
         for spec in specs
         for mount in spec.get("mounts", ())
     )
+
+
+async def dependents(db: AsyncSession, row: SessionRow) -> list[SessionRow]:
+    """Sessions that wait for ``row``, and those that wait for them; only ones that wait depend."""
+    query = select(SessionRow).where(
+        SessionRow.owner_id == row.owner_id,
+        SessionRow.status == Status.PENDING.value,
+        SessionRow.scheduling.is_not(None),
+    )
+    waiting = list(await db.scalars(query.order_by(SessionRow.created_at, SessionRow.id)))
+    reached, found = {str(row.id)}, []
+    for each in waiting:  # a parent is older than its children
+        if reached & set(wishes_of(each.scheduling).dependencies):
+            reached.add(str(each.id))
+            found.append(each)
+    return found
 
 
 async def any_lost(db: AsyncSession, agents: Collection[str]) -> bool:

@@ -78,6 +78,7 @@ class SessionService:
 
         async def insert(change: Change) -> None:
             await creation.check_counts(change.db, owner, facts.policy, draft.slots)
+            await self._folders.still_there(change.db, mounts)
             session, kernel = creation.rows(owner, new, draft, mounts, request_id, change.now)
             session.id = kernel.session_id = session_id
             change.db.add(session)
@@ -184,33 +185,35 @@ class SessionService:
             raise SessionAlreadyExists(f"there is a live session named {name!r} already") from error
 
     async def destroy(
-        self, principal: Principal, ref: str, *, forced: bool, request_id: str
-    ) -> SessionDetail:
+        self,
+        principal: Principal,
+        ref: str,
+        *,
+        forced: bool,
+        request_id: str,
+        recursive: bool = False,
+    ) -> Details:
         """End a session; returns as soon as that is recorded. Harmless when repeated.
 
+        ``recursive`` ends those that depend on it as well, and theirs; they follow in the answer.
         ``forced`` skips nothing: a node that cannot be asked keeps the session TERMINATING, and its
         devices stay accounted until it says that the container is gone.
         """
         require(principal, Scope.SESSIONS)
 
-        async def work(change: Change) -> uuid.UUID:
+        async def work(change: Change) -> Sequence[uuid.UUID]:
             row = await queries.resolve(change.db, principal, ref, Scope.SESSIONS)
             if Status(row.status) in FINAL:
                 raise NotFound("session", f"session {ref[:80]!r} has ended already")
-            mine = row.owner_id == principal.user_id
-            who = "you" if mine else "an administrator"
-            reason = steps.FORCE_TERMINATED if forced else steps.USER_REQUESTED
-            row.forced = row.forced or forced
-            steps.ask_to_end(row, reason, f"ended by {who}" + (" (forced)" if forced else ""))
-            await steps.advance(change, row.id)
-            if row.status == Status.TERMINATING and await _out_of_reach(change.db, row.id):
-                row.status_info = "waiting for its node, which does not answer, to end it"
-                change.note(row, row.status_info)
-            return row.id
+            ends = [row, *(await queries.dependents(change.db, row) if recursive else ())]
+            who = "you" if row.owner_id == principal.user_id else "an administrator"
+            for each in ends:
+                await _end(change, each, who, forced)
+            return [each.id for each in ends]
 
-        session_id = await self._journal.write(request_id, work)
+        ended = await self._journal.write(request_id, work)
         await reach("destroy-committed")
-        return await self._detail(session_id, principal)
+        return [await self._detail(session_id, principal) for session_id in ended]
 
     async def logs(self, principal: Principal, ref: str, tail: int = 1000) -> str:
         """The last ``tail`` lines of the main kernel's output; after its end, what was kept of it."""
@@ -390,6 +393,16 @@ class SessionService:
             return await _one(db, row, viewer is not None and viewer.is_superadmin)
 
         return await self._store.read(work)
+
+
+async def _end(change: Change, row: SessionRow, who: str, forced: bool) -> None:
+    reason = steps.FORCE_TERMINATED if forced else steps.USER_REQUESTED
+    row.forced = row.forced or forced
+    steps.ask_to_end(row, reason, f"ended by {who}" + (" (forced)" if forced else ""))
+    await steps.advance(change, row.id)
+    if row.status == Status.TERMINATING and await _out_of_reach(change.db, row.id):
+        row.status_info = "waiting for its node, which does not answer, to end it"
+        change.note(row, row.status_info)
 
 
 async def _one(db: AsyncSession, row: SessionRow, show_agents: bool) -> SessionDetail:

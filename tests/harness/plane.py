@@ -185,9 +185,10 @@ class Rig:
     async def destroy(
         self, owner: Principal, detail: SessionDetail, *, forced: bool = False
     ) -> SessionDetail:
-        return await self.plane.sessions.destroy(
+        (ended,) = await self.plane.sessions.destroy(
             owner, str(detail.session.id), forced=forced, request_id=REQUEST
         )
+        return ended
 
     async def kernel(self, detail: SessionDetail) -> KernelRow:
         """The main kernel as its row is, nothing hidden."""

@@ -452,3 +452,22 @@ async def test_a_waiting_session_learns_when_it_could_start(plane: Rig) -> None:
     assert asked.verdict == "wait"
     running = await plane.run(ada, cpu="1", run_time=60)
     assert await plane.plane.offers.why(running.session.id) is None
+
+
+async def test_a_recursive_end_takes_along_whoever_waits_for_it(plane: Rig) -> None:
+    await plane.agent()
+    ada = await plane.user()
+    parent = await plane.create(ada, **LATER)
+    child = await plane.create(ada, **LATER, dependencies=[parent.session.name])
+    grandchild = await plane.create(ada, **LATER, dependencies=[child.session.name])
+    other = await plane.create(ada, **LATER)
+    ended = await plane.plane.sessions.destroy(
+        ada, str(parent.session.id), forced=False, recursive=True, request_id=REQUEST
+    )
+    assert [each.session.id for each in ended] == [
+        parent.session.id,
+        child.session.id,
+        grandchild.session.id,
+    ]
+    assert {each.status for each in ended} == {Status.CANCELLED}
+    assert (await plane.wait(other, Status.PENDING)).status is Status.PENDING

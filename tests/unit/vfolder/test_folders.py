@@ -155,6 +155,25 @@ async def test_homes_and_mounted_folders_cannot_be_deleted(
     folders.in_use = mounted
     with pytest.raises(FolderOperationFailed, match="end the session first"):
         await folders.delete(alice, "data")
+    assert (await folders.find(alice, "data")).status == "ready"
+
+
+async def test_no_session_mounts_a_folder_that_is_being_deleted(
+    folders: FolderService, store: Store, alice: Principal
+) -> None:
+    row = await folders.create(alice, "data")
+    mounts = await folders.mounts_for(alice, ["data"], {})
+    refused: list[str] = []
+
+    async def session_comes_in_between(volume: str, path: str) -> bool:
+        with pytest.raises(InvalidParameters) as caught:
+            await store.write(lambda session: folders.still_there(session, mounts))
+        refused.append(str(caught.value.data))
+        return False
+
+    folders.in_use = session_comes_in_between
+    await folders.delete(alice, str(row.id))
+    assert "the folder at /home/work/data is delete-ongoing" in refused[0]
 
 
 async def test_a_session_mounts_its_home_and_what_it_asked_for(
