@@ -100,6 +100,8 @@ class KeyPairPolicyRow(Base):
     idle_timeout: Mapped[int | None] = mapped_column(BigInteger)
     """Seconds."""
     max_vfolder_count: Mapped[int | None]
+    max_customized_image_count: Mapped[int] = mapped_column(default=3, server_default="3")
+    """Images that a user may have made of sessions."""
     allowed_vfolder_hosts: Mapped[JsonDict | None]
     created_at: Mapped[dt.datetime]
 

@@ -36,6 +36,10 @@ class PerijoveApp(Group):
             "Administer resource groups and how they schedule.",
         ),
         "preset": ("hub.commands.administration.PresetGroup", "Administer presets."),
+        "registry": (
+            "hub.commands.administration.RegistryGroup",
+            "Administer registries of images.",
+        ),
         "token": ("hub.commands.token.TokenGroup", "Create, list and revoke key pairs and tokens."),
         "db": ("hub.commands.db.DbGroup", "Upgrade the database or show its state."),
     }

@@ -1,4 +1,4 @@
-"""``perijove domain``, ``project``, ``policy``, ``resource-group``, ``preset``, ``limit``: records of administrators.
+"""Records of administrators: ``perijove domain``, ``project``, ``policy``, ``resource-group``, ``preset``, ...
 
 All work alike, on the database, on the manager's host; the manager notices within half a minute.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from hub.commands.base import Command, Group, UsageError, say, table
@@ -54,7 +55,8 @@ def with_administration(
 def fields_from(words: list[str], before: dict[str, Any] | None = None) -> dict[str, Any]:
     """Fields of ``KEY=VALUE`` words. A value is JSON where it can be, ``none`` is null, else text.
 
-    ``KEY.SUB=VALUE`` changes one entry of an object: what ``before`` has of it stays.
+    ``password=@FILE`` takes the content of a file. ``KEY.SUB=VALUE`` changes one entry of an object: what
+    ``before`` has of it stays.
     """
     fields: dict[str, Any] = {}
     for word in words:
@@ -63,7 +65,7 @@ def fields_from(words: list[str], before: dict[str, Any] | None = None) -> dict[
             raise UsageError(f"{word!r} is not KEY=VALUE")
         name, *path = key.split(".", 1)
         if not path:
-            fields[name] = _value(value)
+            fields[name] = _secret(value) if name == "password" else _value(value)
             continue
         held = fields.setdefault(name, _object((before or {}).get(name)))
         *parents, last = path[0].split(".") if name == "options" else [path[0]]
@@ -75,6 +77,16 @@ def fields_from(words: list[str], before: dict[str, Any] | None = None) -> dict[
 
 def _object(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, dict) else {}
+
+
+def _secret(written: str) -> str:
+    """The content of ``@FILE``, for what must not stand on a command line; other texts as they are."""
+    if not written.startswith("@"):
+        return written
+    try:
+        return Path(written[1:]).read_text(encoding="utf-8").rstrip("\n")
+    except OSError as error:
+        raise UsageError(f"password={written}: {error.strerror}") from error
 
 
 def _value(written: str) -> Any:
@@ -262,4 +274,5 @@ ProjectGroup = _commands("project", "projects", "projects and their members")
 PolicyGroup = _commands("policy", "keypair-policies", "policies of key pairs")
 ResourceGroupGroup = _commands("resource-group", "resource-groups", "resource groups")
 PresetGroup = _commands("preset", "presets", "presets")
+RegistryGroup = _commands("registry", "registries", "registries of images")
 LimitGroup = _commands("limit", "users", "limits of users", made_here=False)

@@ -1,6 +1,7 @@
 """Questions of the manager to an agent, by method name; each answers with a value or raises a sentence.
 
-``logs``: ``{"kernel_id", "tail"}`` -> text, the last lines of its output.
+``logs``: ``{"kernel_id", "tail"}`` -> text, the last lines of its output. ``spawner.agent.images`` adds those
+about images.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from spawner.accelerators.registry import Accelerators, PluginError
 from spawner.agent.calls import Calls
 from spawner.agent.config import AgentConfig
 from spawner.agent.engines.base import Engine, EngineError
+from spawner.agent.images import ImageTasks
 from spawner.agent.kernels import Kernels
 from spawner.agent.protocol import (
     MAX_FRAME_BYTES,
@@ -76,6 +77,9 @@ class AgentDaemon:
             config.orphan_grace,
         )
         self._calls = Calls(engine, self._kernels)
+        self.images_changed = asyncio.Event()
+        """Set when the next sign of life should not wait: the images may be others."""
+        self._images = ImageTasks(engine, self._calls, self.images_changed.set)
         self._features: dict[str, Any] = {}
         self._offered: tuple[tuple[DeviceReport, ...], tuple[ImageReport, ...]] = ((), ())
 
@@ -100,6 +104,7 @@ class AgentDaemon:
                 tasks.create_task(self._relist())
                 tasks.create_task(self._stay_connected())
         finally:
+            await self._images.close()
             await self._kernels.close()
             await self._engine.close()
 
@@ -290,7 +295,11 @@ class _Conversation:
 
     async def _beat(self, interval: float) -> None:
         while True:
-            await asyncio.sleep(interval)
+            changed = self._daemon.images_changed
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval):
+                    await changed.wait()
+            changed.clear()
             await self._send(await self._daemon.heartbeat())
 
     async def _send(self, message: Message) -> None:

@@ -114,6 +114,15 @@ class App(msgspec.Struct, frozen=True):
     environ: dict[str, str] = msgspec.field(default_factory=dict)
 
 
+class ImagePull(msgspec.Struct, frozen=True):
+    """How an image is got: credentials of its registry, and the digest that it must have."""
+
+    username: str = ""
+    password: str = ""
+    digest: str | None = None
+    """``sha256:...`` of the manifest; None: whatever the registry gives."""
+
+
 class HealthCheck(msgspec.Struct, frozen=True):
     """How an inference kernel is asked whether it serves: an HTTP GET of ``path`` on its main port."""
 
@@ -153,6 +162,8 @@ class KernelSpec(msgspec.Struct, frozen=True):
     """Name of a seccomp profile; None: the engine's default."""
     apps: tuple[App, ...] = ()
     health: HealthCheck | None = None
+    pull: ImagePull | None = None
+    """None: anonymously, whatever comes."""
 
 
 class KernelReport(msgspec.Struct, frozen=True):

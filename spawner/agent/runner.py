@@ -167,7 +167,7 @@ class KernelRunner:
         """Image, mounts, container, start, first answer; None when it ended while starting."""
         around = self._around
         self._say("PREPARING", progress="preparing the image and the folders")
-        await self._persist(lambda: self._have_image(spec.image))
+        await self._persist(lambda: self._have_image(spec))
         mounts = await asyncio.to_thread(resolve_mounts, spec.mounts, around.volumes)
         limits = around.accelerators.limits(spec.shares, spec.shm_bytes, around.max_pids)
         async with around.creating:
@@ -189,8 +189,8 @@ class KernelRunner:
         self._say("RUNNING", progress="running", **self._reached(state))
         return state
 
-    async def _have_image(self, name: str) -> None:
-        async for sentence in self._around.engine.ensure_image(name):
+    async def _have_image(self, spec: KernelSpec) -> None:
+        async for sentence in self._around.engine.ensure_image(spec.image, spec.pull):
             self._say("PREPARING", progress=sentence)
 
     async def _persist(self, step: Callable[[], Coroutine[Any, Any, T]]) -> T:

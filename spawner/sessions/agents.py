@@ -22,6 +22,7 @@ from spawner.agent.protocol import (
     Call,
     Heartbeat,
     Hello,
+    ImagePull,
     KernelSpec,
     Message,
     Mount,
@@ -36,6 +37,7 @@ from spawner.agent.protocol import (
 )
 from spawner.sessions import registration, reports, steps
 from spawner.sessions.failpoints import reach
+from spawner.sessions.image_rows import pull_rules
 from spawner.sessions.states import IllegalTransition, Status
 from spawner.sessions.tables import AgentTokenRow, AllocationRow, KernelRow, SessionRow
 from spawner.sessions.tokens import find
@@ -364,6 +366,7 @@ async def wanted_set(
     for row in await db.scalars(held.order_by(*order)):
         share = Share(row.slot, row.device_id, row.amount)
         shares.setdefault((row.kernel_id, row.epoch), []).append(share)
+    pulls = await pull_rules(db, {kernel.image for kernel, _, _ in rows})
     kernels: list[KernelSpec] = []
     drain = set(strays)
     for kernel, session, owner in rows:
@@ -371,12 +374,16 @@ async def wanted_set(
             drain.add((str(kernel.id), kernel.epoch))
         else:
             mine = shares.get((kernel.id, kernel.epoch), [])
-            kernels.append(kernel_spec(kernel, session, owner, mine))
+            kernels.append(kernel_spec(kernel, session, owner, mine, pulls.get(kernel.image)))
     return Wanted(tuple(kernels), tuple(sorted(drain)))
 
 
 def kernel_spec(
-    kernel: KernelRow, session: SessionRow, owner: str, shares: Iterable[Share]
+    kernel: KernelRow,
+    session: SessionRow,
+    owner: str,
+    shares: Iterable[Share],
+    pull: ImagePull | None = None,
 ) -> KernelSpec:
     """Everything the agent needs for one run of a kernel."""
     spec = kernel.spec
@@ -401,4 +408,5 @@ def kernel_spec(
         shm_bytes=int(spec["shm_bytes"]),
         labels=dict(spec.get("labels", {})),
         start_timeout=float(spec.get("start_timeout", 300.0)),
+        pull=pull,
     )

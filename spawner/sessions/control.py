@@ -13,6 +13,7 @@ from spawner.scheduler.policies import BUILT_IN, Policies
 from spawner.sessions.administration import Administration
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.events import EventBus
+from spawner.sessions.images import ImageService
 from spawner.sessions.metrics import Metrics
 from spawner.sessions.offers import Offers, bootstrap
 from spawner.sessions.reconciler import Reconciler
@@ -68,6 +69,7 @@ class ControlPlane:
             call_timeout=self.settings.call_timeout,
         )
         self.sessions = SessionService(self.journal, self.agents, folders, now)
+        self.images = ImageService(self.journal, self.agents, now)
         self.offers = Offers(self.journal, self.agents, now, policies)
         self.scheduler = SchedulerLoop(self.journal, self.metrics, self.settings.tick, policies)
         self.reconciler = Reconciler(

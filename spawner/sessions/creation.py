@@ -6,7 +6,7 @@ import datetime as dt
 import re
 import secrets
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -15,23 +15,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.principals import Principal, Via
 from authenticator.problems import (
-    AuthFailed,
     Forbidden,
     InvalidParameters,
     NotFound,
     QuotaExceeded,
 )
-from authenticator.tables import KeyPairPolicyRow, KeyPairRow, MembershipRow, ProjectRow
+from authenticator.tables import KeyPairPolicyRow, ProjectRow
 from spawner.scheduler.model import SessionGroup
-from spawner.scheduler.slots import KINDS, human_amount, human_bytes, parse_amount
+from spawner.scheduler.slots import human_amount, human_bytes, parse_amount
 from spawner.sessions.durations import moment, seconds_of
+from spawner.sessions.facts import Facts
+from spawner.sessions.image_rows import OWN_HOST
 from spawner.sessions.registration import architecture
 from spawner.sessions.requests import NewSession
 from spawner.sessions.states import Status, Target
 from spawner.sessions.tables import (
-    AgentDeviceRow,
-    AgentRow,
-    ImageRow,
     KernelRow,
     ResourceGroupRow,
     SessionRow,
@@ -41,7 +39,6 @@ from spawner.sessions.wishes import (
     FAILED_PARENTS,
     GROUP_RULES,
     Wishes,
-    find_parents,
 )
 from vfolder.folders import FolderMount
 
@@ -69,28 +66,6 @@ HUB_PORT_NAME = "jupyterlab"
 _SHOWN = 80
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the database says about the things that a request names."""
-
-    groups: Mapping[str, ResourceGroupRow]
-    images: Sequence[ImageRow]
-    """Rows of the requested image, one for each architecture."""
-    slots: frozenset[str]
-    policy: KeyPairPolicyRow
-    projects: Sequence[ProjectRow]
-    parents: tuple[str, ...] = ()
-    """Ids of the sessions it depends on."""
-    bad_parents: Mapping[str, str] = field(default_factory=dict)
-    """A sentence for each dependency that cannot be one."""
-
-    @property
-    def default_group(self) -> ResourceGroupRow | None:
-        """The group for requests that name none."""
-        ranked = sorted(self.groups.values(), key=lambda g: (not g.is_default, g.name))
-        return ranked[0] if ranked else None
-
-
 @dataclass(slots=True)
 class Draft:
     """A checked request; amounts in base units."""
@@ -108,48 +83,14 @@ class Draft:
     ports: list[dict[str, Any]] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
     wishes: Wishes = field(default_factory=Wishes)
-
-
-async def read_facts(
-    db: AsyncSession, owner: Principal, image: str, parents: Iterable[str] = ()
-) -> Facts:
-    """One read of all that ``check`` needs. Raises ``AuthFailed`` when the key pair is gone."""
-    groups = await db.scalars(select(ResourceGroupRow).where(ResourceGroupRow.is_active))
-    names = [image] if ":" in image.rpartition("/")[2] else [image, f"{image}:latest"]
-    images = await db.scalars(select(ImageRow).where(ImageRow.name.in_(names), ImageRow.is_enabled))
-    slots = await db.scalars(select(AgentDeviceRow.slot).distinct())
-    policy = await db.scalar(
-        select(KeyPairPolicyRow)
-        .join(KeyPairRow, KeyPairRow.policy == KeyPairPolicyRow.name)
-        .where(KeyPairRow.access_key == owner.access_key)
-    )
-    if policy is None:
-        raise AuthFailed(f"{owner.username} has no active key pair")
-    projects = await db.scalars(
-        select(ProjectRow)
-        .join(MembershipRow, MembershipRow.project_id == ProjectRow.id)
-        .where(MembershipRow.user_id == owner.user_id, ProjectRow.is_active)
-        .order_by(ProjectRow.name != "default", ProjectRow.name)
-    )
-    found = sorted(images, key=lambda row: (row.name != image, row.architecture))
-    ids, bad = await find_parents(db, owner.user_id, parents)
-    return Facts(
-        {group.name: group for group in groups},
-        [row for row in found if row.name == found[0].name],
-        frozenset(slots) | frozenset(KINDS),
-        policy,
-        list(projects),
-        tuple(dict.fromkeys(ids)),
-        bad,
-    )
+    agents: tuple[str, ...] = ()
 
 
 def check(
     actor: Principal, owner: Principal, new: NewSession, facts: Facts, now: dt.datetime
 ) -> Draft:
     """The checked request. Raises ``InvalidParameters`` with every wrong field, or another ``Problem``."""
-    checker = Checker(actor, owner, new, facts, now)
-    return checker.check()
+    return Checker(actor, owner, new, facts, now).check()
 
 
 class Checker:
@@ -280,7 +221,8 @@ class Checker:
         wanted = architecture(self.new.architecture) if self.new.architecture else None
         group = self.facts.groups.get(self.new.resource_group or "") or self.facts.default_group
         if not rows:
-            if group is not None and group.options.get("allow_pull", False):
+            may_pull = not self.facts.withheld and not asked.startswith(f"{OWN_HOST}/")
+            if may_pull and group is not None and group.options.get("allow_pull", False):
                 self.draft.image, self.draft.architecture = asked, wanted or "x86_64"
                 return
             self._image_missing = True
@@ -294,6 +236,7 @@ class Checker:
         chosen = fitting[0]
         self.draft.image, self.draft.labels = chosen.name, chosen.labels
         self.draft.architecture = chosen.architecture
+        self.draft.agents = self.facts.image_agents
 
     def _group(self) -> None:
         asked = self.new.resource_group
@@ -495,17 +438,6 @@ async def check_counts(
             )
 
 
-async def check_agents(db: AsyncSession, names: Iterable[str]) -> None:
-    """Raise ``InvalidParameters`` for designated agents that do not exist."""
-    wanted = set(names)
-    known = set(await db.scalars(select(AgentRow.id).where(AgentRow.id.in_(wanted))))
-    unknown = sorted(wanted - known)
-    if unknown:
-        raise InvalidParameters(
-            {"config.agentList": f"there is no agent {', '.join(unknown)[:200]}"}
-        )
-
-
 def rows(
     owner: Principal,
     new: NewSession,
@@ -533,7 +465,7 @@ def rows(
         architecture=draft.architecture,
         requested_slots=draft.slots,
         resource_opts={**new.resource_opts, "shmem": str(draft.shmem)},
-        designated_agents=list(new.designated_agents),
+        designated_agents=list(new.designated_agents or draft.agents),
         status=Status.PENDING.value,
         target=Target.RUNNING.value,
         forced=False,

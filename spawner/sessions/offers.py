@@ -27,6 +27,8 @@ from spawner.scheduler.slots import (
 )
 from spawner.sessions import creation
 from spawner.sessions.agents import AgentRegistry
+from spawner.sessions.facts import Facts, read_facts
+from spawner.sessions.image_rows import usable_by
 from spawner.sessions.registration import ALIVE
 from spawner.sessions.requests import AgentSession, AgentView, Check, NewSession
 from spawner.sessions.snapshot import Payer, Reading, held_by, read_snapshot
@@ -119,7 +121,7 @@ class Offers:
             held = [by_key[principal.access_key], by_project[uuid.UUID(mine)]]
             return reading, await _presets(db, resource_group), held
 
-        facts = await self._store.read(lambda db: creation.read_facts(db, principal, ""))
+        facts = await self._store.read(lambda db: read_facts(db, principal, ""))
         group = _group_of(facts, resource_group)
         reading, presets, held = await self._store.read(work)
         snapshot, slots = reading.snapshot, sorted(facts.slots)
@@ -151,12 +153,14 @@ class Offers:
 
         async def work(
             db: AsyncSession,
-        ) -> tuple[creation.Facts, Snapshot, list[PresetRow], list[ImageRow]]:
-            facts = await creation.read_facts(db, principal, "")
+        ) -> tuple[Facts, Snapshot, list[PresetRow], list[ImageRow]]:
+            facts = await read_facts(db, principal, "")
             payer = _payer(principal, _project_of(facts, None))
             reading = await read_snapshot(db, self._now(), [payer], self._policies)
             images = await db.scalars(
-                select(ImageRow).where(ImageRow.is_enabled).order_by(ImageRow.name)
+                select(ImageRow)
+                .where(ImageRow.is_enabled, usable_by(principal.user_id))
+                .order_by(ImageRow.name)
             )
             presets = await _presets(db, None)
             return facts, reading.snapshot, presets, list(images)
@@ -220,8 +224,8 @@ class Offers:
             resource_opts=options,
         )
 
-        async def work(db: AsyncSession) -> tuple[creation.Facts, Snapshot]:
-            facts = await creation.read_facts(db, principal, new.image)
+        async def work(db: AsyncSession) -> tuple[Facts, Snapshot]:
+            facts = await read_facts(db, principal, new.image)
             payer = _payer(principal, _project_of(facts, None))
             return facts, (await read_snapshot(db, self._now(), [payer], self._policies)).snapshot
 
@@ -383,7 +387,7 @@ def _by_rank(groups: Iterable[ResourceGroupRow]) -> list[ResourceGroupRow]:
     return sorted(groups, key=lambda group: (not group.is_default, group.name))
 
 
-def _project_of(facts: creation.Facts, asked: str | None) -> str:
+def _project_of(facts: Facts, asked: str | None) -> str:
     fitting = [p for p in facts.projects if asked is None or asked in (p.name, str(p.id))]
     if not fitting:
         known = ", ".join(project.name for project in facts.projects) or "none"
@@ -395,7 +399,7 @@ def _payer(principal: Principal, project: str) -> Payer:
     return Payer(principal.access_key, project, principal.domain, str(principal.user_id))
 
 
-def _group_of(facts: creation.Facts, asked: str | None) -> str:
+def _group_of(facts: Facts, asked: str | None) -> str:
     group = facts.default_group if asked is None else facts.groups.get(asked)
     if group is None:
         known = ", ".join(sorted(facts.groups)) or "none"
@@ -470,7 +474,7 @@ def _group_offer(row: ResourceGroupRow, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _preset_request(
-    preset: PresetRow, principal: Principal, group: str, facts: creation.Facts
+    preset: PresetRow, principal: Principal, group: str, facts: Facts
 ) -> SessionRequest:
     slots = {slot: int(amount) for slot, amount in preset.resource_slots.items()}
     return _request(principal, group, _project_of(facts, None), slots, "x86_64")

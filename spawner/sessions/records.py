@@ -15,10 +15,13 @@ from spawner.scheduler.policies import Policies
 from spawner.scheduler.slots import format_amount, parse_amount
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.groups import SLOT, read_options
-from spawner.sessions.tables import PresetRow, ResourceGroupRow
+from spawner.sessions.tables import PresetRow, RegistryRow, ResourceGroupRow
 from store.base import Base
 
 NAME = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$")
+REGISTRY_HOST = re.compile(
+    r"(?=.{3,255}$)(?:localhost|[a-z0-9-]+(?:\.[a-z0-9-]+)+)(?::\d{1,5})?|localhost:\d{1,5}"
+)
 _SHOWN = 80
 
 Parse = Callable[[Any], Any]
@@ -56,6 +59,15 @@ def name(value: Any) -> str:
         raise ValueError(
             f"{str(value)[:_SHOWN]!r}: 1 to 64 letters, digits, '.', '_' and '-', beginning and"
             " ending with a letter or digit"
+        )
+    return value
+
+
+def registry(value: Any) -> str:
+    """The host of a registry as it begins the names of its images."""
+    if not isinstance(value, str) or not REGISTRY_HOST.fullmatch(value):
+        raise ValueError(
+            f"{str(value)[:_SHOWN]!r}: a host with a dot or a port, such as registry.example.org:5000"
         )
     return value
 
@@ -171,6 +183,7 @@ POLICY = {
     "idle_timeout": LIFE,
     "max_priority": Field(whole(0, 100), "Highest priority.", 10),
     "max_vfolder_count": Field(or_null(whole(0)), "Folders; null: unlimited."),
+    "max_customized_image_count": Field(whole(0), "Images made of sessions.", 3),
 }
 PRESET = {
     "name": NAMED,
@@ -182,6 +195,14 @@ PRESET = {
     "rank": Field(whole(0), "Place in lists.", 0),
 }
 USER = {**LIMITS, "policy": Field(name, "Policy of all key pairs of the user.")}
+
+
+REGISTRY = {
+    "name": Field(registry, "Its host, with the port if there is one.", fixed=True),
+    "username": Field(text, "Who pulls.", ""),
+    "password": Field(text, "It is never shown.", "", show=lambda value: "(set)" if value else ""),
+    "is_active": ACTIVE,
+}
 
 
 def kinds(policies: Policies) -> dict[str, Kind]:
@@ -199,6 +220,7 @@ def kinds(policies: Policies) -> dict[str, Kind]:
         Kind("keypair-policies", "policy", KeyPairPolicyRow, POLICY),
         Kind("resource-groups", "resource group", ResourceGroupRow, group),
         Kind("presets", "preset", PresetRow, PRESET),
+        Kind("registries", "registry", RegistryRow, REGISTRY),
         Kind("users", "user", UserRow, USER, made_here=False),
     )
     return {kind.plural: kind for kind in found}

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from sqlalchemy import func, select
 
 from spawner.agent.protocol import PROTOCOL_VERSION, Heartbeat, Hello, ImageReport, ProtocolError
-from spawner.sessions import ledger, steps
+from spawner.sessions import image_rows, ledger, steps
 from spawner.sessions.states import FINAL, HOLDS, Status
 from spawner.sessions.tables import (
     AgentRow,
@@ -177,18 +177,11 @@ async def _images(change: Change, row: AgentRow, images: Iterable[ImageReport]) 
         key = (image.name[:255], architecture(image.architecture))
         known = await change.db.get(ImageRow, key)
         if known is None:
-            change.db.add(
-                ImageRow(
-                    name=key[0],
-                    architecture=key[1],
-                    engine=row.engine,
-                    digest=image.digest,
-                    size_bytes=image.size_bytes,
-                    labels=dict(image.labels),
-                    is_enabled=True,
-                    created_at=change.now,
-                )
+            known = ImageRow(
+                name=key[0], architecture=key[1], is_enabled=True, created_at=change.now
             )
-            continue
+            change.db.add(known)
         known.engine, known.digest = row.engine, image.digest
         known.size_bytes, known.labels = image.size_bytes, dict(image.labels)
+        await change.db.flush()
+        await image_rows.arrived(change, image, known)

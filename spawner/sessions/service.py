@@ -17,6 +17,7 @@ from authenticator.problems import BadRequest, InvalidParameters, NotFound, Sess
 from spawner.sessions import creation, progress, queries, steps
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.events import Event, EventBus
+from spawner.sessions.facts import Facts, check_agents, read_facts
 from spawner.sessions.failpoints import reach
 from spawner.sessions.requests import Created, NewSession, ProgressEvent, SessionDetail
 from spawner.sessions.states import FINAL, Status, Target
@@ -63,10 +64,10 @@ class SessionService:
         """
         require(actor, Scope.SESSIONS, owner.user_id)
 
-        async def look(db: AsyncSession) -> tuple[creation.Facts, SessionRow | None]:
-            facts = await creation.read_facts(db, owner, new.image, new.dependencies)
+        async def look(db: AsyncSession) -> tuple[Facts, SessionRow | None]:
+            facts = await read_facts(db, owner, new.image, new.dependencies)
             if new.designated_agents:
-                await creation.check_agents(db, new.designated_agents)
+                await check_agents(db, new.designated_agents)
             return facts, await queries.live_by_name(db, owner.user_id, new.name)
 
         facts, live = await self._store.read(look)

@@ -63,6 +63,43 @@ class ImageRow(Base):
     labels: Mapped[JsonDict]
     is_enabled: Mapped[bool] = mapped_column(default=True)
     created_at: Mapped[dt.datetime]
+    owner_id: Mapped[uuid.UUID | None] = mapped_column(index=True)
+    """Whose it is, of an image made of a session; None: everybody's."""
+    expected_digest: Mapped[str | None] = mapped_column(String(128))
+    """The only digest under which agents may pull it."""
+
+
+class RegistryRow(Base):
+    """A registry whose images agents pull with credentials. ``name`` is its host, with the port."""
+
+    __tablename__ = "registries"
+
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    username: Mapped[str] = mapped_column(String(255))
+    password: Mapped[str] = mapped_column(Text)
+    """As the registry wants it, so that agents can show it; never part of an answer."""
+    is_active: Mapped[bool] = mapped_column(default=True)
+    created_at: Mapped[dt.datetime]
+
+
+class CommitRow(Base):
+    """An image being made of a session, or made of it."""
+
+    __tablename__ = "commits"
+    __table_args__ = (
+        CheckConstraint("status IN ('ongoing', 'done', 'failed')", name="status"),
+        Index("ix_commits_session", "session_id"),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    session_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"))
+    owner_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id"))
+    agent_id: Mapped[str] = mapped_column(String(64))
+    image: Mapped[str] = mapped_column(String(255))
+    status: Mapped[str] = mapped_column(String(16))
+    message: Mapped[str] = mapped_column(Text, default="")
+    created_at: Mapped[dt.datetime]
+    ended_at: Mapped[dt.datetime | None]
 
 
 class AgentRow(Base):

@@ -107,6 +107,9 @@ class FakeAgent:
     amounts: Mapping[str, object] = field(default_factory=lambda: {"cpu": "4", "mem": "8g"})
     group: str = "default"
     images: tuple[str, ...] = (IMAGE,)
+    image_tasks: list[dict[str, str]] = field(default_factory=list)
+    """What it answers when it is asked for its pulls and commits."""
+    calls: list[Call] = field(default_factory=list)
     max_containers: int | None = None
     protocol: int = PROTOCOL_VERSION
     address: str = "127.0.0.1"
@@ -239,8 +242,13 @@ class FakeAgent:
             self.obey(message)
 
     def answer(self, call: Call) -> None:
-        lines = f"line of {call.params['kernel_id']}\n" * call.params["tail"]
-        self.say(Answer(call.call_id, lines))
+        value: Any = None
+        if call.method == "logs":
+            value = f"line of {call.params['kernel_id']}\n" * call.params["tail"]
+        elif call.method == "image_tasks":
+            value = self.image_tasks
+        self.calls.append(call)
+        self.say(Answer(call.call_id, value))
 
     def obey(self, wanted: Wanted) -> None:
         """Make reality match."""

@@ -15,7 +15,7 @@ from spawner.agent.engines.base import (
     Identity,
     Limits,
 )
-from spawner.agent.protocol import ImageReport, KernelSpec
+from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec
 
 
 class MemoryEngine(Engine):
@@ -36,7 +36,7 @@ class MemoryEngine(Engine):
     async def images(self) -> tuple[ImageReport, ...]:
         return ()
 
-    async def ensure_image(self, name: str) -> AsyncIterator[str]:
+    async def ensure_image(self, name: str, pull: ImagePull | None = None) -> AsyncIterator[str]:
         self.calls.append("image")
         yield f"getting {name}"
 

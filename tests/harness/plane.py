@@ -232,7 +232,7 @@ def request(**fields: Any) -> NewSession:
     slots = {"cpu": fields.pop("cpu", "1"), "mem": fields.pop("mem", "1g")}
     slots |= fields.pop("slots", {})
     name = fields.pop("name", None) or f"s-{uuid.uuid4().hex[:10]}"
-    return NewSession(name=name, image=IMAGE, slots=slots, **fields)
+    return NewSession(name=name, slots=slots, **{"image": IMAGE, **fields})
 
 
 def hub_launch(server: str = "lab") -> HubLaunch:

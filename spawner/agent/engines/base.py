@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spawner.agent.protocol import ImageReport, KernelSpec, Network, Share
+from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec, Network, Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +147,11 @@ class Engine(abc.ABC):
         """Images that a kernel can be created from now."""
 
     @abc.abstractmethod
-    async def ensure_image(self, name: str) -> AsyncIterator[str]:
-        """Make ``name`` present, yielding progress sentences; raises ``EngineError`` if it cannot."""
+    async def ensure_image(self, name: str, pull: ImagePull | None = None) -> AsyncIterator[str]:
+        """Make ``name`` present, yielding progress sentences; raises ``EngineError`` if it cannot.
+
+        Whoever stops listening takes nothing from others who wait for the same image.
+        """
         yield ""
 
     @abc.abstractmethod

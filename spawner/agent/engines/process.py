@@ -34,7 +34,7 @@ from spawner.agent.engines.base import (
 )
 from spawner.agent.engines.cgroups import ControlGroups
 from spawner.agent.engines.scratch import UNFINISHED, Run, Scratch
-from spawner.agent.protocol import ImageReport, KernelSpec
+from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec
 from spawner.agent.substitution import Substitution
 
 IMAGE = "process"
@@ -109,7 +109,7 @@ class ProcessEngine(Engine):
         }
         return (ImageReport(IMAGE, platform.machine(), None, 0, labels),)
 
-    async def ensure_image(self, name: str) -> AsyncIterator[str]:
+    async def ensure_image(self, name: str, pull: ImagePull | None = None) -> AsyncIterator[str]:
         """Only the one image is there."""
         if name != IMAGE:
             raise EngineError(f"the process engine has no image {name!r}: {_HINT}")

@@ -12,7 +12,7 @@ from spawner.accelerators.registry import Accelerators
 from spawner.agent import runner
 from spawner.agent.engines.base import BoundMount, EngineError, EngineState, Identity, Limits
 from spawner.agent.kernels import Kernels
-from spawner.agent.protocol import KernelReport, KernelSpec, Wanted
+from spawner.agent.protocol import ImagePull, KernelReport, KernelSpec, Wanted
 from spawner.agent.runner import Surroundings
 from tests.harness.engine import MemoryEngine
 
@@ -167,7 +167,7 @@ async def test_a_container_that_appears_after_the_cancel_is_not_left_behind(
 class Hiccup(MemoryEngine):
     """Does not answer the first time it is asked for an image."""
 
-    async def ensure_image(self, name: str) -> AsyncIterator[str]:
+    async def ensure_image(self, name: str, pull: ImagePull | None = None) -> AsyncIterator[str]:
         self.calls.append("image")
         if self.calls.count("image") == 1:
             raise EngineError("the engine does not answer", retriable=True)

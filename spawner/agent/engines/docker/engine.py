@@ -33,6 +33,7 @@ from spawner.agent.engines.docker.images import Images
 from spawner.agent.engines.docker.manifest import (
     HOME,
     LABEL,
+    ROOT_LABEL,
     container_name,
     host_options,
     identity_of,
@@ -41,7 +42,7 @@ from spawner.agent.engines.docker.manifest import (
     read_state,
 )
 from spawner.agent.engines.docker.networks import ensure_network
-from spawner.agent.protocol import ImageReport, KernelSpec
+from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec
 from spawner.agent.substitution import Substitution
 
 
@@ -77,6 +78,7 @@ class DockerEngine(Engine):
 
     async def close(self) -> None:
         """Close connections; containers go on."""
+        self._images.pulls.close()
         await self._calls.close()
 
     async def session_address(self) -> str:
@@ -87,17 +89,26 @@ class DockerEngine(Engine):
         """Images with our label, one name each: ``:latest`` where there is one."""
         return await self._images.list()
 
-    async def ensure_image(self, name: str) -> AsyncIterator[str]:
-        """Pull ``name`` unless it is there; pulls of one image run one after the other."""
-        async for sentence in self._images.ensure(name):
+    async def ensure_image(self, name: str, pull: ImagePull | None = None) -> AsyncIterator[str]:
+        """Pull ``name`` unless it is there; all who want it follow one pull."""
+        async for sentence in self._images.ensure(name, pull or ImagePull()):
             yield sentence
+
+    async def remove_image(self, name: str) -> None:
+        """Remove the tag, and the image with its last one."""
+        await self._images.remove(name)
+
+    async def commit(self, identity: Identity, name: str, labels: Mapping[str, str]) -> ImageReport:
+        """An image of the container's own file system: no folders, no environment of the session."""
+        return await self._images.commit(container_name(identity), name, labels)
 
     async def create(
         self, spec: KernelSpec, limits: Limits, mounts: tuple[BoundMount, ...]
     ) -> EngineState:
         """Create the container; the one that is there already when this run was created before."""
         client = self._calls.client
-        command = spec.command or await self._images.own_command(spec.image)
+        labels = await self._images.labels(spec.image)
+        command = spec.command or self._images.own_command(spec.image, labels)
         port = spec.ports[0].container_port if spec.ports else 0
         tokens = Substitution("0.0.0.0", port, HOME, self._gateway)  # noqa: S104 - inside the container
         identity = Identity(spec.kernel_id, spec.session_id, spec.epoch)
@@ -107,7 +118,7 @@ class DockerEngine(Engine):
                 limits,
                 mounts,
                 publish_host=self._publish_host,
-                read_only_root=self._read_only_root,
+                read_only_root=self._read_only_root and labels.get(ROOT_LABEL) != "writable",
             )
         )
         call = functools.partial(

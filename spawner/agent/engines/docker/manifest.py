@@ -18,6 +18,8 @@ LABEL = "ai.perijove"
 IMAGE_LABEL = "ai.perijove.image"
 COMMAND_LABEL = "ai.perijove.command"
 RECIPE_LABEL = "ai.perijove.recipe"
+ROOT_LABEL = "ai.perijove.root"
+"""``writable``: the container may change its own file system, for images that people build upon."""
 
 
 def host_options(

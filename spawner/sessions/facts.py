@@ -1,0 +1,92 @@
+"""What the database says about the things that a request for a session names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from authenticator.principals import Principal
+from authenticator.problems import AuthFailed, InvalidParameters
+from authenticator.tables import KeyPairPolicyRow, KeyPairRow, MembershipRow, ProjectRow
+from spawner.scheduler.slots import KINDS
+from spawner.sessions.image_rows import holders
+from spawner.sessions.tables import AgentDeviceRow, AgentRow, ImageRow, ResourceGroupRow
+from spawner.sessions.wishes import find_parents
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the database says about the things that a request names."""
+
+    groups: Mapping[str, ResourceGroupRow]
+    images: Sequence[ImageRow]
+    """Rows of the requested image, one for each architecture."""
+    slots: frozenset[str]
+    policy: KeyPairPolicyRow
+    projects: Sequence[ProjectRow]
+    parents: tuple[str, ...] = ()
+    """Ids of the sessions it depends on."""
+    bad_parents: Mapping[str, str] = field(default_factory=dict)
+    """A sentence for each dependency that cannot be one."""
+    withheld: bool = False
+    """Whether the image is switched off or somebody else's."""
+    image_agents: tuple[str, ...] = ()
+    """The only agents that have it, if it was made of a session."""
+
+    @property
+    def default_group(self) -> ResourceGroupRow | None:
+        """The group for requests that name none."""
+        ranked = sorted(self.groups.values(), key=lambda g: (not g.is_default, g.name))
+        return ranked[0] if ranked else None
+
+
+async def read_facts(
+    db: AsyncSession, owner: Principal, image: str, parents: Iterable[str] = ()
+) -> Facts:
+    """One read of all that ``check`` needs. Raises ``AuthFailed`` when the key pair is gone."""
+    groups = await db.scalars(select(ResourceGroupRow).where(ResourceGroupRow.is_active))
+    names = [image] if ":" in image.rpartition("/")[2] else [image, f"{image}:latest"]
+    images = list(await db.scalars(select(ImageRow).where(ImageRow.name.in_(names))))
+    slots = await db.scalars(select(AgentDeviceRow.slot).distinct())
+    policy = await db.scalar(
+        select(KeyPairPolicyRow)
+        .join(KeyPairRow, KeyPairRow.policy == KeyPairPolicyRow.name)
+        .where(KeyPairRow.access_key == owner.access_key)
+    )
+    if policy is None:
+        raise AuthFailed(f"{owner.username} has no active key pair")
+    projects = await db.scalars(
+        select(ProjectRow)
+        .join(MembershipRow, MembershipRow.project_id == ProjectRow.id)
+        .where(MembershipRow.user_id == owner.user_id, ProjectRow.is_active)
+        .order_by(ProjectRow.name != "default", ProjectRow.name)
+    )
+    usable = [row for row in images if row.is_enabled and row.owner_id in (None, owner.user_id)]
+    found = sorted(usable, key=lambda row: (row.name != image, row.architecture))
+    own = found[0].name if found and found[0].owner_id is not None else None
+    ids, bad = await find_parents(db, owner.user_id, parents)
+    return Facts(
+        {group.name: group for group in groups},
+        [row for row in found if row.name == found[0].name],
+        frozenset(slots) | frozenset(KINDS),
+        policy,
+        list(projects),
+        tuple(dict.fromkeys(ids)),
+        bad,
+        withheld=bool(images) and not found,
+        image_agents=() if own is None else tuple(sorted((await holders(db)).get(own, ()))),
+    )
+
+
+async def check_agents(db: AsyncSession, names: Iterable[str]) -> None:
+    """Raise ``InvalidParameters`` for designated agents that do not exist."""
+    wanted = set(names)
+    known = set(await db.scalars(select(AgentRow.id).where(AgentRow.id.in_(wanted))))
+    unknown = sorted(wanted - known)
+    if unknown:
+        raise InvalidParameters(
+            {"config.agentList": f"there is no agent {', '.join(unknown)[:200]}"}
+        )
