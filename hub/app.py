@@ -35,6 +35,7 @@ class PerijoveApp(Group):
             "hub.commands.administration.ResourceGroupGroup",
             "Administer resource groups and how they schedule.",
         ),
+        "node": ("hub.commands.node.NodeGroup", "List, close, empty and remove nodes."),
         "preset": ("hub.commands.administration.PresetGroup", "Administer presets."),
         "registry": (
             "hub.commands.administration.RegistryGroup",

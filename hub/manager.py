@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,17 @@ class ManagerConfig(Configurable):
         help="""Addresses to listen on, each HOST:PORT. Default: the deployment's own address. Sessions
         and agents of other nodes must be able to reach one of them.""",
     ).tag(config=True)
+    tls_bind = List(
+        Unicode(),
+        help="""Addresses to listen on with TLS, each HOST:PORT, for agents of other nodes and clients. They need
+        `tls_certificate`.""",
+    ).tag(config=True)
+    tls_certificate = Unicode(help="The manager's certificate, with its chain.").tag(config=True)
+    tls_key = Unicode(help="Its private key. Default: in that same file.").tag(config=True)
+    tls_client_ca = Unicode(
+        help="""Certificate authorities of the agents. When given, an agent of another node must dial one of
+        `tls_bind` and show a certificate that has its id among its names."""
+    ).tag(config=True)
     hub_api_url = Unicode(
         help="REST API of the hub, for checking its tokens. Default: the deployment's hub."
     ).tag(config=True)
@@ -82,7 +94,24 @@ class ManagerConfig(Configurable):
     def _default_volumes(self) -> dict[str, str]:
         return {"local": str(Deployment(parent=self.parent).volume)}
 
-    @validate("bind")
+    def tls(self) -> ssl.SSLContext:
+        """The certificate that is shown, and how those of agents are checked. Raises ``ManagerError``."""
+        if not self.tls_certificate:
+            raise ManagerError("tls_bind is set, but there is no tls_certificate")
+        try:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(self.tls_certificate, self.tls_key or None)
+            if self.tls_client_ca:
+                context.load_verify_locations(cafile=self.tls_client_ca)
+                context.verify_mode = ssl.CERT_OPTIONAL  # browsers and clients have none
+        except OSError as error:  # ssl.SSLError is one
+            files = ", ".join(
+                each for each in (self.tls_certificate, self.tls_key, self.tls_client_ca) if each
+            )
+            raise ManagerError(f"certificates {files}: {error.strerror or error}") from error
+        return context
+
+    @validate("bind", "tls_bind")
     def _valid_bind(self, proposal: dict[str, Any]) -> list[str]:
         for text in proposal["value"]:
             address(text)
@@ -93,7 +122,7 @@ def address(text: str) -> tuple[str, int]:
     """Host and port of ``HOST:PORT``. Raises ``TraitError``."""
     found = _BIND.fullmatch(text)
     if found is None or not 0 <= int(found["port"]) <= 65535:
-        raise TraitError(f"bind is {text!r}: give HOST:PORT, e.g. 127.0.0.1:8090")
+        raise TraitError(f"an address to bind is {text!r}: give HOST:PORT, e.g. 127.0.0.1:8090")
     return found["six"] or found["host"], int(found["port"])
 
 
@@ -151,7 +180,7 @@ class Manager:
 
         async def agent_known(token: str) -> bool:
             async def work(db: AsyncSession) -> bool:
-                return await find(db, token) is not None
+                return await find(db, token, now=now()) is not None
 
             return await services.store.read(work)
 
@@ -172,7 +201,19 @@ class Manager:
         server = HTTPServer(
             app, xheaders=True, max_body_size=2 * MAX_BODY, idle_connection_timeout=600
         )
-        for text in self._config.bind or [f"{self._addresses.host}:{self._addresses.manager_port}"]:
+        own = f"{self._addresses.host}:{self._addresses.manager_port}"
+        self._listen(stack, server, self._config.bind or [own])
+        if self._config.tls_bind:
+            secure = HTTPServer(
+                app,
+                ssl_options=self._config.tls(),
+                max_body_size=2 * MAX_BODY,
+                idle_connection_timeout=600,
+            )
+            self._listen(stack, secure, self._config.tls_bind)
+
+    def _listen(self, stack: contextlib.AsyncExitStack, server: HTTPServer, on: list[str]) -> None:
+        for text in on:
             host, port = address(text)
             try:
                 sockets = bind_sockets(port, host or None)
@@ -215,6 +256,7 @@ class Manager:
             prefix=self._config.service_prefix or self._addresses.service_prefix,
             hub_prefix=self._config.hub_prefix or f"{self._addresses.base_url}hub/",
             announcement=self._config.announcement,
+            agents_show_certificates=bool(self._config.tls_client_ca),
         )
 
 

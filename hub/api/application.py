@@ -14,6 +14,7 @@ from hub.api import (
     folders,
     images,
     internal,
+    nodes,
     openapi,
     pages,
     resources,
@@ -35,6 +36,7 @@ HANDLERS: tuple[type[Base], ...] = (
     *images.HANDLERS,
     *internal.HANDLERS,
     *connections.HANDLERS,
+    *nodes.HANDLERS,
     *openapi.HANDLERS,
 )
 """Literal paths come before those with a name in the same place: the first match counts."""

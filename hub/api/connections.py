@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from ipaddress import ip_address
 from typing import Any
 
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
+from authenticator.problems import Forbidden
 from hub.api.endpoints import Access, endpoint
 from hub.api.handler import Base
 
@@ -23,14 +25,36 @@ class AgentConnect(Base, WebSocketHandler):
     @endpoint("The agents' WebSocket", access=Access.AGENT, produces="websocket")
     async def get(self, *path: str) -> None:  # type: ignore[override]  # `endpoint` returns any awaitable
         """Upgrade the connection."""
+        self._names = self._certified()
         await WebSocketHandler.get(self, *path)
 
     def open(self, *args: str, **kwargs: str) -> None:
         """Let the registry talk to it."""
         self._frames: asyncio.Queue[str | None] = asyncio.Queue(_QUEUE)
         registry = self.services.control.agents
-        self._serving = asyncio.ensure_future(registry.serve(_Connection(self), self.caller.token))
+        self._serving = asyncio.ensure_future(
+            registry.serve(_Connection(self), self.caller.token, self._names)
+        )
         self._serving.add_done_callback(self._served)
+
+    def _certified(self) -> frozenset[str] | None:
+        """Names in the agent's certificate; None where none is demanded. Raises ``Forbidden``."""
+        if not self.services.agents_show_certificates:
+            return None
+        shown = self.request.get_ssl_certificate()
+        if isinstance(shown, dict) and shown:
+            subject = [pair for part in shown.get("subject", ()) for pair in part]
+            names = {value for key, value in subject if key == "commonName"}
+            return frozenset(names | {value for _, value in shown.get("subjectAltName", ())})
+        if self._from_this_host():
+            return None
+        raise Forbidden("an agent of another node must show a certificate here")
+
+    def _from_this_host(self) -> bool:
+        """Whether the socket's other end is here; headers of proxies do not count."""
+        socket = self.request.connection.stream.socket  # type: ignore[union-attr]  # not detached yet
+        there, here = socket.getpeername()[0], socket.getsockname()[0]
+        return bool(there == here) or ip_address(there).is_loopback
 
     async def on_message(self, message: str | bytes) -> None:
         """Keep a frame; a full queue holds the agent back instead of losing anything."""

@@ -110,43 +110,4 @@ class ScalingGroups(ApiHandler):
         self.answer({"scaling_groups": [{"name": row.name} for row in rows]})
 
 
-class Agents(ApiHandler):
-    """Nodes."""
-
-    paths = ("/agents",)
-
-    @endpoint("Agents with devices, usage and sessions", access=Access.ADMIN)
-    async def get(self) -> None:
-        """All of them."""
-        found = await self.services.control.offers.agents(self.principal)
-        self.answer({"agents": [views.agent(each) for each in found]})
-
-
-class Cordon(ApiHandler):
-    """Keep new sessions away from a node, or let them come again."""
-
-    paths = ("/agents/{agent}/cordon",)
-    schedulable = False
-
-    @endpoint("Schedule no further session on an agent", access=Access.ADMIN)
-    async def post(self, agent: str) -> None:
-        """Sessions that run there go on."""
-        offers = self.services.control.offers
-        await offers.set_schedulable(self.principal, agent, self.schedulable, self.request_id)
-        found = await offers.agents(self.principal)
-        self.answer(next(views.agent(each) for each in found if each.id == agent))
-
-
-class Uncordon(Cordon):
-    """The way back."""
-
-    paths = ("/agents/{agent}/uncordon",)
-    schedulable = True
-
-    @endpoint("Schedule sessions on an agent again", access=Access.ADMIN)
-    async def post(self, agent: str) -> None:
-        """Waiting sessions are looked at, at once."""
-        await Cordon.post.__wrapped__(self, agent)  # type: ignore[attr-defined]  # set by functools.wraps
-
-
-HANDLERS = (Presets, CheckPresets, Slots, SlotDetails, ScalingGroups, Agents, Cordon, Uncordon)
+HANDLERS = (Presets, CheckPresets, Slots, SlotDetails, ScalingGroups)

@@ -40,6 +40,8 @@ class Services:
     hub_prefix: str = "/hub/"
     """Path of the hub as browsers see it."""
     announcement: str = ""
+    agents_show_certificates: bool = False
+    """Whether agents of other nodes must show a certificate with their id."""
     keepalive: float = 15.0
     """Seconds of silence after which an event stream gets a comment."""
 

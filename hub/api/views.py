@@ -13,7 +13,7 @@ from spawner.scheduler.slots import format_amount, human_amount
 from spawner.sessions.progress import percent
 from spawner.sessions.requests import AgentView, Created, ProgressEvent, SessionDetail
 from spawner.sessions.states import Status
-from spawner.sessions.tables import HistoryRow
+from spawner.sessions.tables import AgentTokenRow, HistoryRow
 from vfolder.tables import FolderRow
 from vfolder.volumes.base import Usage
 
@@ -275,6 +275,7 @@ def agent(view: AgentView) -> dict[str, Any]:
         "first_contact": view.first_contact,
         "last_seen": view.last_seen,
         "lost_at": view.lost_at,
+        "drain": view.drain,
         "capacity": slots_text(view.capacity),
         "used": slots_text(view.used),
         "resources": {
@@ -297,6 +298,20 @@ def agent(view: AgentView) -> dict[str, Any]:
             }
             for each in view.sessions
         ],
+    }
+
+
+def agent_token(row: AgentTokenRow) -> dict[str, Any]:
+    """A token of agents for administrators, without the secret."""
+    return {
+        "id": str(row.id),
+        "kind": row.kind,
+        "agent": row.agent_id,
+        "note": row.note,
+        "created_at": row.created_at,
+        "expires_at": row.expires_at,
+        "used_at": row.used_at,
+        "revoked_at": row.revoked_at,
     }
 
 

@@ -21,13 +21,19 @@ T = TypeVar("T")
 REQUEST_ID = "perijove-command"
 
 
+def operator() -> Principal:
+    """Whoever may run commands on the manager's host."""
+    import uuid
+
+    from authenticator.principals import Principal, Role, Via
+
+    return Principal(uuid.UUID(int=0), "operator", "", Role.SUPERADMIN, "", "", Via.HUB)
+
+
 def with_administration(
     deployment: Deployment, work: Callable[[Administration, Principal], Awaitable[T]]
 ) -> T:
     """Run ``work`` with the administrators' use cases, as the deployment's operator."""
-    import uuid
-
-    from authenticator.principals import Principal, Role, Via
     from hub.commands.records import with_store
     from hub.first_start import now
     from spawner.sessions import ledger
@@ -37,8 +43,6 @@ def with_administration(
     from spawner.sessions.transitions import Journal
     from store.database import Store
 
-    operator = Principal(uuid.UUID(int=0), "operator", "", Role.SUPERADMIN, "", "", Via.HUB)
-
     async def run(store: Store) -> T:
         journal = Journal(store, EventBus(), now)
 
@@ -47,7 +51,7 @@ def with_administration(
                 REQUEST_ID, lambda change: ledger.repair(change.db, change.now)
             )
 
-        return await work(Administration(journal, load_policies(), repair), operator)
+        return await work(Administration(journal, load_policies(), repair), operator())
 
     return with_store(deployment, run)
 

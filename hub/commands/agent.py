@@ -17,7 +17,8 @@ class AgentCommand(Command):
     description = """Run the agent of this node: it dials the manager and runs the sessions given to it.
 
     Its token is in the environment variable PERIJOVE_AGENT_TOKEN or in the file --token-file;
-    `perijove token create --agent` on the manager's host makes one. Sessions go on when it ends."""
+    `perijove token create --agent` on the manager's host makes one. It is needed once: the credential that the
+    agent gets for it is kept in the state folder. Sessions go on when the agent ends."""
     examples = """
     perijove agent --manager-url https://manager.example.org:8090 --token-file /etc/perijove/token
     """
@@ -26,8 +27,11 @@ class AgentCommand(Command):
         **{key: value for key, value in Command.aliases.items() if key != "db-url"},
         "state-dir": ("AgentConfig.state_dir", "Folder of the agent's own files."),
         "manager-url": "AgentConfig.manager_url",
+        "manager": ("AgentConfig.manager_url", "The same as --manager-url."),
         "token-file": "AgentConfig.token_file",
         "ca-file": "AgentConfig.ca_file",
+        "cert-file": "AgentConfig.cert_file",
+        "key-file": "AgentConfig.key_file",
         "agent-id": "AgentConfig.agent_id",
         "resource-group": "AgentConfig.resource_group",
         "address": "AgentConfig.address",

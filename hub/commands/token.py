@@ -26,10 +26,26 @@ class TokenCreate(TokenCommand):
     name = "perijove token create"
     description = """Create a key pair for the user NAME, who signs with it from then on (the former one signs no more).
 
-    With --agent: create a token for the agents of a node; NAME (optional) binds it to that agent id."""
+    With --agent: create a token with which one node joins; NAME (optional) binds it to that agent id. The agent
+    gets a credential of its own for it, and the token is worth nothing afterwards. With --standing: a token
+    with which agents dial as often as they like."""
     arguments = ("NAME?",)
     note = Unicode("", help="What the agent token is for.").tag(config=True)
-    aliases: dict[Any, Any] = {**Command.aliases, "note": "TokenCreate.note"}
+    lifetime = Unicode("1d", help="How long a node may take to join with the token.").tag(
+        config=True
+    )
+    standing = Bool(False, help="Whether the agent token may be used again and again.").tag(
+        config=True
+    )
+    aliases: dict[Any, Any] = {
+        **Command.aliases,
+        "note": "TokenCreate.note",
+        "lifetime": "TokenCreate.lifetime",
+    }
+    flags = {
+        **TokenCommand.flags,
+        "standing": ({"TokenCreate": {"standing": True}}, "May be used again and again."),
+    }
 
     def act(self, *arguments: str) -> None:
         """Create it and show the secret once."""
@@ -42,15 +58,26 @@ class TokenCreate(TokenCommand):
         from spawner.sessions.tokens import AgentTokens
 
         if name is None or self.agent:
+            lifetime = None if self.standing else self._seconds()
             token, token_id = with_store(
-                self.deployment(), lambda store: AgentTokens(store, now).create(self.note, name)
+                self.deployment(),
+                lambda store: AgentTokens(store, now).create(self.note, name, lifetime=lifetime),
             )
-            say(f"Agent token {token_id}; put it into PERIJOVE_AGENT_TOKEN of the agent")
+            say(f"Agent token {token_id}; put it into a file, and run on the node:")
+            say("  perijove agent --manager-url URL --token-file FILE")
             say(f"Token, shown only now: {token}")
             return
         pair = with_store(self.deployment(), lambda store: KeyPairService(store, now).create(name))
         say(f"Access key: {pair.access_key}")
         say(f"Secret key, shown only now: {pair.secret_key}")
+
+    def _seconds(self) -> float:
+        from spawner.sessions.durations import seconds_of
+
+        try:
+            return seconds_of(self.lifetime)
+        except ValueError as error:
+            raise UsageError(f"lifetime: {error}") from error
 
 
 class TokenList(TokenCommand):
@@ -74,14 +101,16 @@ class TokenList(TokenCommand):
             rows = [
                 (
                     str(row.id),
+                    row.kind,
                     row.agent_id or "any",
                     "revoked" if row.revoked_at else "valid",
                     _day(row.created_at),
+                    _day(row.used_at),
                     row.note,
                 )
                 for row in tokens
             ]
-            say(table(("ID", "AGENT", "STATE", "CREATED", "NOTE"), rows))
+            say(table(("ID", "KIND", "AGENT", "STATE", "CREATED", "USED", "NOTE"), rows))
             return
         name = arguments[0] if arguments else None
         pairs = with_store(self.deployment(), lambda store: KeyPairService(store, now).list(name))

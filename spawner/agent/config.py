@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import socket
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ class AgentConfig(Configurable):
         environment variable PERIJOVE_AGENT_TOKEN; better there or in a file than here."""
     ).tag(config=True)
     token_file = Unicode(help="File that holds the token, used when there is no other.").tag(
+        config=True
+    )
+    cert_file = Unicode(
+        help="""Certificate with which the agent shows who it is, where the manager demands one; the agent's
+        id must be among its names."""
+    ).tag(config=True)
+    key_file = Unicode(help="Private key of `cert_file`. Default: in that same file.").tag(
         config=True
     )
     ca_file = Unicode(
@@ -125,7 +133,7 @@ class AgentConfig(Configurable):
         return value
 
     def read_token(self) -> str:
-        """The token, from the setting or its file. Raises ``ValueError`` when there is none."""
+        """The token, from the setting or its file; empty when there is none. Raises ``ValueError``."""
         if self.token:
             return str(self.token)
         if self.token_file:
@@ -133,7 +141,25 @@ class AgentConfig(Configurable):
                 return Path(self.token_file).read_text(encoding="ascii").strip()
             except OSError as error:
                 raise ValueError(f"token_file {self.token_file}: {error.strerror}") from error
-        raise ValueError("the agent has no token: set PERIJOVE_AGENT_TOKEN or token_file")
+        return ""
+
+    def tls(self) -> ssl.SSLContext | None:
+        """How the manager's certificate is checked, and ours shown; None for plain HTTP.
+
+        Raises ``ValueError`` naming the file that cannot be used.
+        """
+        if not self.manager_url.startswith("https://"):
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file or None)
+            if self.cert_file:
+                context.load_cert_chain(self.cert_file, self.key_file or None)
+        except OSError as error:  # ssl.SSLError is one
+            named = ", ".join(
+                each for each in (self.ca_file, self.cert_file, self.key_file) if each
+            )
+            raise ValueError(f"certificates {named}: {error.strerror or error}") from error
+        return context
 
 
 def _state() -> Path:

@@ -12,9 +12,9 @@ import importlib.metadata
 import logging
 import platform
 import random
-import ssl
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -25,6 +25,7 @@ from spawner.agent.config import AgentConfig
 from spawner.agent.engines.base import Engine, EngineError
 from spawner.agent.images import ImageTasks
 from spawner.agent.kernels import Kernels
+from spawner.agent.membership import Membership
 from spawner.agent.protocol import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
@@ -62,7 +63,8 @@ class AgentDaemon:
         self._config = config
         self._engine = engine
         self._accelerators = accelerators
-        self._token = config.read_token()
+        self.membership = Membership(Path(config.state_dir), config.read_token())
+        self._tls = config.tls()
         self._changed: asyncio.Queue[KernelReport] = asyncio.Queue()
         self._kernels = Kernels(
             Surroundings(
@@ -130,14 +132,13 @@ class AgentDaemon:
     async def _converse(self, http: aiohttp.ClientSession) -> None:
         """One connection, from hello to its end."""
         url = self._config.manager_url.replace("http", "ws", 1) + "/agents/connect"
-        context = ssl.create_default_context(cafile=self._config.ca_file or None)
         try:
             socket = await http.ws_connect(
                 url,
-                headers={"Authorization": f"Bearer {self._token}"},
+                headers={"Authorization": f"Bearer {self.membership.secret}"},
                 max_msg_size=MAX_FRAME_BYTES,
                 heartbeat=20.0,
-                ssl=context if url.startswith("wss") else True,
+                ssl=self._tls or True,
             )
         except aiohttp.WSServerHandshakeError as error:
             if error.status in (401, 403):
@@ -235,6 +236,9 @@ class _Conversation:
         welcome = decode(first.data)
         if not isinstance(welcome, Welcome):
             raise ProtocolError(f"the manager began with {type(welcome).__name__}, not Welcome")
+        if welcome.credential is not None:
+            self._daemon.membership.keep(welcome.credential)
+            log.info("this node has joined; its credential is in the state folder")
         log.info("connected to the manager as %s", self._daemon.hello().agent_id)
         while not self._daemon.changed.empty():  # the whole report holds them all
             self._daemon.changed.get_nowait()

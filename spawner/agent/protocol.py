@@ -218,6 +218,8 @@ class Welcome(Message, frozen=True, tag="welcome"):
 
     heartbeat_interval: float
     sync_interval: float
+    credential: str | None = None
+    """For an agent that came with a join token: what it dials with from now on."""
 
 
 class Wanted(Message, frozen=True, tag="wanted"):

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Protocol
 
+from msgspec import structs
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -39,8 +40,8 @@ from spawner.sessions import registration, reports, steps
 from spawner.sessions.failpoints import reach
 from spawner.sessions.image_rows import pull_rules
 from spawner.sessions.states import IllegalTransition, Status
-from spawner.sessions.tables import AgentTokenRow, AllocationRow, KernelRow, SessionRow
-from spawner.sessions.tokens import find
+from spawner.sessions.tables import AllocationRow, KernelRow, SessionRow
+from spawner.sessions.tokens import JOIN, TokenRefused, find, still_good, use
 from spawner.sessions.transitions import Change, Journal
 from store.database import StoreError
 
@@ -73,6 +74,9 @@ class AgentLink:
         self.strays: set[tuple[str, int]] = set()
         """Runs the agent told of that should not exist: drained until it says they are gone."""
         self.handed: set[uuid.UUID] = set()
+        self.token_id: uuid.UUID | None = None
+        """What it dialled with."""
+        self.recheck = False
         self.last_sent: Wanted | None = None
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._next_call = 0
@@ -149,16 +153,21 @@ class AgentRegistry:
             raise AgentUnavailable("the session's node is not connected")
         return await link.call(method, params, self._call_timeout)
 
-    async def serve(self, connection: AgentConnection, token: str) -> None:
-        """Serve one connection until it ends; closes it with a sentence on any fault of the agent."""
+    async def serve(
+        self, connection: AgentConnection, token: str, names: frozenset[str] | None = None
+    ) -> None:
+        """Serve one connection until it ends; closes it with a sentence on any fault of the agent.
+
+        ``names``: those in the agent's certificate, one of which must be its id; None: it showed none.
+        """
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine always runs in a task
         self._serving.add(task)
         reason, refused = "the manager stops", False
         try:
-            await self._converse(connection, token)
+            await self._converse(connection, token, names)
             reason = "the connection ended"
-        except ProtocolError as error:
+        except (ProtocolError, TokenRefused) as error:
             reason, refused = str(error), True
             log.warning("an agent's connection is closed: %s", reason)
         except StoreError as error:
@@ -182,14 +191,40 @@ class AgentRegistry:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _converse(self, connection: AgentConnection, token: str) -> None:
-        """Hello, then both directions until one ends. Raises ``ProtocolError``."""
-        row = await self._journal.store.read(lambda db: find(db, token))
+    def recheck(self) -> None:
+        """A token was revoked: look at those of all connections now."""
+        for link in self._links.values():
+            link.recheck = True
+            link.changed.set()
+
+    async def drop(self, agent_id: str, reason: str) -> None:
+        """Close an agent's connection; it is not wanted any more."""
+        link = self._links.get(agent_id)
+        if link is not None:
+            with suppress(ConnectionError):
+                await link.connection.close(reason, refused=True)
+
+    async def _converse(
+        self, connection: AgentConnection, token: str, names: frozenset[str] | None
+    ) -> None:
+        """Hello, then both directions until one ends. Raises ``ProtocolError``, ``TokenRefused``."""
+        now = self._journal.now()
+        row = await self._journal.store.read(lambda db: find(db, token, now=now))
         if row is None:
             raise ProtocolError("the agent's token is not known here, or was revoked")
-        hello = await _hello(connection, row)
-        await self._journal.write(REQUEST_ID, lambda change: registration.register(change, hello))
+        hello = await _hello(connection)
+        if names is not None and hello.agent_id not in names:
+            told = ", ".join(sorted(names))[:100] or "nobody"
+            raise ProtocolError(f"agent {hello.agent_id} shows a certificate of {told}")
+
+        async def admit(change: Change) -> tuple[str | None, uuid.UUID]:
+            admitted = await use(change.db, row.id, hello.agent_id, change.now)
+            await registration.register(change, hello, joins=row.kind == JOIN)
+            return admitted
+
+        credential, token_id = await self._journal.write(REQUEST_ID, admit)
         link = AgentLink(hello.agent_id, connection)
+        link.token_id = token_id
         old = self._links.get(hello.agent_id)
         self._links[hello.agent_id] = link
         if old is not None:
@@ -197,7 +232,7 @@ class AgentRegistry:
                 reason = "another connection of the same agent replaced this one"
                 await old.connection.close(reason, refused=True)
         log.info("agent %s connected (%s, %s)", hello.agent_id, hello.engine, hello.version)
-        await link.send(self._welcome)
+        await link.send(structs.replace(self._welcome, credential=credential))
         pusher = asyncio.create_task(self._push_forever(link), name=f"push-{hello.agent_id}")
         reader = asyncio.create_task(self._read_forever(link), name=f"read-{hello.agent_id}")
         try:
@@ -269,6 +304,9 @@ class AgentRegistry:
         tick = True
         while True:
             link.changed.clear()
+            if tick or link.recheck:
+                link.recheck = False
+                await self._check_token(link)
             await self._push(link, always=tick)
             try:
                 async with asyncio.timeout(self._sync_interval):
@@ -276,6 +314,14 @@ class AgentRegistry:
                 tick = False
             except TimeoutError:
                 tick = True
+
+    async def _check_token(self, link: AgentLink) -> None:
+        """Raise ``TokenRefused`` when what the agent dialled with was revoked meanwhile."""
+        token_id = link.token_id
+        if token_id is not None and not await self._journal.store.read(
+            lambda db: still_good(db, token_id)
+        ):
+            raise TokenRefused("the agent's token was revoked")
 
     async def _push(self, link: AgentLink, *, always: bool) -> None:
         """Record which kernels are handed over before the agent can hear of them, then send."""
@@ -298,7 +344,7 @@ class AgentRegistry:
             await reach("push-sent")
 
 
-async def _hello(connection: AgentConnection, token: AgentTokenRow) -> Hello:
+async def _hello(connection: AgentConnection) -> Hello:
     """The first frame. Raises ``ProtocolError``."""
     try:
         async with asyncio.timeout(HELLO_TIMEOUT):
@@ -310,7 +356,7 @@ async def _hello(connection: AgentConnection, token: AgentTokenRow) -> Hello:
     message = decode(frame)
     if not isinstance(message, Hello):
         raise ProtocolError(f"the first frame is {type(message).__name__}, not Hello")
-    registration.check_hello(message, token)
+    registration.check_hello(message)
     return message
 
 

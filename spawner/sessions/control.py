@@ -15,6 +15,7 @@ from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.events import EventBus
 from spawner.sessions.images import ImageService
 from spawner.sessions.metrics import Metrics
+from spawner.sessions.nodes import NodeService
 from spawner.sessions.offers import Offers, bootstrap
 from spawner.sessions.reconciler import Reconciler
 from spawner.sessions.scheduling import SchedulerLoop
@@ -69,6 +70,7 @@ class ControlPlane:
             call_timeout=self.settings.call_timeout,
         )
         self.sessions = SessionService(self.journal, self.agents, folders, now)
+        self.nodes = NodeService(self.journal, self.agents.is_connected)
         self.images = ImageService(self.journal, self.agents, now)
         self.offers = Offers(self.journal, self.agents, now, policies)
         self.scheduler = SchedulerLoop(self.journal, self.metrics, self.settings.tick, policies)

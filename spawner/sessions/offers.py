@@ -11,9 +11,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from authenticator.principals import Principal, Scope, require
-from authenticator.problems import InvalidParameters, NotFound
-from authenticator.tables import UserRow
+from authenticator.principals import Principal
+from authenticator.problems import InvalidParameters
 from spawner.scheduler.model import Agent, KernelRequest, SessionRequest, Snapshot, Verdict
 from spawner.scheduler.plan import fit, fit_all, why
 from spawner.scheduler.policies import Policies
@@ -29,20 +28,16 @@ from spawner.sessions import creation
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.facts import Facts, read_facts
 from spawner.sessions.image_rows import usable_by
-from spawner.sessions.registration import ALIVE
-from spawner.sessions.requests import AgentSession, AgentView, Check, NewSession
+from spawner.sessions.requests import Check, NewSession
 from spawner.sessions.snapshot import Payer, Reading, held_by, read_snapshot
-from spawner.sessions.states import HOLDS
 from spawner.sessions.tables import (
     AgentDeviceRow,
-    AgentRow,
     ImageRow,
-    KernelRow,
     PresetRow,
     ResourceGroupRow,
     SessionRow,
 )
-from spawner.sessions.transitions import Change, Journal
+from spawner.sessions.transitions import Journal
 from store.database import Store
 
 DEFAULT_GROUP = "default"
@@ -275,55 +270,6 @@ class Offers:
         there = await self._store.read(lambda db: _scalars(db, query))
         return {slot: _TYPE_NAMES[kind_of(slot).type] for slot in sorted({*there, *KINDS})}
 
-    async def agents(self, principal: Principal) -> list[AgentView]:
-        """All agents with devices, usage and sessions; superadmins only."""
-        require(principal, Scope.ADMIN)
-        return await self._store.read(lambda db: self._agent_views(db, None))
-
-    async def set_schedulable(
-        self, principal: Principal, agent_id: str, schedulable: bool, request_id: str
-    ) -> AgentView:
-        """Cordon (false) or uncordon (true) an agent; superadmins only."""
-        require(principal, Scope.ADMIN)
-
-        async def work(change: Change) -> None:
-            row = await change.db.get(AgentRow, agent_id, with_for_update=True)
-            if row is None:
-                raise NotFound("agent", f"there is no agent {agent_id[:80]!r}")
-            if row.schedulable is not schedulable:
-                row.schedulable = schedulable
-                word = "opened for" if schedulable else "closed to"
-                cause = f"{word} new sessions by {principal.username}"
-                change.note_agent(agent_id, row.status, row.status, cause)
-                change.schedule = True
-
-        await self._journal.write(request_id, work)
-        return (await self._store.read(lambda db: self._agent_views(db, agent_id)))[0]
-
-    async def _agent_views(self, db: AsyncSession, only: str | None) -> list[AgentView]:
-        query = select(AgentRow).order_by(AgentRow.id)
-        agents = await db.scalars(query if only is None else query.where(AgentRow.id == only))
-        devices: dict[str, list[AgentDeviceRow]] = defaultdict(list)
-        order = (AgentDeviceRow.slot, AgentDeviceRow.device_id)
-        for device in await db.scalars(select(AgentDeviceRow).order_by(*order)):
-            devices[device.agent_id].append(device)
-        held: dict[str, list[AgentSession]] = defaultdict(list)
-        live = [status.value for status in HOLDS]
-        rows = await db.execute(
-            select(KernelRow, SessionRow, UserRow.username)
-            .join(SessionRow, SessionRow.id == KernelRow.session_id)
-            .join(UserRow, UserRow.id == SessionRow.owner_id)
-            .where(KernelRow.status.in_(live))
-            .order_by(SessionRow.created_at)
-        )
-        for kernel, session, owner in rows:
-            item = AgentSession(session.id, session.name, owner, kernel.status, kernel.slots)
-            held[kernel.agent_id or ""].append(item)
-        return [
-            _agent_view(row, devices[row.id], held[row.id], self._agents.is_connected(row.id))
-            for row in agents
-        ]
-
 
 def amounts_text(slots: Mapping[str, int]) -> dict[str, str]:
     """Wire text of each amount."""
@@ -333,45 +279,6 @@ def amounts_text(slots: Mapping[str, int]) -> dict[str, str]:
 def human_slots(slots: Mapping[str, int]) -> str:
     """``2 CPUs, 4 GiB of memory``."""
     return ", ".join(human_amount(slot, int(amount)) for slot, amount in slots.items() if amount)
-
-
-def _agent_view(
-    row: AgentRow, devices: list[AgentDeviceRow], sessions: list[AgentSession], connected: bool
-) -> AgentView:
-    capacity: dict[str, int] = defaultdict(int)
-    used: dict[str, int] = defaultdict(int)
-    for device in devices:
-        capacity[device.slot] += device.capacity
-        used[device.slot] += device.used
-    return AgentView(
-        id=row.id,
-        resource_group=row.resource_group,
-        status=row.status,
-        schedulable=row.schedulable,
-        connected=connected and row.status == ALIVE,
-        architecture=row.architecture,
-        engine=row.engine,
-        version=row.version,
-        address=row.address,
-        first_contact=row.first_contact,
-        last_seen=row.last_seen,
-        lost_at=row.lost_at,
-        capacity=dict(capacity),
-        used=dict(used),
-        devices=tuple(
-            {
-                "slot": device.slot,
-                "device_id": device.device_id,
-                "model": device.model,
-                "numa_node": device.numa_node,
-                "capacity": device.capacity,
-                "used": device.used,
-            }
-            for device in devices
-        ),
-        sessions=tuple(sessions),
-        images=tuple(row.images),
-    )
 
 
 async def _presets(db: AsyncSession, group: str | None) -> list[PresetRow]:

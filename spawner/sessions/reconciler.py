@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.scheduler.policies import BUILT_IN, Policies, PolicyError
-from spawner.sessions import ledger, registration, steps, usage
+from spawner.sessions import ledger, nodes, registration, steps, usage
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.metrics import Metrics
 from spawner.sessions.snapshot import read_groups
@@ -119,6 +119,8 @@ class Reconciler:
                     log.warning("agent %s is lost: last seen %s", agent_id, agent.last_seen)
             elif agent.lost_at is not None and lost_after is not None:
                 await self._give_up(agent, lost_after, now)
+        for agent_id in await self._journal.store.read(nodes.drained):
+            await self._journal.write(REQUEST_ID, partial(_empty, agent_id=agent_id))
 
     async def step(self, session_id: uuid.UUID) -> None:
         """One look at one session."""
@@ -165,6 +167,12 @@ class Reconciler:
                 await self.end_overdue()
             except (StoreError, SQLAlchemyError) as error:
                 log.error("agents and limits could not be looked at: %s", error)
+
+
+async def _empty(change: Change, agent_id: str) -> None:
+    row = await change.db.get_one(AgentRow, agent_id, with_for_update=True, populate_existing=True)
+    if row.drain is not None:
+        await nodes.empty(change, row)
 
 
 async def _live_sessions(db: AsyncSession) -> list[uuid.UUID]:

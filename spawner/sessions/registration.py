@@ -13,7 +13,6 @@ from spawner.sessions import image_rows, ledger, steps
 from spawner.sessions.states import FINAL, HOLDS, Status
 from spawner.sessions.tables import (
     AgentRow,
-    AgentTokenRow,
     ImageRow,
     KernelRow,
     ResourceGroupRow,
@@ -21,7 +20,7 @@ from spawner.sessions.tables import (
 )
 from spawner.sessions.transitions import Change
 
-ALIVE, LOST = "ALIVE", "LOST"
+ALIVE, LOST, REMOVED = "ALIVE", "LOST", "TERMINATED"
 AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 _LIVE = [status.value for status in HOLDS]
@@ -32,8 +31,8 @@ def architecture(name: str) -> str:
     return _ARCHITECTURES.get(name.lower(), name.lower())
 
 
-def check_hello(hello: Hello, token: AgentTokenRow) -> None:
-    """Raise ``ProtocolError`` unless this agent may register with this token."""
+def check_hello(hello: Hello) -> None:
+    """Raise ``ProtocolError`` for a hello that makes no sense."""
     if hello.protocol != PROTOCOL_VERSION:
         raise ProtocolError(
             f"the agent speaks protocol {hello.protocol}, this manager {PROTOCOL_VERSION}: install"
@@ -44,15 +43,16 @@ def check_hello(hello: Hello, token: AgentTokenRow) -> None:
             f"agent id {hello.agent_id[:80]!r}: 1 to 64 letters, digits, '.', '_' and '-',"
             " beginning with a letter or digit"
         )
-    if token.agent_id is not None and token.agent_id != hello.agent_id:
-        raise ProtocolError(f"this token is for another agent than {hello.agent_id}")
     wrong = [device for device in hello.devices if device.capacity < 0 or not device.slot]
     if wrong:
         raise ProtocolError(f"device {wrong[0].device_id!r} offers {wrong[0].capacity}")
 
 
-async def register(change: Change, hello: Hello) -> None:
-    """Write an agent's row, devices and images; it lives from now. Raises ``ProtocolError``."""
+async def register(change: Change, hello: Hello, *, joins: bool = False) -> None:
+    """Write an agent's row, devices and images; it lives from now. Raises ``ProtocolError``.
+
+    ``joins``: it came with a join token, and so may be one that was removed.
+    """
     db = change.db
     if await db.get(ResourceGroupRow, hello.resource_group) is None:
         raise ProtocolError(f"there is no resource group {hello.resource_group[:64]!r}")
@@ -67,7 +67,10 @@ async def register(change: Change, hello: Hello) -> None:
         )
         db.add(row)
         change.note_agent(hello.agent_id, None, ALIVE, "registered")
+    elif row.status == REMOVED and not joins:
+        raise ProtocolError(f"agent {hello.agent_id} was removed: it joins with a new token")
     elif row.status != ALIVE:
+        row.schedulable = row.schedulable or row.status == REMOVED
         change.note_agent(hello.agent_id, row.status, ALIVE, "connected again")
         await _reachable_again(change, row)
     elif row.resource_group != hello.resource_group and not await _holds(change, row.id):
@@ -86,7 +89,7 @@ async def register(change: Change, hello: Hello) -> None:
 async def heartbeat(change: Change, agent_id: str, beat: Heartbeat) -> None:
     """Note that an agent lives, and what changed on it."""
     row = await change.db.get(AgentRow, agent_id, with_for_update=True, populate_existing=True)
-    if row is None:
+    if row is None or row.status == REMOVED:
         raise ProtocolError(f"agent {agent_id} is not registered any more")
     if row.status != ALIVE:
         change.note_agent(agent_id, row.status, ALIVE, "answers again")

@@ -183,6 +183,8 @@ class AgentView:
     """``{"slot", "device_id", "model", "numa_node", "capacity", "used"}`` each."""
     sessions: tuple[AgentSession, ...]
     images: tuple[str, ...] = ()
+    drain: Mapping[str, Any] | None = None
+    """While it is being emptied: since when, and until when what runs there may run."""
 
 
 def hide_secrets(environ: Mapping[str, str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from spawner.scheduler.model import (
 from spawner.scheduler.policies import BUILT_IN, Policies
 from spawner.sessions.groups import read_options
 from spawner.sessions.holdings import read_running
-from spawner.sessions.registration import ALIVE
+from spawner.sessions.registration import ALIVE, REMOVED
 from spawner.sessions.runtimes import RunTimes, read_run_times
 from spawner.sessions.states import FINAL, HOLDS, Status, Target
 from spawner.sessions.tables import (
@@ -125,7 +125,9 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
         .group_by(KernelRow.agent_id)
     )
     containers = {agent: int(count) for agent, count in counts}
-    rows = await db.scalars(select(AgentRow).order_by(AgentRow.id))
+    rows = await db.scalars(
+        select(AgentRow).where(AgentRow.status != REMOVED).order_by(AgentRow.id)
+    )
     return tuple(
         Agent(
             row.id,

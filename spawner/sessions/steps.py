@@ -30,6 +30,7 @@ USER_REQUESTED = "user-requested"
 FORCE_TERMINATED = "force-terminated"
 SELF_TERMINATED = "self-terminated"
 AGENT_TERMINATED = "agent-termination"
+AGENT_DRAINED = "agent-drained"
 FAILED_TO_START = "failed-to-start"
 PREEMPTED = "preempted"
 TASK_TIMEOUT = "task-timeout"
@@ -112,14 +113,21 @@ async def preempt(change: Change, session_id: uuid.UUID, for_session_id: str, ac
         await step(change, session, kernels)
         return True
     cause = "put back to the queue to make room for a session of higher priority"
+    await put_back(change, session, kernels, cause, PREEMPTED)
+    return True
+
+
+async def put_back(
+    change: Change, session: SessionRow, kernels: Sequence[KernelRow], cause: str, reason: str
+) -> None:
+    """Send a session that is not told to end back to the queue; its node ends what runs of it."""
     for kernel in kernels:
         await _recall(change, session, kernel, cause)
     if Status.PREEMPTED in TRANSITIONS[Status(session.status)]:
-        await change.move_session(session, Status.PREEMPTED, cause, reason=PREEMPTED)
+        await change.move_session(session, Status.PREEMPTED, cause, reason=reason)
     else:
         change.note(session, cause)
     await step(change, session, kernels)
-    return True
 
 
 async def _towards_end(change: Change, session: SessionRow, kernels: Sequence[KernelRow]) -> None:

@@ -122,10 +122,16 @@ class AgentRow(Base):
     first_contact: Mapped[dt.datetime]
     last_seen: Mapped[dt.datetime]
     lost_at: Mapped[dt.datetime | None]
+    drain: Mapped[JsonDict | None]
+    """While it is being emptied: ``{"since", "deadline"}`` (ISO 8601; no deadline: null)."""
 
 
 class AgentTokenRow(Base):
-    """A secret with which an agent dials in; only its SHA-256 is kept. ``agent_id`` None: any agent."""
+    """A secret with which an agent dials in; only its SHA-256 is kept. ``agent_id`` None: any agent.
+
+    ``kind``: ``standing`` (for any number of dials), ``join`` (makes one node a member, which gets a
+    ``credential`` of its own for it).
+    """
 
     __tablename__ = "agent_tokens"
 
@@ -135,6 +141,13 @@ class AgentTokenRow(Base):
     note: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[dt.datetime]
     revoked_at: Mapped[dt.datetime | None]
+    kind: Mapped[str] = mapped_column(String(16), default="standing", server_default="standing")
+    expires_at: Mapped[dt.datetime | None]
+    """When a join token that nobody used is worth nothing any more."""
+    used_at: Mapped[dt.datetime | None]
+    """When an agent dialled with it first."""
+    join_id: Mapped[uuid.UUID | None]
+    """Of a credential: the join token that it was given for."""
 
 
 class AgentDeviceRow(Base):

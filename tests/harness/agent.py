@@ -128,10 +128,12 @@ class FakeAgent:
     """It hears nothing and says nothing, but its connection stays."""
     _tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 
-    async def connect(self, registry: AgentRegistry, token: str) -> Wire:
+    async def connect(
+        self, registry: AgentRegistry, token: str, names: frozenset[str] | None = None
+    ) -> Wire:
         """Dial in; returns at once, ``wire`` tells how it goes on."""
         self.wire = Wire()
-        serving = asyncio.create_task(registry.serve(self.wire, token))
+        serving = asyncio.create_task(registry.serve(self.wire, token, names))
         self._tasks = [serving, asyncio.create_task(self._listen(self.wire))]
         self.say(self.hello())
         self.report_all()

@@ -127,7 +127,7 @@ async def test_devices_that_shrink_or_vanish_keep_what_is_held(plane: Rig) -> No
     admin = await plane.user("root", Role.SUPERADMIN)
 
     async def capacity() -> int:
-        view = (await plane.plane.offers.agents(admin))[0]
+        view = (await plane.plane.nodes.list(admin))[0]
         return view.capacity["cpu"]
 
     await until(capacity, lambda amount: amount == 3_000_000)
@@ -214,18 +214,18 @@ async def test_a_cordoned_agent_takes_nothing_new_and_keeps_what_it_has(plane: R
     admin = await plane.user("root", Role.SUPERADMIN)
     running = await plane.run(ada)
     with pytest.raises(Forbidden):
-        await plane.plane.offers.set_schedulable(ada, "node-1", False, "r")
-    view = await plane.plane.offers.set_schedulable(admin, "node-1", False, "r")
+        await plane.plane.nodes.set_schedulable(ada, "node-1", False, "r")
+    view = await plane.plane.nodes.set_schedulable(admin, "node-1", False, "r")
     assert not view.schedulable
     assert [item.owner for item in view.sessions] == ["ada"]
     waiting = await plane.create(ada)
     result = await plane.plane.scheduler.run_once()
     assert result.placed == []
-    await plane.plane.offers.set_schedulable(admin, "node-1", True, "r")
+    await plane.plane.nodes.set_schedulable(admin, "node-1", True, "r")
     assert (await plane.wait(waiting)).status is Status.RUNNING
     assert (await plane.wait(running)).status is Status.RUNNING
     with pytest.raises(NotFound):
-        await plane.plane.offers.set_schedulable(admin, "node-x", True, "r")
+        await plane.plane.nodes.set_schedulable(admin, "node-x", True, "r")
 
 
 async def test_a_call_that_nobody_answers_ends(plane: Rig) -> None:

@@ -134,8 +134,8 @@ async def test_agents_are_for_administrators(plane: Rig) -> None:
     ada = await plane.user()
     detail = await plane.run(ada, cpu="1.5")
     with pytest.raises(Forbidden):
-        await plane.plane.offers.agents(ada)
-    view = (await plane.plane.offers.agents(await plane.user("root", Role.SUPERADMIN)))[0]
+        await plane.plane.nodes.list(ada)
+    view = (await plane.plane.nodes.list(await plane.user("root", Role.SUPERADMIN)))[0]
     assert (view.id, view.status, view.connected) == ("node-1", "ALIVE", True)
     assert view.used["cpu"] == 1_500_000
     assert [(each.name, each.owner) for each in view.sessions] == [(detail.session.name, "ada")]

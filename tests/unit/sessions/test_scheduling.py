@@ -41,10 +41,10 @@ async def _waiting(plane: Rig, count: int, **fields: object) -> list[str]:
     """Sessions that wait because the agent is closed, with the loops stopped."""
     ada = await plane.user()
     admin = await plane.user("root", Role.SUPERADMIN)
-    await plane.plane.offers.set_schedulable(admin, "node-1", False, REQUEST)
+    await plane.plane.nodes.set_schedulable(admin, "node-1", False, REQUEST)
     made = [await plane.create(ada, **fields) for _ in range(count)]
     await _still(plane)
-    await plane.plane.offers.set_schedulable(admin, "node-1", True, REQUEST)
+    await plane.plane.nodes.set_schedulable(admin, "node-1", True, REQUEST)
     return [str(detail.session.id) for detail in made]
 
 
@@ -98,7 +98,7 @@ async def test_a_plan_for_what_changed_meanwhile(plane: Rig) -> None:
     crowd = replace(made.placements[1], session_id=third, kernels=())
     assert (await _apply(plane, replace(made, placements=(crowd,)))).refused == [third]
     admin = await plane.user("root", Role.SUPERADMIN)
-    await plane.plane.offers.set_schedulable(admin, "node-1", False, REQUEST)
+    await plane.plane.nodes.set_schedulable(admin, "node-1", False, REQUEST)
     fresh = plan(replace(await _snapshot(plane), agents=made_open(await _snapshot(plane))))
     assert (await _apply(plane, fresh)).refused == [third]
     await plane.validate()

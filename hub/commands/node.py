@@ -1,0 +1,148 @@
+"""``perijove node``: nodes of the cluster, on the database, on the manager's host.
+
+The manager notices within half a minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from traitlets import Bool, Unicode
+
+from hub.commands.base import Command, Group, say, table
+
+if TYPE_CHECKING:
+    from authenticator.principals import Principal
+    from spawner.sessions.nodes import NodeService
+
+T = TypeVar("T")
+REQUEST_ID = "perijove-command"
+
+
+class NodeCommand(Command):
+    """What the commands about nodes share."""
+
+    def with_nodes(self, work: Callable[[NodeService, Principal], Awaitable[T]]) -> T:
+        """Run ``work`` as the deployment's operator."""
+        from hub.commands.administration import operator
+        from hub.commands.records import with_store
+        from hub.first_start import now
+        from spawner.sessions.events import EventBus
+        from spawner.sessions.nodes import NodeService
+        from spawner.sessions.transitions import Journal
+        from store.database import Store
+
+        async def run(store: Store) -> T:
+            nodes = NodeService(Journal(store, EventBus(), now), lambda agent_id: False)
+            return await work(nodes, operator())
+
+        return with_store(self.deployment(), run)
+
+
+class NodeList(NodeCommand):
+    """List the nodes."""
+
+    name = "perijove node list"
+    description = "List the nodes with what is in use on them."
+
+    def act(self, *arguments: str) -> None:
+        """One line each."""
+        from spawner.scheduler.slots import human_amount
+
+        rows = [
+            (
+                view.id,
+                view.resource_group,
+                view.status,
+                "emptied" if view.drain else "open" if view.schedulable else "closed",
+                str(len(view.sessions)),
+                ", ".join(
+                    f"{human_amount(slot, view.used.get(slot, 0))} of {human_amount(slot, amount)}"
+                    for slot, amount in sorted(view.capacity.items())
+                ),
+            )
+            for view in self.with_nodes(lambda nodes, who: nodes.list(who))
+        ]
+        say(table(("NODE", "GROUP", "STATUS", "SCHEDULING", "CONTAINERS", "IN USE"), rows))
+
+
+class NodeCordon(NodeCommand):
+    """Close a node to new sessions."""
+
+    name = "perijove node cordon"
+    description = "Close a node to new sessions; those that run there go on."
+    arguments = ("NODE",)
+    schedulable = False
+
+    def act(self, *arguments: str) -> None:
+        """Harmless when repeated."""
+        (node,) = arguments
+        opened = self.schedulable
+        self.with_nodes(lambda nodes, who: nodes.set_schedulable(who, node, opened, REQUEST_ID))
+        say(f"{node} is {'open for' if opened else 'closed to'} new sessions")
+
+
+class NodeUncordon(NodeCordon):
+    """Open a node for new sessions."""
+
+    name = "perijove node uncordon"
+    description = "Open a node for new sessions again; it is emptied no more."
+    schedulable = True
+
+
+class NodeDrain(NodeCommand):
+    """Empty a node."""
+
+    name = "perijove node drain"
+    description = """Empty a node: no new session comes, batch sessions go back to the queue at once, and others
+    are ended after the grace."""
+    arguments = ("NODE",)
+    grace = Unicode("1h", help="Duration, or `none`: sessions may run as long as they like.").tag(
+        config=True
+    )
+    aliases: dict[Any, Any] = {**Command.aliases, "grace": "NodeDrain.grace"}
+
+    def act(self, *arguments: str) -> None:
+        """Say what is left on it."""
+        (node,) = arguments
+        grace = None if self.grace == "none" else self.grace
+        view = self.with_nodes(lambda nodes, who: nodes.drain(who, node, grace, REQUEST_ID))
+        say(f"{node} is being emptied; {len(view.sessions)} containers are on it now")
+
+
+class NodeRemove(NodeCommand):
+    """Take a node out of the cluster."""
+
+    name = "perijove node remove"
+    description = """Take an empty node out of the cluster: its credential is worth nothing any more. With --forced
+    one that is lost for ever, whose sessions are ended."""
+    arguments = ("NODE",)
+    forced = Bool(False, help="Whether sessions on a lost node are ended.").tag(config=True)
+    flags = {
+        **Command.flags,
+        "forced": ({"NodeRemove": {"forced": True}}, "End the sessions of a lost node."),
+    }
+
+    def act(self, *arguments: str) -> None:
+        """There is no way back but joining again."""
+        (node,) = arguments
+        forced = self.forced
+        self.with_nodes(
+            lambda nodes, who: nodes.remove(who, node, forced=forced, request_id=REQUEST_ID)
+        )
+        say(f"{node} is removed")
+
+
+class NodeGroup(Group):
+    """Nodes of the cluster."""
+
+    name = "perijove node"
+    description = "List, close, open, empty and remove the nodes. Works on the manager's host."
+    subcommands: dict[str, Any] = {
+        "list": (NodeList, "List the nodes."),
+        "cordon": (NodeCordon, "Close a node to new sessions."),
+        "uncordon": (NodeUncordon, "Open a node for new sessions."),
+        "drain": (NodeDrain, "Empty a node."),
+        "remove": (NodeRemove, "Take a node out of the cluster."),
+    }
