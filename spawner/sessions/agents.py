@@ -20,6 +20,7 @@ from spawner.agent.protocol import (
     Answer,
     AnyMessage,
     Call,
+    HealthCheck,
     Heartbeat,
     Hello,
     KernelSpec,
@@ -34,8 +35,11 @@ from spawner.agent.protocol import (
     decode,
     encode,
 )
-from spawner.sessions import registration, reports, steps
+from spawner.sessions import registration, reports, runs, steps
 from spawner.sessions.failpoints import reach
+from spawner.sessions.losses import hand_over, lease_of
+from spawner.sessions.retries import attempt_of
+from spawner.sessions.snapshot import read_loss_rules
 from spawner.sessions.states import IllegalTransition, Status
 from spawner.sessions.tables import AgentTokenRow, AllocationRow, KernelRow, SessionRow
 from spawner.sessions.tokens import find
@@ -240,7 +244,7 @@ class AgentRegistry:
                 await reports.record(change, link.agent_id, kernel) for kernel in report.kernels
             ]
             if report.whole:
-                present = {uuid.UUID(kernel.kernel_id) for kernel in report.kernels}
+                present = {(uuid.UUID(each.kernel_id), each.epoch) for each in report.kernels}
                 await reports.missing(change, link.agent_id, present, link.handed)
             return known
 
@@ -325,6 +329,7 @@ async def _hand_over(change: Change, agent_id: str) -> list[uuid.UUID]:
         KernelRow.agent_id == agent_id, KernelRow.status == Status.SCHEDULED.value
     )
     handed: list[uuid.UUID] = []
+    rules = await read_loss_rules(change.db)
     for session_id, kernel_id in (await change.db.execute(query)).all():
         loaded = await steps.load(change.db, session_id)
         if loaded is None:
@@ -334,6 +339,7 @@ async def _hand_over(change: Change, agent_id: str) -> list[uuid.UUID]:
             mine = kernel.id == kernel_id and kernel.agent_id == agent_id
             if mine and kernel.status == Status.SCHEDULED and session.target == "RUNNING":
                 cause = steps.CAUSES[Status.PREPARING]
+                hand_over(session, rules.get(session.resource_group))
                 await change.move_kernel(session, kernel, Status.PREPARING, cause)
                 handed.append(kernel.id)
         await steps.step(change, session, kernels)
@@ -365,7 +371,7 @@ async def wanted_set(
         share = Share(row.slot, row.device_id, row.amount)
         shares.setdefault((row.kernel_id, row.epoch), []).append(share)
     kernels: list[KernelSpec] = []
-    drain = set(strays)
+    drain = set(strays) | await runs.lost(db, agent_id)
     for kernel, session, owner in rows:
         if kernel.status == Status.TERMINATING:
             drain.add((str(kernel.id), kernel.epoch))
@@ -384,7 +390,9 @@ def kernel_spec(
         **spec.get("environ", {}),
         "PERIJOVE_SESSION_ID": str(session.id),
         "PERIJOVE_SESSION_NAME": session.name,
+        "PERIJOVE_ATTEMPT": str(attempt_of(session)),
     }
+    health = spec.get("health")
     return KernelSpec(
         kernel_id=str(kernel.id),
         session_id=str(session.id),
@@ -401,4 +409,7 @@ def kernel_spec(
         shm_bytes=int(spec["shm_bytes"]),
         labels=dict(spec.get("labels", {})),
         start_timeout=float(spec.get("start_timeout", 300.0)),
+        session_type=session.type,
+        health=None if health is None else HealthCheck(**health),
+        lease=lease_of(session),
     )

@@ -77,7 +77,8 @@ class SessionService:
         session_id = uuid.uuid4()
 
         async def insert(change: Change) -> None:
-            await creation.check_counts(change.db, owner, facts.policy, draft.slots)
+            if new.type != creation.SYSTEM:
+                await creation.check_counts(change.db, owner, facts.policy, draft.slots)
             session, kernel = creation.rows(owner, new, draft, mounts, request_id, change.now)
             session.id = kernel.session_id = session_id
             change.db.add(session)
