@@ -15,15 +15,19 @@ import random
 import ssl
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from spawner.accelerators.registry import Accelerators
+from spawner.agent import leases
 from spawner.agent.calls import Calls
 from spawner.agent.config import AgentConfig
 from spawner.agent.engines.base import Engine, EngineError
 from spawner.agent.kernels import Kernels
+from spawner.agent.leases import Leases
+from spawner.agent.logs import frames
 from spawner.agent.protocol import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
@@ -76,6 +80,7 @@ class AgentDaemon:
             config.orphan_grace,
         )
         self._calls = Calls(engine, self._kernels)
+        self._leases = Leases(Path(config.state_dir) / "leases.json")
         self._features: dict[str, Any] = {}
         self._offered: tuple[tuple[DeviceReport, ...], tuple[ImageReport, ...]] = ((), ())
 
@@ -98,6 +103,7 @@ class AgentDaemon:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_events())
                 tasks.create_task(self._relist())
+                tasks.create_task(self._keep_leases())
                 tasks.create_task(self._stay_connected())
         finally:
             await self._kernels.close()
@@ -196,6 +202,18 @@ class AgentDaemon:
             except EngineError as error:
                 log.warning("cleaning up failed: %s", error)
 
+    async def _keep_leases(self) -> None:
+        """End what may go on elsewhere when the manager was not heard of for too long."""
+        while True:
+            for kernel_id in self._leases.over():
+                self._kernels.fence(kernel_id)
+            await asyncio.sleep(leases.LOOK_EVERY)
+
+    def wanted(self, wanted: Wanted) -> list[KernelReport]:
+        """The manager's word: leases begin anew, reality is made to match."""
+        self._leases.renew(wanted)
+        return self._kernels.apply(wanted, time.monotonic())
+
     @property
     def calls(self) -> Calls:
         """Answers to the manager's questions."""
@@ -254,7 +272,7 @@ class _Conversation:
 
     async def _take(self, message: Message) -> None:
         if isinstance(message, Wanted):
-            answers = self._daemon.kernels.apply(message, time.monotonic())
+            answers = self._daemon.wanted(message)
             if answers:
                 await self._report(tuple(answers))
         elif isinstance(message, Ack):
@@ -283,9 +301,10 @@ class _Conversation:
             await self._report(tuple(newest.values()))
 
     async def _report(self, reports: tuple[KernelReport, ...], *, whole: bool = False) -> None:
-        self._sequence += 1
-        self._unacknowledged.append((self._sequence, reports))
-        await self._send(Report(self._sequence, reports, whole))
+        for part, is_whole in frames(reports, whole=whole):
+            self._sequence += 1
+            self._unacknowledged.append((self._sequence, part))
+            await self._send(Report(self._sequence, part, is_whole))
 
     async def _beat(self, interval: float) -> None:
         while True:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 
+import msgspec
+
+from spawner.agent.protocol import KernelReport
+
 MAX_LOG = 1024 * 1024
 """Bytes of output that are kept of one run."""
 HEAD = MAX_LOG // 4
@@ -46,3 +50,29 @@ def pack(pieces: Iterable[bytes]) -> bytes:
     for piece in pieces:
         excerpt.add(piece)
     return zlib.compress(excerpt.text(), 6)
+
+
+def frames(
+    reports: Iterable[KernelReport], *, whole: bool
+) -> list[tuple[tuple[KernelReport, ...], bool]]:
+    """Reports as frames that are small enough, with whether each one is whole.
+
+    The output of runs that ended goes ahead; what is whole comes last and names every kernel, without it.
+    """
+    every = tuple(reports)
+    cut: list[tuple[tuple[KernelReport, ...], bool]] = []
+    batch: list[KernelReport] = []
+    size = 0
+    for report in every:
+        if whole and not report.log:
+            continue
+        if batch and size + len(report.log) > MAX_LOG:
+            cut.append((tuple(batch), False))
+            batch, size = [], 0
+        batch.append(report)
+        size += len(report.log)
+    if batch:
+        cut.append((tuple(batch), False))
+    if whole:
+        cut.append((tuple(msgspec.structs.replace(each, log=b"") for each in every), True))
+    return cut

@@ -41,7 +41,7 @@ from spawner.sessions.losses import hand_over, lease_of
 from spawner.sessions.retries import attempt_of
 from spawner.sessions.snapshot import read_loss_rules
 from spawner.sessions.states import IllegalTransition, Status
-from spawner.sessions.tables import AgentTokenRow, AllocationRow, KernelRow, SessionRow
+from spawner.sessions.tables import AgentRow, AgentTokenRow, AllocationRow, KernelRow, SessionRow
 from spawner.sessions.tokens import find
 from spawner.sessions.transitions import Change, Journal
 from store.database import StoreError
@@ -282,7 +282,10 @@ class AgentRegistry:
     async def _push(self, link: AgentLink, *, always: bool) -> None:
         """Record which kernels are handed over before the agent can hear of them, then send."""
 
-        async def look(db: AsyncSession) -> tuple[bool, Wanted]:
+        async def look(db: AsyncSession) -> tuple[bool, Wanted | None]:
+            status = await db.scalar(select(AgentRow.status).where(AgentRow.id == link.agent_id))
+            if status != registration.ALIVE:
+                return False, None  # its leases must not be renewed while it is not heard of
             waiting = await _scheduled(db, link.agent_id)
             return waiting, await wanted_set(db, link.agent_id, link.strays)
 
@@ -294,7 +297,7 @@ class AgentRegistry:
             link.handed.update(handed)
             await reach("push-recorded")
             _, wanted = await self._journal.store.read(look)
-        if always or wanted != link.last_sent:
+        if wanted is not None and (always or wanted != link.last_sent):
             await link.send(wanted)
             link.last_sent = wanted
             await reach("push-sent")

@@ -94,6 +94,7 @@ async def heartbeat(change: Change, agent_id: str, beat: Heartbeat) -> None:
         await _reachable_again(change, row)
         row.status, row.lost_at = ALIVE, None
         change.schedule = True
+        change.agents.add(agent_id)
     row.last_seen = change.now
     if beat.images is not None:
         await _images(change, row, beat.images)

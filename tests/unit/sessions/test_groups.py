@@ -8,8 +8,6 @@ from spawner.scheduler.model import DeviceRules, GroupPolicy, PreemptionRules
 from spawner.scheduler.policies import BUILT_IN
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.groups import GroupOptions, OptionsError, read_options
-from spawner.sessions.kinds import TYPES
-from spawner.sessions.losses import LossRule
 
 
 def read(options: dict[str, Any]) -> GroupOptions:
