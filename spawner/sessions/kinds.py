@@ -148,7 +148,7 @@ def _health(checker: Checker, given: Any) -> dict[str, Any] | None:
         value = named.get(name, getattr(default, name))
         return _number(checker, f"{where}.{name}", value, parse, least, most)
 
-    return msgspec.to_builtins(
+    found: dict[str, Any] = msgspec.to_builtins(
         HealthCheck(
             path,
             number("interval", seconds_of, 0.5, 3600.0),
@@ -157,6 +157,7 @@ def _health(checker: Checker, given: Any) -> dict[str, Any] | None:
             int(number("expected_status", _whole, 100, 599)),
         )
     )
+    return found
 
 
 def _number(

@@ -18,6 +18,7 @@ from spawner.sessions import creation, progress, queries, restarts, retries, run
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.events import Event, EventBus
 from spawner.sessions.failpoints import reach
+from spawner.sessions.kinds import SYSTEM
 from spawner.sessions.requests import Created, NewSession, ProgressEvent, SessionDetail
 from spawner.sessions.states import FINAL, Status, Target
 from spawner.sessions.tables import HistoryRow, KernelRow, RunRow, SessionRow
@@ -78,7 +79,7 @@ class SessionService:
         session_id = uuid.uuid4()
 
         async def insert(change: Change) -> None:
-            if new.type != creation.SYSTEM:
+            if new.type != SYSTEM:
                 await creation.check_counts(change.db, owner, facts.policy, draft.slots)
             session, kernel = creation.rows(owner, new, draft, mounts, request_id, change.now)
             session.id = kernel.session_id = session_id

@@ -1,8 +1,9 @@
 """Usage of domains, projects and users in slot-seconds, for ``fair-share``.
 
 Every allocation carries since when it is not charged yet. ``settle`` charges what is held and what was
-freed since it ran last (a run that was given up with its node costs nothing from then on); a charge halves with each half-life of its resource group. It may run at any
-time, any number of times: each second of an allocation is charged once.
+freed since it ran last; a charge halves with each half-life of its resource group. A run that was given
+up with its node costs nothing from then on. ``settle`` may run at any time, any number of times: each
+second of an allocation is charged once.
 """
 
 from __future__ import annotations

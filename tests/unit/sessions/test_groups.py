@@ -8,6 +8,8 @@ from spawner.scheduler.model import DeviceRules, GroupPolicy, PreemptionRules
 from spawner.scheduler.policies import BUILT_IN
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.groups import GroupOptions, OptionsError, read_options
+from spawner.sessions.kinds import TYPES
+from spawner.sessions.losses import LossRule
 
 
 def read(options: dict[str, Any]) -> GroupOptions:
@@ -61,7 +63,7 @@ def test_everything_that_can_be_said() -> None:
         ("batch",),
         True,
         "python:3",
-        0.0,
+        {each: LossRule(0.0, "terminate") for each in TYPES},
         1209600.0,
     )
 
