@@ -74,7 +74,11 @@ class Creation:
         names=("name", "session_name", "clientSessionToken"),
         max_length=200,
     )
-    type: str = param("interactive or batch.", default="interactive", names=("type", "sessionType"))
+    type: str = param(
+        "interactive, batch, inference or system.",
+        default="interactive",
+        names=("type", "sessionType"),
+    )
     domain: str | None = param(
         "Domain.", default=None, names=("domain", "domainName", "domain_name")
     )
@@ -108,7 +112,9 @@ class Creation:
         names=("reuseIfExists", "reuse_if_exists"),
     )
     startup_command: str | None = param(
-        "Command of a batch session.", default=None, names=("startupCommand", "startup_command")
+        "Command of a batch, inference or system session.",
+        default=None,
+        names=("startupCommand", "startup_command"),
     )
     starts_at: str | None = param(
         "Not before this time.", default=None, names=("starts_at", "startsAt")
@@ -138,6 +144,14 @@ class Creation:
     )
     callback_url: str | None = param(
         "URL told of changes.", default=None, names=("callback_url", "callbackUrl", "callbackURL")
+    )
+    retry_policy: dict[str, object] | None = param(
+        "When a failed run is tried again: max_retries, causes, backoff, backoff_limit.",
+        default=None,
+        names=("retryPolicy", "retry_policy"),
+    )
+    service: dict[str, object] | None = param(
+        "Of an inference session: port, protocol, start_timeout, health_check.", default=None
     )
     owner_access_key: str | None = param("Access key of the owner.", default=None)
     config: Config = param("Resources, mounts and environment.", factory=Config)
@@ -172,6 +186,8 @@ class Creation:
             preemptible=self.preemptible,
             designation=config.designation,
             session_group=config.session_group,
+            retry_policy=self.retry_policy,
+            service=self.service,
             callback_url=self.callback_url,
             preopen_ports=config.preopen_ports,
             designated_agents=config.agents,
@@ -213,6 +229,7 @@ class Logs:
 
     owner_access_key: str | None = param("Access key of the owner.", default=None)
     tail: int = param("Number of lines from the end.", default=1000, minimum=1, maximum=100_000)
+    attempt: int | None = param("Which run; the last one by default.", default=None, minimum=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +305,15 @@ class Session(ApiHandler):
         detail = await self.services.control.sessions.get(principal, session)
         self.answer(views.session_info(detail, self.services.now()))
 
+    @endpoint(
+        "Restart a running interactive session", scope=Scope.SESSIONS, parameters=Owner, status=204
+    )
+    async def patch(self, session: str, given: Owner) -> None:
+        """Backend.AI's name of ``POST /session/{session}/restart``."""
+        principal = await self.acting_for(given.owner_access_key)
+        await self.services.control.sessions.restart(principal, session, self.request_id)
+        self.answer_nothing()
+
     @endpoint("End a session", scope=Scope.SESSIONS, parameters=Ending)
     async def delete(self, session: str, given: Ending) -> None:
         """Recorded at once; the containers end soon after."""
@@ -301,6 +327,34 @@ class Session(ApiHandler):
         )
         answers = [views.destroyed(each) for each in ended]
         self.answer(answers if given.recursive else answers[0])
+
+
+class SessionRestart(ApiHandler):
+    """A fresh start in place."""
+
+    paths = ("/session/{session}/restart",)
+
+    @endpoint(
+        "Restart a running interactive session", scope=Scope.SESSIONS, parameters=Owner, status=204
+    )
+    async def post(self, session: str, given: Owner) -> None:
+        """On the same node, devices and folders; recorded at once."""
+        principal = await self.acting_for(given.owner_access_key)
+        await self.services.control.sessions.restart(principal, session, self.request_id)
+        self.answer_nothing()
+
+
+class SessionAttempts(ApiHandler):
+    """How its runs ended."""
+
+    paths = ("/session/{session}/attempts",)
+
+    @endpoint("Ended runs of a session", scope=Scope.SESSIONS_READ, parameters=Owner)
+    async def get(self, session: str, given: Owner) -> None:
+        """Oldest first; what each printed is at ``/session/{session}/logs?attempt=N``."""
+        principal = await self.acting_for(given.owner_access_key)
+        rows = await self.services.control.sessions.attempts(principal, session)
+        self.answer({"attempts": [views.attempt(row) for row in rows]})
 
 
 class SessionRename(ApiHandler):
@@ -331,7 +385,8 @@ class SessionLogs(ApiHandler):
     async def get(self, session: str, given: Logs) -> None:
         """Also after the end, as far as it was kept."""
         principal = await self.acting_for(given.owner_access_key)
-        text = await self.services.control.sessions.logs(principal, session, given.tail)
+        service = self.services.control.sessions
+        text = await service.logs(principal, session, given.tail, given.attempt)
         self.answer({"result": {"logs": text}})
 
 
@@ -474,7 +529,9 @@ HANDLERS = (
     Sessions,
     SessionMatch,
     Session,
+    SessionRestart,
     SessionRename,
+    SessionAttempts,
     SessionLogs,
     SessionHistory,
     SessionWhy,

@@ -12,8 +12,9 @@ from spawner.scheduler.model import Verdict
 from spawner.scheduler.slots import format_amount, human_amount
 from spawner.sessions.progress import percent
 from spawner.sessions.requests import AgentView, Created, ProgressEvent, SessionDetail
+from spawner.sessions.retries import attempt_of
 from spawner.sessions.states import Status
-from spawner.sessions.tables import AgentTokenRow, HistoryRow
+from spawner.sessions.tables import AgentTokenRow, HistoryRow, RunRow
 from vfolder.tables import FolderRow
 from vfolder.volumes.base import Usage
 
@@ -133,6 +134,19 @@ def _own_facts(detail: SessionDetail) -> dict[str, Any]:
     }
 
 
+def attempt(row: RunRow) -> dict[str, Any]:
+    """An ended run in ``GET /session/{s}/attempts``."""
+    return {
+        "attempt": row.attempt,
+        "run": row.epoch,
+        "cause": row.cause,
+        "message": row.message,
+        "exit_code": row.exit_code,
+        "started_at": row.started_at,
+        "ended_at": row.ended_at,
+    }
+
+
 def match(detail: SessionDetail) -> dict[str, str]:
     """A session among the matches of a prefix."""
     session = detail.session
@@ -184,6 +198,8 @@ def session(detail: SessionDetail, now: dt.datetime) -> dict[str, Any]:
         "agent": kernel.agent_id,
         "server": row.origin.get("server"),
         "exit_code": kernel.exit_code,
+        "result": row.result,
+        "attempt": attempt_of(row),
         "service_ports": service_ports(detail),
         "created_at": row.created_at,
         "scheduled_at": row.scheduled_at,

@@ -20,11 +20,14 @@ from typing import Any
 import aiohttp
 
 from spawner.accelerators.registry import Accelerators, PluginError
+from spawner.agent import leases
 from spawner.agent.calls import Calls
 from spawner.agent.config import AgentConfig
 from spawner.agent.engines.base import Engine, EngineError
 from spawner.agent.images import ImageTasks
 from spawner.agent.kernels import Kernels
+from spawner.agent.leases import Leases
+from spawner.agent.logs import frames
 from spawner.agent.membership import Membership
 from spawner.agent.protocol import (
     MAX_FRAME_BYTES,
@@ -82,6 +85,7 @@ class AgentDaemon:
         self.images_changed = asyncio.Event()
         """Set when the next sign of life should not wait: the images may be others."""
         self._images = ImageTasks(engine, self._calls, self.images_changed.set)
+        self._leases = Leases(Path(config.state_dir) / "leases.json")
         self._features: dict[str, Any] = {}
         self._offered: tuple[tuple[DeviceReport, ...], tuple[ImageReport, ...]] = ((), ())
 
@@ -104,6 +108,7 @@ class AgentDaemon:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_events())
                 tasks.create_task(self._relist())
+                tasks.create_task(self._keep_leases())
                 tasks.create_task(self._stay_connected())
         finally:
             await self._images.close()
@@ -201,6 +206,18 @@ class AgentDaemon:
             except EngineError as error:
                 log.warning("cleaning up failed: %s", error)
 
+    async def _keep_leases(self) -> None:
+        """End what may go on elsewhere when the manager was not heard of for too long."""
+        while True:
+            for kernel_id in self._leases.over():
+                self._kernels.fence(kernel_id)
+            await asyncio.sleep(leases.LOOK_EVERY)
+
+    def wanted(self, wanted: Wanted) -> list[KernelReport]:
+        """The manager's word: leases begin anew, reality is made to match."""
+        self._leases.renew(wanted)
+        return self._kernels.apply(wanted, time.monotonic())
+
     @property
     def calls(self) -> Calls:
         """Answers to the manager's questions."""
@@ -264,7 +281,7 @@ class _Conversation:
 
     async def _take(self, message: Message) -> None:
         if isinstance(message, Wanted):
-            answers = self._daemon.kernels.apply(message, time.monotonic())
+            answers = self._daemon.wanted(message)
             if answers:
                 await self._report(tuple(answers))
         elif isinstance(message, Ack):
@@ -293,9 +310,10 @@ class _Conversation:
             await self._report(tuple(newest.values()))
 
     async def _report(self, reports: tuple[KernelReport, ...], *, whole: bool = False) -> None:
-        self._sequence += 1
-        self._unacknowledged.append((self._sequence, reports))
-        await self._send(Report(self._sequence, reports, whole))
+        for part, is_whole in frames(reports, whole=whole):
+            self._sequence += 1
+            self._unacknowledged.append((self._sequence, part))
+            await self._send(Report(self._sequence, part, is_whole))
 
     async def _beat(self, interval: float) -> None:
         while True:

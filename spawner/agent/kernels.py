@@ -28,6 +28,8 @@ class Kernels:
         self._unknown_since: dict[str, float] = {}
         self._strays: set[Identity] = set()
         self._nobodys: set[Identity] = set()
+        self._never_start: dict[str, tuple[str, int]] = {}
+        """Sessions and epochs that were drained before an older run of the kernel was gone."""
 
     async def adopt(self) -> None:
         """Take over everything of ours that the engine has. Raises ``EngineError``."""
@@ -74,6 +76,14 @@ class Kernels:
         """Let one runner (or all) ask the engine again."""
         for runner in self._chosen(kernel_id):
             runner.look()
+
+    def fence(self, kernel_id: str) -> None:
+        """End a run whose lease is over, and do not start a newer one that waits for its end."""
+        self._next.pop(kernel_id, None)
+        for runner in self._chosen(kernel_id) if kernel_id in self._runners else ():
+            if not runner.ended:
+                log.warning("kernel %s: its lease is over, ending it", kernel_id)
+                runner.fence()
 
     async def acknowledge(self, reports: Iterable[KernelReport]) -> None:
         """The manager recorded these: ended kernels can be removed, and their next epoch may start."""
@@ -140,10 +150,16 @@ class Kernels:
             runner.drain()
 
     def _drain(self, kernel_id: str, epoch: int) -> KernelReport | None:
-        self._next.pop(kernel_id, None)
+        following = self._next.get(kernel_id)
+        if following is not None and following.epoch <= epoch:
+            del self._next[kernel_id]
         runner = self._runners.get(kernel_id)
         if runner is not None and runner.identity.epoch <= epoch:
+            if runner.identity.epoch < epoch:
+                self._never_start[kernel_id] = (runner.identity.session_id, epoch)
             runner.drain()
+            if runner.identity.epoch < epoch:
+                return None  # of the run that was meant nothing can be said before the older one is gone
             return runner.report if runner.ended else None
         if runner is None:
             # Fence: a start of this epoch that is still on its way must not be obeyed any more.
@@ -161,6 +177,13 @@ class Kernels:
         if self._runners.get(kernel_id) is runner:
             del self._runners[kernel_id]
             self._unknown_since.pop(kernel_id, None)
+        fenced = self._never_start.pop(kernel_id, None)
+        if fenced is not None:
+            session_id, epoch = fenced
+            self._highest[kernel_id] = max(self._highest.get(kernel_id, 0), epoch + 1)
+            self._around.changed(
+                KernelReport(kernel_id, session_id, epoch, "TERMINATED", progress="ended")
+            )
         following = self._next.pop(kernel_id, None)
         if following is not None:
             self._want(following)

@@ -130,6 +130,7 @@ class HealthCheck(msgspec.Struct, frozen=True):
     interval: float = 10.0
     timeout: float = 5.0
     max_failures: int = 3
+    expected_status: int = 200
 
 
 class KernelSpec(msgspec.Struct, frozen=True):
@@ -164,6 +165,8 @@ class KernelSpec(msgspec.Struct, frozen=True):
     health: HealthCheck | None = None
     pull: ImagePull | None = None
     """None: anonymously, whatever comes."""
+    lease: float | None = None
+    """Seconds without a word of the manager after which the node ends the run: it may go on elsewhere."""
 
 
 class KernelReport(msgspec.Struct, frozen=True):
@@ -171,7 +174,8 @@ class KernelReport(msgspec.Struct, frozen=True):
 
     ``status`` is PREPARING (image, mounts), CREATING (container), RUNNING, TERMINATING or
     TERMINATED. ``progress`` is a sentence for the user. ``failure`` names why it ended when it was
-    not asked to: ``create-failed``, ``exited``, ``oom-killed``, ``removed``, ``start-timeout``.
+    not asked to: ``create-failed``, ``exited``, ``oom-killed``, ``removed``, ``start-timeout``,
+    ``fenced`` (its lease ended, see ``KernelSpec``).
     """
 
     kernel_id: str
@@ -190,6 +194,8 @@ class KernelReport(msgspec.Struct, frozen=True):
     started_at: float | None = None
     healthy: bool | None = None
     """Of kernels with a health check: whether the last checks passed."""
+    log: bytes = b""
+    """Of a run that ended: its output compressed by zlib (``spawner.agent.logs``)."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="kind"):

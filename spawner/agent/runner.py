@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from spawner.accelerators.registry import Accelerators, PluginError
+from spawner.agent import health
 from spawner.agent.engines.base import Endpoint, Engine, EngineError, EngineState, Identity
 from spawner.agent.mounts import resolve_mounts
 from spawner.agent.protocol import KernelReport, KernelSpec
 
 LOG_LINES = 50
+TAIL_CHARACTERS = 16_384
 PROBE_EVERY = (0.05, 0.25)
 """Seconds between probes of a starting port: at first, and at most."""
 PROBE_PATIENCE = 5.0
@@ -64,6 +66,9 @@ class KernelRunner:
         self._look = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._phase: str | None = None
+        self._prober: asyncio.Task[None] | None = None
+        self._watched: EngineState | None = None
+        self._fenced = False
         self.report = KernelReport(
             identity.kernel_id, identity.session_id, identity.epoch, "PREPARING"
         )
@@ -94,6 +99,13 @@ class KernelRunner:
         """The manager wants this run: go on with it if it waited for that word."""
         self._spec = spec
         self.start()
+        self._probe()
+
+    def fence(self) -> None:
+        """End the kernel because its lease is over: it may go on elsewhere."""
+        if not self.ended:
+            self._fenced = True
+            self.drain()
 
     def drain(self) -> None:
         """End the kernel, whatever it is doing."""
@@ -115,6 +127,7 @@ class KernelRunner:
 
     async def close(self) -> None:
         """Stop watching; the kernel goes on."""
+        self._stop_probing()
         if self._task is None:
             return
         self._task.cancel()
@@ -186,7 +199,8 @@ class KernelRunner:
         self._phase = state.phase
         if state.phase == "running" and spec.ports and not await self._answers(spec, state):
             return None
-        self._say("RUNNING", progress="running", **self._reached(state))
+        healthy = None if spec.health is None else True
+        self._say("RUNNING", progress="running", healthy=healthy, **self._reached(state))
         return state
 
     async def _have_image(self, spec: KernelSpec) -> None:
@@ -211,7 +225,9 @@ class KernelRunner:
         looked = loop.time()
         deadline = looked + spec.start_timeout
         pause, most = PROBE_EVERY
-        while not await _port_answers(_main(state)):
+        if spec.health is not None:
+            most = max(most, min(1.0, spec.health.interval))
+        while not await _serves(spec, _main(state)):
             if self._look.is_set() or loop.time() - looked >= LOOK_EVERY:
                 self._look.clear()
                 looked = loop.time()
@@ -243,6 +259,14 @@ class KernelRunner:
 
     async def _watch(self, state: EngineState | None) -> None:
         """Wait until the kernel ends by itself or is drained."""
+        self._watched = state
+        self._probe()
+        try:
+            await self._watch_end(state)
+        finally:
+            self._stop_probing()
+
+    async def _watch_end(self, state: EngineState | None) -> None:
         while state is not None and state.phase != "exited":
             looking = asyncio.create_task(self._look.wait())
             drained = asyncio.create_task(self._drained.wait())
@@ -265,6 +289,10 @@ class KernelRunner:
 
     async def _end(self) -> None:
         """Stop the kernel as asked and say so; repeated until the engine has done it."""
+        state = await self._inspect_quietly()
+        if state is not None and state.phase == "exited" and not self._fenced:
+            await self._ended(state)  # by itself, before anybody asked
+            return
         self._say("TERMINATING", progress="ending the session")
         pause = 0.5
         while True:
@@ -280,7 +308,9 @@ class KernelRunner:
             "TERMINATED",
             progress="ended",
             exit_code=None if state is None else state.exit_code,
+            failure="fenced" if self._fenced else None,
             log_tail=await self._tail(),
+            log=await self._output(),
         )
 
     async def _ended(self, state: EngineState | None) -> None:
@@ -300,15 +330,16 @@ class KernelRunner:
             progress=sentence,
             exit_code=state.exit_code,
             log_tail=await self._tail(),
+            log=await self._output(),
         )
 
     async def _fail(self, failure: str, sentence: str) -> None:
         """The start failed: nothing of it may stay, then say why."""
         log.warning("kernel %s: %s", self.identity.kernel_id, sentence)
-        tail = await self._tail()
+        tail, output = await self._tail(), await self._output()
         with contextlib.suppress(EngineError):
             await self._around.engine.stop(self.identity, 0)
-        self._say("TERMINATED", failure=failure, progress=sentence, log_tail=tail)
+        self._say("TERMINATED", failure=failure, progress=sentence, log_tail=tail, log=output)
 
     async def _inspect_quietly(self) -> EngineState | None:
         try:
@@ -318,9 +349,36 @@ class KernelRunner:
 
     async def _tail(self) -> str:
         try:
-            return await self._around.engine.logs(self.identity, LOG_LINES)
+            text = await self._around.engine.logs(self.identity, LOG_LINES)
         except EngineError as error:
             return f"(the log cannot be read: {error})"
+        return text[-TAIL_CHARACTERS:]
+
+    async def _output(self) -> bytes:
+        try:
+            return await self._around.engine.output(self.identity)
+        except EngineError as error:
+            log.warning("kernel %s: its output is not kept: %s", self.identity.kernel_id, error)
+            return b""
+
+    def _probe(self) -> None:
+        """Begin to check the health of a kernel that runs, once it is known how."""
+        state, spec = self._watched, self._spec
+        if self._prober is not None or state is None or spec is None or spec.health is None:
+            return
+        if state.phase == "running" and not self.ended:
+            work = health.follow(_main(state), spec.health, self._tell_health)
+            self._prober = asyncio.create_task(work, name=f"health-{self.identity.kernel_id}")
+
+    def _stop_probing(self) -> None:
+        self._watched = None
+        if self._prober is not None:
+            self._prober.cancel()
+            self._prober = None
+
+    def _tell_health(self, healthy: bool, sentence: str) -> None:
+        if self.report.status == "RUNNING" and self.report.healthy is not healthy:
+            self._say("RUNNING", healthy=healthy, progress=sentence)
 
     def _reached(self, state: EngineState) -> dict[str, object]:
         """How a running kernel is reached from the proxy."""
@@ -371,6 +429,13 @@ def _application(spec: KernelSpec) -> str:
     """What starts, for people."""
     name = spec.ports[0].name if spec.ports else ""
     return {"jupyterlab": "JupyterLab", "": "the command"}.get(name, name)
+
+
+async def _serves(spec: KernelSpec, endpoint: Endpoint | None) -> bool:
+    """Whether a starting kernel does what it is there for."""
+    if spec.health is not None:
+        return await health.probe(endpoint, spec.health) is None
+    return await _port_answers(endpoint)
 
 
 async def _port_answers(endpoint: Endpoint | None) -> bool:

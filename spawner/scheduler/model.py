@@ -116,6 +116,8 @@ class SessionRequest:
     devices: DeviceRules | None = None
     """Overrides the group's rules."""
     preemptible: bool = True
+    unlimited: bool = False
+    """Counts against no limit (sessions of the platform itself)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,6 +261,8 @@ class Replay:
         return names, never
 
     def _scopes(self, session: SessionRequest) -> list[tuple[str, str]]:
+        if session.unlimited:
+            return []
         mine = {
             "keypair": session.access_key,
             "user": session.owner_id,

@@ -21,6 +21,7 @@ from spawner.agent.protocol import (
     Answer,
     AnyMessage,
     Call,
+    HealthCheck,
     Heartbeat,
     Hello,
     ImagePull,
@@ -36,11 +37,14 @@ from spawner.agent.protocol import (
     decode,
     encode,
 )
-from spawner.sessions import registration, reports, steps
+from spawner.sessions import registration, reports, runs, steps
 from spawner.sessions.failpoints import reach
 from spawner.sessions.image_rows import pull_rules
+from spawner.sessions.losses import hand_over, lease_of
+from spawner.sessions.retries import attempt_of
+from spawner.sessions.snapshot import read_loss_rules
 from spawner.sessions.states import IllegalTransition, Status
-from spawner.sessions.tables import AllocationRow, KernelRow, SessionRow
+from spawner.sessions.tables import AgentRow, AllocationRow, KernelRow, SessionRow
 from spawner.sessions.tokens import JOIN, TokenRefused, find, still_good, use
 from spawner.sessions.transitions import Change, Journal
 from store.database import StoreError
@@ -277,7 +281,7 @@ class AgentRegistry:
                 await reports.record(change, link.agent_id, kernel) for kernel in report.kernels
             ]
             if report.whole:
-                present = {uuid.UUID(kernel.kernel_id) for kernel in report.kernels}
+                present = {(uuid.UUID(each.kernel_id), each.epoch) for each in report.kernels}
                 await reports.missing(change, link.agent_id, present, link.handed)
             return known
 
@@ -326,7 +330,10 @@ class AgentRegistry:
     async def _push(self, link: AgentLink, *, always: bool) -> None:
         """Record which kernels are handed over before the agent can hear of them, then send."""
 
-        async def look(db: AsyncSession) -> tuple[bool, Wanted]:
+        async def look(db: AsyncSession) -> tuple[bool, Wanted | None]:
+            status = await db.scalar(select(AgentRow.status).where(AgentRow.id == link.agent_id))
+            if status != registration.ALIVE:
+                return False, None  # its leases must not be renewed while it is not heard of
             waiting = await _scheduled(db, link.agent_id)
             return waiting, await wanted_set(db, link.agent_id, link.strays)
 
@@ -338,7 +345,7 @@ class AgentRegistry:
             link.handed.update(handed)
             await reach("push-recorded")
             _, wanted = await self._journal.store.read(look)
-        if always or wanted != link.last_sent:
+        if wanted is not None and (always or wanted != link.last_sent):
             await link.send(wanted)
             link.last_sent = wanted
             await reach("push-sent")
@@ -373,6 +380,7 @@ async def _hand_over(change: Change, agent_id: str) -> list[uuid.UUID]:
         KernelRow.agent_id == agent_id, KernelRow.status == Status.SCHEDULED.value
     )
     handed: list[uuid.UUID] = []
+    rules = await read_loss_rules(change.db)
     for session_id, kernel_id in (await change.db.execute(query)).all():
         loaded = await steps.load(change.db, session_id)
         if loaded is None:
@@ -382,6 +390,7 @@ async def _hand_over(change: Change, agent_id: str) -> list[uuid.UUID]:
             mine = kernel.id == kernel_id and kernel.agent_id == agent_id
             if mine and kernel.status == Status.SCHEDULED and session.target == "RUNNING":
                 cause = steps.CAUSES[Status.PREPARING]
+                hand_over(session, rules.get(session.resource_group))
                 await change.move_kernel(session, kernel, Status.PREPARING, cause)
                 handed.append(kernel.id)
         await steps.step(change, session, kernels)
@@ -414,7 +423,7 @@ async def wanted_set(
         shares.setdefault((row.kernel_id, row.epoch), []).append(share)
     pulls = await pull_rules(db, {kernel.image for kernel, _, _ in rows})
     kernels: list[KernelSpec] = []
-    drain = set(strays)
+    drain = set(strays) | await runs.lost(db, agent_id)
     for kernel, session, owner in rows:
         if kernel.status == Status.TERMINATING:
             drain.add((str(kernel.id), kernel.epoch))
@@ -437,7 +446,9 @@ def kernel_spec(
         **spec.get("environ", {}),
         "PERIJOVE_SESSION_ID": str(session.id),
         "PERIJOVE_SESSION_NAME": session.name,
+        "PERIJOVE_ATTEMPT": str(attempt_of(session)),
     }
+    health = spec.get("health")
     return KernelSpec(
         kernel_id=str(kernel.id),
         session_id=str(session.id),
@@ -455,4 +466,7 @@ def kernel_spec(
         labels=dict(spec.get("labels", {})),
         start_timeout=float(spec.get("start_timeout", 300.0)),
         pull=pull,
+        session_type=session.type,
+        health=None if health is None else HealthCheck(**health),
+        lease=lease_of(session),
     )

@@ -23,9 +23,10 @@ from authenticator.problems import (
 from authenticator.tables import KeyPairPolicyRow, ProjectRow
 from spawner.scheduler.model import SessionGroup
 from spawner.scheduler.slots import human_amount, human_bytes, parse_amount
-from spawner.sessions.durations import moment, seconds_of
+from spawner.sessions.durations import seconds_of
 from spawner.sessions.facts import Facts
 from spawner.sessions.image_rows import OWN_HOST
+from spawner.sessions.kinds import SYSTEM, TYPES, USUAL_TYPES, check_kind
 from spawner.sessions.registration import architecture
 from spawner.sessions.requests import NewSession
 from spawner.sessions.states import Status, Target
@@ -49,7 +50,6 @@ NAME_RULE = (
 IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}")
 SLOT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}([.:][a-z0-9._-]{1,31})*")
 ENVIRON_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-TYPES = ("interactive", "batch")
 CLUSTER_MODES = ("single-node", "multi-node")
 REQUIRED = {"cpu": "1", "mem": "1g"}
 """Slots that every session has, with the amounts when neither image nor group says otherwise."""
@@ -59,7 +59,6 @@ FORBIDDEN_ENVIRON = ("JUPYTERHUB_", "LD_", "PERIJOVE_")
 MAX_ENVIRON = 256
 MAX_VALUE = 32 * 1024
 MAX_ENVIRON_BYTES = 128 * 1024
-MAX_COMMAND = 64 * 1024
 DEFAULT_PRIORITY = 10
 RESERVED_PORTS = frozenset({2000, 2001, 2200, 7681})
 HUB_PORT_NAME = "jupyterlab"
@@ -82,6 +81,10 @@ class Draft:
     starts_at: dt.datetime | None = None
     ports: list[dict[str, Any]] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
+    recovery: dict[str, Any] | None = None
+    service_port: dict[str, Any] | None = None
+    health: dict[str, Any] | None = None
+    start_timeout: float | None = None
     wishes: Wishes = field(default_factory=Wishes)
     agents: tuple[str, ...] = ()
 
@@ -112,7 +115,7 @@ class Checker:
         self._project()
         self.check_resources()
         self._environ()
-        self._batch()
+        check_kind(self)
         self._ports()
         self._cluster()
         self._wishes()
@@ -140,19 +143,19 @@ class Checker:
                 continue
             if not SLOT_NAME.fullmatch(slot) or slot not in self.facts.slots:
                 known = ", ".join(sorted(self.facts.slots))
-                self._fault(f"config.resources.{slot[:_SHOWN]}", f"unknown slot: known are {known}")
+                self.fault(f"config.resources.{slot[:_SHOWN]}", f"unknown slot: known are {known}")
                 continue
             try:
                 self.draft.slots[slot] = parse_amount(slot, value)
             except ValueError as error:
-                self._fault(f"config.resources.{slot}", str(error))
+                self.fault(f"config.resources.{slot}", str(error))
         group = self.facts.groups.get(self.draft.group)
         defaults = {**REQUIRED, **(group.options.get("default_slots", {}) if group else {})}
         for slot, text in defaults.items():
             if slot in REQUIRED and not self.draft.slots.get(slot):
                 if self.new.slots.get(slot) is not None:
                     if f"config.resources.{slot}" not in self.errors:
-                        self._fault(f"config.resources.{slot}", "every session needs more than 0")
+                        self.fault(f"config.resources.{slot}", "every session needs more than 0")
                     continue
                 self.draft.slots[slot] = max(parse_amount(slot, text), least.get(slot, 0))
         for slot, amount in least.items():
@@ -161,7 +164,7 @@ class Checker:
                 and f"config.resources.{slot}" not in self.errors
             ):
                 asked = self.new.slots.get(slot, 0)
-                self._fault(
+                self.fault(
                     f"config.resources.{slot}",
                     f"{asked} is less than this image needs: at least {human_amount(slot, amount)}",
                 )
@@ -172,20 +175,20 @@ class Checker:
         for name in self.new.resource_opts:
             if name not in RESOURCE_OPTS:
                 allowed = ", ".join(RESOURCE_OPTS)
-                self._fault(f"config.resource_opts.{name[:_SHOWN]}", f"unknown: one of {allowed}")
+                self.fault(f"config.resource_opts.{name[:_SHOWN]}", f"unknown: one of {allowed}")
         default = group.options.get("shmem", DEFAULT_SHMEM) if group else DEFAULT_SHMEM
         asked = self.new.resource_opts.get("shmem")
         where = "config.resource_opts.shmem"
         try:
             self.draft.shmem = parse_amount("mem", default if asked is None else asked)
         except ValueError as error:
-            self._fault(where, str(error).replace("mem is", "shmem is", 1))
+            self.fault(where, str(error).replace("mem is", "shmem is", 1))
             return
         memory = self.draft.slots.get("mem", 0)
         if asked is None:
             self.draft.shmem = min(self.draft.shmem, memory // 2)
         elif memory and self.draft.shmem >= memory:
-            self._fault(
+            self.fault(
                 where,
                 f"{human_bytes(self.draft.shmem)} of shared memory is part of the memory and must be"
                 f" less than {human_bytes(memory)}",
@@ -194,29 +197,29 @@ class Checker:
     def _plain_fields(self) -> None:
         new = self.new
         if not NAME.fullmatch(new.name):
-            self._fault("name", f"{new.name[:_SHOWN]!r}: {NAME_RULE}")
+            self.fault("name", f"{new.name[:_SHOWN]!r}: {NAME_RULE}")
         if new.type not in TYPES:
-            self._fault("type", f"{new.type[:_SHOWN]!r}: one of {', '.join(TYPES)}")
+            self.fault("type", f"{new.type[:_SHOWN]!r}: one of {', '.join(TYPES)}")
         if new.tag is not None and len(new.tag) > 64:
-            self._fault("tag", f"{len(new.tag)} characters: at most 64")
+            self.fault("tag", f"{len(new.tag)} characters: at most 64")
         if new.domain is not None and new.domain != self.owner.domain:
-            self._fault("domain", f"{new.domain[:_SHOWN]!r}: yours is {self.owner.domain}")
+            self.fault("domain", f"{new.domain[:_SHOWN]!r}: yours is {self.owner.domain}")
         most = self.facts.policy.max_priority
         self.draft.priority = min(DEFAULT_PRIORITY, most) if new.priority is None else new.priority
         if not 0 <= self.draft.priority <= most:
-            self._fault("priority", f"{new.priority}: a number from 0 to {most}")
+            self.fault("priority", f"{new.priority}: a number from 0 to {most}")
         if new.callback_url:
-            self._fault("callback_url", "callbacks are not offered here: leave it out")
+            self.fault("callback_url", "callbacks are not offered here: leave it out")
         if new.bootstrap_script:
-            self._fault("bootstrap_script", "bootstrap scripts are not offered here: leave it out")
+            self.fault("bootstrap_script", "bootstrap scripts are not offered here: leave it out")
         if new.hub is not None and self.actor.via is not Via.HUB:
-            self._fault("perijove", "only the hub may start its servers")
+            self.fault("perijove", "only the hub may start its servers")
 
     def _image(self) -> None:
         rows = self.facts.images
         asked = self.new.image
         if not IMAGE.fullmatch(asked):
-            self._fault("image", f"{asked[:_SHOWN]!r} is not the name of an image")
+            self.fault("image", f"{asked[:_SHOWN]!r} is not the name of an image")
             return
         wanted = architecture(self.new.architecture) if self.new.architecture else None
         group = self.facts.groups.get(self.new.resource_group or "") or self.facts.default_group
@@ -226,12 +229,12 @@ class Checker:
                 self.draft.image, self.draft.architecture = asked, wanted or "x86_64"
                 return
             self._image_missing = True
-            self._fault("image", f"{asked!r} is not known here")
+            self.fault("image", f"{asked!r} is not known here")
             return
         fitting = [row for row in rows if wanted is None or row.architecture == wanted]
         if not fitting:
             there = ", ".join(sorted(row.architecture for row in rows))
-            self._fault("architecture", f"{wanted!r}: this image is there for {there}")
+            self.fault("architecture", f"{wanted!r}: this image is there for {there}")
             return
         chosen = fitting[0]
         self.draft.image, self.draft.labels = chosen.name, chosen.labels
@@ -243,76 +246,58 @@ class Checker:
         group = self.facts.default_group if asked is None else self.facts.groups.get(asked)
         if group is None:
             known = ", ".join(sorted(self.facts.groups)) or "none"
-            self._fault("config.scalingGroup", f"{(asked or '')[:_SHOWN]!r}: one of {known}")
+            self.fault("config.scalingGroup", f"{(asked or '')[:_SHOWN]!r}: one of {known}")
             return
         self.draft.group = group.name
-        allowed = group.options.get("allowed_session_types", TYPES)
+        allowed = group.options.get("allowed_session_types", USUAL_TYPES)
         if self.new.type in TYPES and self.new.type not in allowed:
             told = f"{self.new.type!r}: {group.name} takes {', '.join(allowed)} sessions"
-            self._fault("type", told)
+            self.fault("type", told)
 
     def _project(self) -> None:
         asked, mine = self.new.project, self.facts.projects
         fitting = [p for p in mine if asked is None or asked in (p.name, str(p.id))]
         if not fitting:
             known = ", ".join(project.name for project in mine) or "none"
-            self._fault("group", f"{(asked or '')[:_SHOWN]!r}: you belong to {known}")
+            self.fault("group", f"{(asked or '')[:_SHOWN]!r}: you belong to {known}")
             return
         self.draft.project = fitting[0]
 
     def _environ(self) -> None:
         environ = self.new.environ
         if len(environ) > MAX_ENVIRON:
-            self._fault("config.environ", f"{len(environ)} variables: at most {MAX_ENVIRON}")
+            self.fault("config.environ", f"{len(environ)} variables: at most {MAX_ENVIRON}")
         size = sum(len(name) + len(value.encode()) for name, value in environ.items())
         if size > MAX_ENVIRON_BYTES:
-            self._fault("config.environ", f"{size} bytes in all: at most {MAX_ENVIRON_BYTES}")
+            self.fault("config.environ", f"{size} bytes in all: at most {MAX_ENVIRON_BYTES}")
         for name, value in environ.items():
             where = f"config.environ.{name[:_SHOWN]}"
             if not ENVIRON_NAME.fullmatch(name):
-                self._fault(where, "a name has letters, digits and '_', and begins with no digit")
+                self.fault(where, "a name has letters, digits and '_', and begins with no digit")
             elif self.actor.via is not Via.HUB and name.startswith(FORBIDDEN_ENVIRON):
                 kept = ", ".join(f"{prefix}*" for prefix in FORBIDDEN_ENVIRON)
-                self._fault(where, f"names like {kept} are set by the platform")
+                self.fault(where, f"names like {kept} are set by the platform")
             elif "\0" in value or len(value.encode()) > MAX_VALUE:
-                self._fault(where, f"a value has at most {MAX_VALUE} bytes, and no NUL")
+                self.fault(where, f"a value has at most {MAX_VALUE} bytes, and no NUL")
         self.draft.environ = dict(environ)
-
-    def _batch(self) -> None:
-        new = self.new
-        command = (new.startup_command or "").strip()
-        if len(command) > MAX_COMMAND:
-            self._fault("startupCommand", f"{len(command)} characters: at most {MAX_COMMAND}")
-        if new.type == "batch":
-            if not command:
-                self._fault("startupCommand", "a batch session needs a command")
-            self.draft.command = ["sh", "-c", command]
-        elif command:
-            self._fault("startupCommand", "only batch sessions have a startup command")
-        elif new.hub is not None:
-            self.draft.command = list(new.hub.command)
-        if new.starts_at is None:
-            return
-        if new.type != "batch":
-            self._fault("starts_at", "only batch sessions can start later")
-            return
-        self.draft.starts_at = moment(new.starts_at, self.now)
-        if self.draft.starts_at is None:
-            self._fault(
-                "starts_at", f'{new.starts_at[:_SHOWN]!r}: an ISO 8601 time or a duration as "90s"'
-            )
 
     def _ports(self) -> None:
         ports: list[dict[str, Any]] = []
         if self.new.hub is not None:
             ports.append(_port(HUB_PORT_NAME, self.new.hub.port))
+        elif self.draft.service_port is not None:
+            ports.append(self.draft.service_port)
         elif self.new.type != "batch":
             ports += labelled_ports(self.draft.labels)
+        if self.new.type == "inference" and not ports and not self._image_missing:
+            self.fault(
+                "service.port", "an inference session needs a port, and this image names none"
+            )
         taken = {port["container_port"] for port in ports} | RESERVED_PORTS
         for value in self.new.preopen_ports:
             number = int(value) if isinstance(value, int | str) and str(value).isdecimal() else 0
             if not 1024 <= number <= 65535 or number in taken:
-                self._fault(
+                self.fault(
                     "config.preopen_ports",
                     f"{str(value)[:_SHOWN]!r}: ports from 1024 to 65535 except"
                     f" {', '.join(str(port) for port in sorted(taken))}",
@@ -325,38 +310,38 @@ class Checker:
     def _cluster(self) -> None:
         mode, size = self.new.cluster_mode, self.new.cluster_size
         if mode not in CLUSTER_MODES:
-            self._fault("clusterMode", f"{mode[:_SHOWN]!r}: one of {', '.join(CLUSTER_MODES)}")
+            self.fault("clusterMode", f"{mode[:_SHOWN]!r}: one of {', '.join(CLUSTER_MODES)}")
         if size < 1:
-            self._fault("clusterSize", f"{size}: 1 or more")
+            self.fault("clusterSize", f"{size}: 1 or more")
         elif size > self.facts.policy.max_containers_per_session and not self.errors:
             most = self.facts.policy.max_containers_per_session
             raise QuotaExceeded(f"you may have at most {most} containers in a session, not {size}")
         elif size > 1:
-            self._fault("clusterSize", f"{size}: sessions of one container are offered so far")
+            self.fault("clusterSize", f"{size}: sessions of one container are offered so far")
 
     def _wishes(self) -> None:
         """What it asks of the scheduler; dependencies were looked up by ``read_facts``."""
         new, facts = self.new, self.facts
         for name, sentence in facts.bad_parents.items():
-            self._fault(f"dependencies.{name}", sentence)
+            self.fault(f"dependencies.{name}", sentence)
         for where, value, allowed in (
             ("failedDependencies", new.failed_parents, FAILED_PARENTS),
             ("config.agentSelectionPolicy", new.designation, DESIGNATIONS),
         ):
             if value not in allowed:
-                self._fault(where, f"{value[:_SHOWN]!r}: one of {', '.join(allowed)}")
+                self.fault(where, f"{value[:_SHOWN]!r}: one of {', '.join(allowed)}")
         longest = facts.policy.max_session_lifetime
         limit = None if longest is None else float(longest)
         if new.run_time is not None:
             try:
                 asked = seconds_of(new.run_time)
             except ValueError as error:
-                self._fault("runTime", str(error))
+                self.fault("runTime", str(error))
                 asked = 1.0
             if asked < 1:
-                self._fault("runTime", f"{new.run_time}: 1 second or more")
+                self.fault("runTime", f"{new.run_time}: 1 second or more")
             elif limit is not None and asked > limit:
-                self._fault("runTime", f"{new.run_time}: you may run at most {limit:g} seconds")
+                self.fault("runTime", f"{new.run_time}: you may run at most {limit:g} seconds")
             limit = asked
         self.draft.wishes = Wishes(
             dependencies=facts.parents,
@@ -373,12 +358,12 @@ class Checker:
             return None
         name, rule, strict = given.get("name"), given.get("rule", "spread"), given.get("strict")
         if not isinstance(name, str) or not NAME.match(name):
-            self._fault("config.sessionGroup.name", f"{str(name)[:_SHOWN]!r}: {NAME_RULE}")
+            self.fault("config.sessionGroup.name", f"{str(name)[:_SHOWN]!r}: {NAME_RULE}")
         if rule not in GROUP_RULES:
             allowed = ", ".join(GROUP_RULES)
-            self._fault("config.sessionGroup.rule", f"{str(rule)[:_SHOWN]!r}: one of {allowed}")
+            self.fault("config.sessionGroup.rule", f"{str(rule)[:_SHOWN]!r}: one of {allowed}")
         if strict not in (None, True, False):
-            self._fault("config.sessionGroup.strict", f"{str(strict)[:_SHOWN]!r}: true or false")
+            self.fault("config.sessionGroup.strict", f"{str(strict)[:_SHOWN]!r}: true or false")
         return SessionGroup(f"{self.owner.user_id}/{name}", cast("Any", rule), strict is True)
 
     def _image_minimum(self) -> dict[str, int]:
@@ -393,7 +378,8 @@ class Checker:
                     continue  # a broken label of an image binds nobody
         return least
 
-    def _fault(self, where: str, sentence: str) -> None:
+    def fault(self, where: str, sentence: str) -> None:
+        """Note what is wrong with a field; the first sentence stays."""
         self.errors.setdefault(where, sentence)
 
 
@@ -419,7 +405,9 @@ async def check_counts(
     if most is None and cap is None:
         return
     query = select(SessionRow.requested_slots).where(
-        SessionRow.access_key == owner.access_key, SessionRow.status == Status.PENDING.value
+        SessionRow.access_key == owner.access_key,
+        SessionRow.status == Status.PENDING.value,
+        SessionRow.type != SYSTEM,
     )
     queue = list(await db.scalars(query))
     if most is not None and len(queue) >= most:
@@ -477,6 +465,7 @@ def rows(
         request_id=request_id[:64],
         starts_at=draft.starts_at,
         scheduling=draft.wishes.row(),
+        recovery=draft.recovery,
         created_at=now,
     )
     kernel = KernelRow(
@@ -505,7 +494,11 @@ def _spec(new: NewSession, draft: Draft, mounts: Iterable[FolderMount]) -> dict[
         new.hub is None and draft.ports
     ):  # a server of its own must not be open to whoever finds the port
         environ.setdefault("JUPYTER_TOKEN", secrets.token_urlsafe(32))
+    more: dict[str, Any] = {} if draft.health is None else {"health": draft.health}
+    if draft.start_timeout is not None:
+        more["start_timeout"] = draft.start_timeout
     return {
+        **more,
         "command": draft.command,
         "environ": environ,
         "mounts": [

@@ -23,6 +23,8 @@ SESSION_EVENTS: dict[Status, str] = {
     Status.PENDING: "session_enqueued",
     Status.SCHEDULED: "session_scheduled",
     Status.RUNNING: "session_started",
+    Status.RUNNING_DEGRADED: "session_unhealthy",
+    Status.RESTARTING: "session_restarting",
     Status.TERMINATING: "session_terminating",
     Status.TERMINATED: "session_terminated",
     Status.CANCELLED: "session_cancelled",

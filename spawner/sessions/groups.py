@@ -15,9 +15,10 @@ from spawner.scheduler.model import DeviceRules, GroupPolicy, PreemptionRules
 from spawner.scheduler.policies import Policies, PolicyError
 from spawner.scheduler.slots import parse_amount
 from spawner.sessions.durations import seconds_of
+from spawner.sessions.kinds import TYPES, USUAL_TYPES
+from spawner.sessions.losses import Rules, read_rules
 
 SLOT = re.compile(r"[a-z][a-z0-9_-]{0,31}([.:][a-z0-9._-]{1,31})*")
-SESSION_TYPES = ("interactive", "batch")
 _SHOWN = 80
 
 
@@ -39,11 +40,11 @@ class GroupOptions:
     """Base units for slots that a request leaves out."""
     shared_memory: int | None = None
     """Bytes for requests that say nothing."""
-    session_types: tuple[str, ...] = SESSION_TYPES
+    session_types: tuple[str, ...] = USUAL_TYPES
     allow_pull: bool = False
     default_image: str | None = None
-    lost_after: float | None = None
-    """Seconds after which sessions of a lost node end; None: never."""
+    lost_after: Rules | None = None
+    """What becomes of sessions of a lost node, by their type; None: they wait."""
     pending_timeout: float | None = None
     """Seconds after which a session that still waits is cancelled; None: never."""
 
@@ -70,10 +71,10 @@ def read_options(name: str, given: Mapping[str, Any], policies: Policies) -> Gro
         policy,
         default_slots=reader.get("default_slots", _amounts, {}),
         shared_memory=reader.get("shmem", lambda value: parse_amount("mem", value), None),
-        session_types=tuple(reader.get("allowed_session_types", _session_types, SESSION_TYPES)),
+        session_types=tuple(reader.get("allowed_session_types", _session_types, USUAL_TYPES)),
         allow_pull=reader.get("allow_pull", _flag, False),
         default_image=reader.get("default_image", _text, None),
-        lost_after=reader.get("lost_after", seconds_of, None),
+        lost_after=reader.get("lost_after", read_rules, None),
         pending_timeout=reader.get("pending_timeout", _positive_seconds, None),
     )
     reader.finish(name)
@@ -189,8 +190,8 @@ def _slot_set(value: Any) -> frozenset[str]:
 
 
 def _session_types(value: Any) -> list[str]:
-    if not isinstance(value, list) or not value or not set(value) <= set(SESSION_TYPES):
-        raise ValueError(f"{str(value)[:_SHOWN]!r}: a list of {', '.join(SESSION_TYPES)}")
+    if not isinstance(value, list) or not value or not set(map(str, value)) <= set(TYPES):
+        raise ValueError(f"{str(value)[:_SHOWN]!r}: a list of {', '.join(TYPES)}")
     return value
 
 

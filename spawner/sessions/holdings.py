@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.scheduler.model import DeviceShare, KernelPlacement, RunningSession
+from spawner.sessions import ledger
 from spawner.sessions.runtimes import RunTimes
 from spawner.sessions.states import HOLDS, Target
 from spawner.sessions.tables import AllocationRow, KernelRow, SessionRow
@@ -67,7 +68,7 @@ async def _placements(db: AsyncSession) -> Mapping[uuid.UUID, tuple[KernelPlacem
             AllocationRow.amount,
         )
         .join(KernelRow, KernelRow.id == AllocationRow.kernel_id)
-        .where(AllocationRow.freed_at.is_(None))
+        .where(AllocationRow.freed_at.is_(None), ledger.of_present_run())
         .order_by(AllocationRow.kernel_id, AllocationRow.slot, AllocationRow.device_id)
     )
     shares: dict[tuple[uuid.UUID, uuid.UUID, str], list[DeviceShare]] = defaultdict(list)
@@ -96,7 +97,7 @@ def _session(
         started_at=started.timestamp(),
         ends_at=_ends_at(row, wishes, started.timestamp(), now, run_times),
         kernels=kernels,
-        preemptible=wishes.preemptible,
+        preemptible=wishes.preemptible and row.type != "system",
         ending=row.target == Target.TERMINATED or claim is not None,
         claimed_by=claim,
         session_group=wishes.session_group,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import defaultdict
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.sessions import ledger
+from spawner.sessions.retries import attempt_of, policy_of, retries_of
 from spawner.sessions.states import FINAL, HOLDS, TRANSITIONS, Status, Target
 from spawner.sessions.tables import (
     AgentDeviceRow,
     AllocationRow,
     HistoryRow,
     KernelRow,
+    LostRunRow,
     SessionRow,
 )
 from spawner.sessions.transitions import story
@@ -58,13 +61,30 @@ async def _ledger(db: AsyncSession) -> list[str]:
 
 
 async def _kernels(db: AsyncSession) -> list[tuple[str, str]]:
-    """A kernel holds exactly its slots, on its agent, in its present epoch, and only while it may."""
+    """A kernel holds exactly its slots, on its agent, in its present epoch, and only while it may.
+
+    So does each of its runs that was given up with a node; its present run is a later one.
+    """
+    lost = {
+        (row.kernel_id, row.epoch, row.agent_id) for row in await db.scalars(select(LostRunRow))
+    }
     live: dict[str, list[AllocationRow]] = defaultdict(list)
+    left: dict[tuple[uuid.UUID, int, str], dict[str, int]] = {key: defaultdict(int) for key in lost}
     for row in await db.scalars(select(AllocationRow).where(AllocationRow.freed_at.is_(None))):
-        live[str(row.kernel_id)].append(row)
+        key = (row.kernel_id, row.epoch, row.agent_id)
+        if key in lost:
+            left[key][row.slot] += row.amount
+        else:
+            live[str(row.kernel_id)].append(row)
     found: list[tuple[str, str]] = []
     for kernel in await db.scalars(select(KernelRow)):
         name, rows = str(kernel.id), live.pop(str(kernel.id), [])
+        slots = {slot: amount for slot, amount in kernel.slots.items() if amount}
+        for key in [key for key in lost if key[0] == kernel.id]:
+            if dict(left[key]) != slots:
+                found.append((f"lost run {key} wants {slots}, holds {dict(left[key])}", name))
+            if key[1] > kernel.epoch or (key[1] == kernel.epoch and kernel.status in HOLDS):
+                found.append((f"kernel {name} is {kernel.status} in its lost run {key}", name))
         status = Status(kernel.status)
         if status not in HOLDS:
             if rows:
@@ -77,9 +97,8 @@ async def _kernels(db: AsyncSession) -> list[tuple[str, str]]:
         held: dict[str, int] = defaultdict(int)
         for row in rows:
             held[row.slot] += row.amount
-        wanted = {slot: amount for slot, amount in kernel.slots.items() if amount}
-        if dict(held) != wanted:
-            found.append((f"kernel {name} wants {wanted} and holds {dict(held)}", name))
+        if dict(held) != slots:
+            found.append((f"kernel {name} wants {slots} and holds {dict(held)}", name))
     return found
 
 
@@ -97,8 +116,16 @@ async def _sessions(db: AsyncSession) -> list[tuple[str, str]]:
             found.append((f"session {name} has {len(mine)} kernels", name))
         if status in FINAL and not all(each in at_rest for each in mine):
             found.append((f"session {name} is {status}, its kernels {mine}", name))
-        if status is Status.RUNNING and not all(each is Status.RUNNING for each in mine):
-            found.append((f"session {name} is RUNNING, its kernels {mine}", name))
+        if status is Status.RUNNING_DEGRADED and session.type != "inference":
+            found.append((f"session {name} is {session.type}, and {status}", name))
+        if retries_of(session) >= attempt_of(session) and status is Status.RUNNING:
+            found.append((f"session {name} runs after more retries than attempts", name))
+        policy = policy_of(session)
+        if retries_of(session) > (0 if policy is None else policy.max_retries):
+            found.append((f"session {name} was tried again {retries_of(session)} times", name))
+        up = (Status.RUNNING, Status.RUNNING_DEGRADED)
+        if status in up and not all(each is Status.RUNNING for each in mine):
+            found.append((f"session {name} is {status}, its kernels {mine}", name))
         if status is Status.PENDING and not all(each is Status.PENDING for each in mine):
             found.append((f"session {name} is PENDING, its kernels {mine}", name))
         if status not in FINAL and all(each in FINAL for each in mine):

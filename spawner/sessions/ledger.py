@@ -31,7 +31,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from spawner.agent.protocol import DeviceReport
 from spawner.scheduler.model import DeviceShare
 from spawner.sessions.states import HOLDS
-from spawner.sessions.tables import AgentDeviceRow, AgentRow, AllocationRow, KernelRow
+from spawner.sessions.tables import (
+    AgentDeviceRow,
+    AgentRow,
+    AllocationRow,
+    KernelRow,
+    LostRunRow,
+)
 
 Key = tuple[str, str, str]
 """Agent, slot, device."""
@@ -119,14 +125,46 @@ async def allocate(
 async def free(db: AsyncSession, kernel_id: uuid.UUID, now: dt.datetime) -> int:
     """Give back all that ``kernel_id`` holds, exactly as its rows say; returns the rows freed.
 
-    Harmless when repeated, also by two writers at once: the one that marks a row lowers ``used``.
+    Harmless when repeated, also by two writers at once: the one that marks a row lowers ``used``. Runs
+    that were given up with their node hold on: ``free_run``.
     """
+    return await _free_where(db, now, AllocationRow.kernel_id == kernel_id, ~of_lost_run())
+
+
+async def free_run(
+    db: AsyncSession, kernel_id: uuid.UUID, epoch: int, agent_id: str, now: dt.datetime
+) -> int:
+    """Give back what one run held on one agent."""
+    return await _free_where(
+        db,
+        now,
+        AllocationRow.kernel_id == kernel_id,
+        AllocationRow.epoch == epoch,
+        AllocationRow.agent_id == agent_id,
+    )
+
+
+async def _free_where(db: AsyncSession, now: dt.datetime, *which: ColumnElement[bool]) -> int:
     query = (
         select(AllocationRow)
-        .where(AllocationRow.kernel_id == kernel_id, AllocationRow.freed_at.is_(None))
+        .where(AllocationRow.freed_at.is_(None), *which)
         .order_by(AllocationRow.agent_id, AllocationRow.slot, AllocationRow.device_id)
     )
     return sum([await _free_row(db, row, now) for row in await db.scalars(query)])
+
+
+def of_present_run() -> ColumnElement[bool]:
+    """An allocation of the run that its kernel is in now, not of one that was given up with its node."""
+    return (KernelRow.epoch == AllocationRow.epoch) & (KernelRow.agent_id == AllocationRow.agent_id)
+
+
+def of_lost_run() -> ColumnElement[bool]:
+    """An allocation of a run that was given up with its node and not heard to be gone."""
+    return exists().where(
+        LostRunRow.kernel_id == AllocationRow.kernel_id,
+        LostRunRow.epoch == AllocationRow.epoch,
+        LostRunRow.agent_id == AllocationRow.agent_id,
+    )
 
 
 async def register(db: AsyncSession, agent_id: str, devices: Sequence[DeviceReport]) -> bool:
@@ -249,6 +287,7 @@ def _abandoned() -> Select[Any]:
         .join(KernelRow, KernelRow.id == AllocationRow.kernel_id)
         .where(
             AllocationRow.freed_at.is_(None),
+            ~of_lost_run(),
             KernelRow.status.not_in([status.value for status in HOLDS])
             | (KernelRow.epoch != AllocationRow.epoch)
             | KernelRow.agent_id.is_(None)

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from authenticator.principals import Principal, Scope, may
 from authenticator.problems import NotFound, TooManySessionsMatched
 from authenticator.tables import ProjectRow, UserRow
+from spawner.sessions import ledger
 from spawner.sessions.registration import ALIVE
 from spawner.sessions.requests import SessionDetail, hide_secrets
 from spawner.sessions.states import FINAL, HOLDS, Status
@@ -222,7 +223,11 @@ async def _held(
     rows = await db.execute(
         select(KernelRow.session_id, AllocationRow.slot, func.sum(AllocationRow.amount))
         .join(AllocationRow, AllocationRow.kernel_id == KernelRow.id)
-        .where(KernelRow.session_id.in_(session_ids), AllocationRow.freed_at.is_(None))
+        .where(
+            KernelRow.session_id.in_(session_ids),
+            AllocationRow.freed_at.is_(None),
+            ledger.of_present_run(),
+        )
         .group_by(KernelRow.session_id, AllocationRow.slot)
     )
     for session_id, slot, amount in rows:

@@ -10,6 +10,7 @@ import asyncio
 import datetime as dt
 import logging
 import uuid
+from collections.abc import Mapping
 from functools import partial
 
 from sqlalchemy import func, select
@@ -17,10 +18,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.scheduler.policies import BUILT_IN, Policies, PolicyError
-from spawner.sessions import ledger, nodes, registration, steps, usage
+from spawner.sessions import ledger, nodes, registration, retries, steps, usage
 from spawner.sessions.durations import seconds_of
+from spawner.sessions.losses import Rules
 from spawner.sessions.metrics import Metrics
-from spawner.sessions.snapshot import read_groups
+from spawner.sessions.snapshot import read_groups, read_loss_rules
 from spawner.sessions.states import FINAL, IllegalTransition, Status, Target
 from spawner.sessions.tables import AgentRow, ResourceGroupRow, SessionRow
 from spawner.sessions.transitions import Change, Journal
@@ -108,8 +110,8 @@ class Reconciler:
         now = self._journal.now()
         limit = now - dt.timedelta(seconds=self._timeout)
         grace = self._leads_since is None or self._leads_since <= limit
-        agents = await self._journal.store.read(_watched)
-        for agent, lost_after in agents:
+        agents, rules = await self._journal.store.read(_watched)
+        for agent in agents:
             if agent.status == registration.ALIVE and agent.last_seen <= limit and grace:
                 agent_id = agent.id
                 lost = await self._journal.write(
@@ -117,8 +119,8 @@ class Reconciler:
                 )
                 if lost:
                     log.warning("agent %s is lost: last seen %s", agent_id, agent.last_seen)
-            elif agent.lost_at is not None and lost_after is not None:
-                await self._give_up(agent, lost_after, now)
+            elif agent.lost_at is not None and rules:
+                await self._give_up(agent, rules, now)
         for agent_id in await self._journal.store.read(nodes.drained):
             await self._journal.write(REQUEST_ID, partial(_empty, agent_id=agent_id))
 
@@ -126,14 +128,21 @@ class Reconciler:
         """One look at one session."""
         await self._journal.write(REQUEST_ID, lambda change: steps.advance(change, session_id))
 
-    async def _give_up(self, agent: AgentRow, lost_after: float, now: dt.datetime) -> None:
-        if agent.last_seen + dt.timedelta(seconds=lost_after) > now:
+    async def _give_up(self, agent: AgentRow, rules: Mapping[str, Rules], now: dt.datetime) -> None:
+        silent = (now - agent.last_seen).total_seconds()
+        least = [
+            rule.after
+            for each in rules.values()
+            for rule in each.values()
+            if rule.after is not None
+        ]
+        if silent < min(least, default=silent + 1):
             return
 
         async def work(change: Change) -> None:
             row = await change.db.get(AgentRow, agent.id, populate_existing=True)
             if row is not None and row.status == registration.LOST:
-                await registration.give_up(change, agent.id, lost_after)
+                await registration.give_up(change, agent.id, silent, rules)
 
         await self._journal.write(REQUEST_ID, work)
 
@@ -179,14 +188,10 @@ async def _live_sessions(db: AsyncSession) -> list[uuid.UUID]:
     return list(await db.scalars(select(SessionRow.id).where(SessionRow.status.not_in(ENDED))))
 
 
-async def _watched(db: AsyncSession) -> list[tuple[AgentRow, float | None]]:
-    """Agents with their groups' ``lost_after``."""
-    rows = await db.execute(
-        select(AgentRow, ResourceGroupRow).join(
-            ResourceGroupRow, ResourceGroupRow.name == AgentRow.resource_group
-        )
-    )
-    return [(agent, _seconds(group, "lost_after")) for agent, group in rows]
+async def _watched(db: AsyncSession) -> tuple[list[AgentRow], dict[str, Rules]]:
+    """All agents, and what each resource group does with sessions of lost ones."""
+    agents = list(await db.scalars(select(AgentRow)))
+    return agents, await read_loss_rules(db)
 
 
 def _seconds(group: ResourceGroupRow, option: str) -> float | None:
@@ -224,6 +229,12 @@ async def _end(change: Change, session_id: uuid.UUID, reason: str, cause: str) -
     if loaded is None or loaded[0].target == Target.TERMINATED:
         return
     session, kernels = loaded
+    timeout = reason == steps.TASK_TIMEOUT
+    if timeout and await retries.try_again(change, session, kernels, retries.TIMEOUT, cause):
+        await steps.step(change, session, kernels)
+        return
+    if timeout:
+        cause = retries.exhausted(session, retries.TIMEOUT, cause)
     if session.type == "batch" and session.result == "undefined":
         session.result = "failure"
     steps.ask_to_end(session, reason, cause)

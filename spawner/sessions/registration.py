@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from sqlalchemy import func, select
 
 from spawner.agent.protocol import PROTOCOL_VERSION, Heartbeat, Hello, ImageReport, ProtocolError
-from spawner.sessions import image_rows, ledger, steps
-from spawner.sessions.states import FINAL, HOLDS, Status
+from spawner.sessions import image_rows, ledger, retries, runs, steps
+from spawner.sessions.losses import REQUEUE, Rules, lease_of, rule_for
+from spawner.sessions.states import FINAL, HOLDS, Status, Target
 from spawner.sessions.tables import (
     AgentRow,
     ImageRow,
@@ -96,6 +97,7 @@ async def heartbeat(change: Change, agent_id: str, beat: Heartbeat) -> None:
         await _reachable_again(change, row)
         row.status, row.lost_at = ALIVE, None
         change.schedule = True
+        change.agents.add(agent_id)
     row.last_seen = change.now
     if beat.images is not None:
         await _images(change, row, beat.images)
@@ -125,13 +127,21 @@ async def lose(change: Change, agent_id: str, not_seen_since: dt.datetime) -> bo
     return True
 
 
-async def give_up(change: Change, agent_id: str, after: float) -> None:
-    """End the sessions of an agent that is lost for longer than its group's ``lost_after``.
+async def give_up(change: Change, agent_id: str, silent: float, rules: Mapping[str, Rules]) -> None:
+    """Do what ``rules`` (by resource group) say of sessions whose agent is lost for ``silent`` seconds.
 
-    Their kernels stay TERMINATING and accounted until the agent comes back and says they are gone.
+    What they run there stays accounted until the agent comes back and says that it is gone.
     """
-    cause = f"its node has been unreachable for more than {after:g} seconds"
     for session in await sessions_on(change, agent_id):
+        rule = rule_for(session, rules.get(session.resource_group))
+        if rule.after is None or silent < rule.after:
+            continue
+        cause = f"its node has been unreachable for more than {rule.after:g} seconds"
+        if rule.then == REQUEUE and session.target == Target.RUNNING:
+            if lease_of(session) is None or silent < 2 * (lease_of(session) or 0.0):
+                continue  # its node might still run it, and would not end it by itself
+            if await _elsewhere(change, session, agent_id, cause):
+                continue
         steps.ask_to_end(session, steps.AGENT_TERMINATED, cause)
         if session.type == "batch" and session.result == "undefined":
             session.result = "failure"
@@ -140,6 +150,27 @@ async def give_up(change: Change, agent_id: str, after: float) -> None:
             await change.move_session(
                 session, Status.TERMINATED, cause, reason=steps.AGENT_TERMINATED
             )
+
+
+async def _elsewhere(change: Change, session: SessionRow, agent_id: str, cause: str) -> bool:
+    """Put a session back to the queue without waiting for its lost agent; False: no attempt is left."""
+    loaded = await steps.load(change.db, session.id)
+    if loaded is None:
+        return True
+    _, kernels = loaded
+    on_its_way = session.status in (Status.RESTARTING, Status.PREEMPTED)
+    if not on_its_way and retries.policy_of(session) is None:
+        told = f"{cause}: starting again on another node"
+        await retries.requeue(change, session, kernels, retries.NODE_LOST, told)
+    elif not on_its_way and not await retries.try_again(
+        change, session, kernels, retries.NODE_LOST, cause
+    ):
+        return False
+    for kernel in kernels:
+        if kernel.agent_id == agent_id:
+            await runs.leave(change, session, kernel, session.status_info)
+    await steps.step(change, session, kernels)
+    return True
 
 
 async def sessions_on(change: Change, agent_id: str) -> list[SessionRow]:

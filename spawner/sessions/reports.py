@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from spawner.agent.protocol import KernelReport, ProtocolError
 from spawner.scheduler.slots import human_amount
-from spawner.sessions import steps
+from spawner.sessions import health, retries, runs, steps
 from spawner.sessions.states import FINAL, Status
 from spawner.sessions.tables import KernelRow, SessionRow
 from spawner.sessions.transitions import Change
@@ -30,6 +30,7 @@ LOG_TAIL = 16_384
 """Characters of the log that are kept of a kernel that ended."""
 TEXT = 1_000
 _ORDER = (Status.SCHEDULED, Status.PREPARING, Status.CREATING, Status.RUNNING)
+_PLACE = {status: place for place, status in enumerate(_ORDER)} | {Status.RESTARTING: 0}
 
 
 def check(report: KernelReport) -> uuid.UUID:
@@ -52,6 +53,8 @@ async def record(change: Change, agent_id: str, report: KernelReport) -> bool:
     ``ProtocolError``, changing nothing.
     """
     kernel_id = check(report)
+    if await runs.heard(change, agent_id, kernel_id, report):
+        return True
     gone = report.status == Status.TERMINATED
     owner = await change.db.scalar(select(KernelRow.session_id).where(KernelRow.id == kernel_id))
     loaded = None if owner is None else await steps.load(change.db, owner)
@@ -72,12 +75,15 @@ async def record(change: Change, agent_id: str, report: KernelReport) -> bool:
 
 
 async def missing(
-    change: Change, agent_id: str, present: set[uuid.UUID], handed: set[uuid.UUID]
+    change: Change, agent_id: str, found: set[runs.Run], handed: set[uuid.UUID]
 ) -> None:
     """After a whole report: end what the agent should have and has not.
 
-    ``handed`` are kernels first handed over on this connection: their absence proves nothing yet.
+    ``found`` are the runs that it has. ``handed`` are kernels first handed over on this connection:
+    their absence proves nothing yet.
     """
+    await runs.missing(change, agent_id, found)
+    present = {kernel_id for kernel_id, _ in found}
     query = select(KernelRow.id).where(
         KernelRow.agent_id == agent_id,
         KernelRow.status.in_((Status.RUNNING.value, Status.TERMINATING.value)),
@@ -114,7 +120,7 @@ async def _seen(
         kernel.ports = [dict(port) for port in report.ports]
     old, new = Status(kernel.status), Status(report.status)
     sentence = report.progress.strip()[:TEXT]
-    if new in _ORDER and old in _ORDER and _ORDER.index(new) > _ORDER.index(old):
+    if new in _ORDER and old in _PLACE and _ORDER.index(new) > _PLACE[old]:
         if report.started_at is not None and new is Status.RUNNING:
             kernel.started_at = dt.datetime.fromtimestamp(report.started_at, dt.UTC)
         if old is Status.SCHEDULED and new is not Status.PREPARING:
@@ -122,7 +128,9 @@ async def _seen(
             await change.move_kernel(session, kernel, Status.PREPARING, cause)
         await change.move_kernel(session, kernel, new, sentence or steps.CAUSES[new])
         await steps.step(change, session, kernels)
-    if sentence and sentence != session.status_info and new is not Status.RUNNING:
+    if report.healthy is not None and new is Status.RUNNING:
+        await health.follow(change, session, kernels, kernel, report.healthy, sentence)
+    elif sentence and sentence != session.status_info and new is not Status.RUNNING:
         kernel.status_info = session.status_info = sentence
         change.note(session, sentence)
         if sentence.lower().startswith("pulling") and old is new:
@@ -139,25 +147,63 @@ async def _ended(
     old = Status(kernel.status)
     kernel.exit_code = report.exit_code
     kernel.last_log = report.log_tail[-LOG_TAIL:]
-    why = _why(kernel, report)
+    why, cause = _why(kernel, report), retries.cause_of(session, report)
+    asked = session.status_data.get("retry", {}).get("cause")
+    told = asked if old is Status.TERMINATING and cause == retries.ENDED and asked else cause
+    await runs.keep(change, session, kernel, report, told, why)
     if old is Status.TERMINATING:
-        if session.target == "RUNNING" and Status(session.status) not in FINAL:
-            await change.move_kernel(session, kernel, Status.PENDING, why)
-        else:
-            await change.move_kernel(session, kernel, Status.TERMINATED, kernel.status_info)
+        await _ended_as_told(change, session, kernel, why, cause)
     elif old is Status.RUNNING:
-        await change.move_kernel(session, kernel, Status.TERMINATED, why, reason="self-terminated")
-    elif session.type == "batch" and report.exit_code is not None and report.failure == "exited":
+        await _ended_alone(change, session, kernels, kernel, why, cause)
+    elif session.type == "batch" and report.failure in ("exited", "oom-killed"):
         if old is Status.SCHEDULED:
-            cause = steps.CAUSES[Status.PREPARING]
-            await change.move_kernel(session, kernel, Status.PREPARING, cause)
+            cause_of_start = steps.CAUSES[Status.PREPARING]
+            await change.move_kernel(session, kernel, Status.PREPARING, cause_of_start)
         await change.move_kernel(session, kernel, Status.RUNNING, steps.CAUSES[Status.RUNNING])
         await steps.step(change, session, kernels)
-        await change.move_kernel(session, kernel, Status.TERMINATED, why, reason="task-finished")
+        await _ended_alone(change, session, kernels, kernel, why, cause)
     elif report.failure not in RETRIABLE or not await steps.give_back(change, session, kernel, why):
-        why = f"could not start: {why}{_last_words(report)}"
-        await change.move_kernel(session, kernel, Status.ERROR, why, reason=steps.FAILED_TO_START)
+        why = f"could not start: {why}"
+        if not await retries.try_again(change, session, kernels, cause, why, ended=kernel):
+            why = f"{retries.exhausted(session, cause, why)}{_last_words(report)}"
+            reason = steps.FAILED_TO_START
+            await change.move_kernel(session, kernel, Status.ERROR, why, reason=reason)
     await steps.step(change, session, kernels)
+
+
+async def _ended_as_told(
+    change: Change, session: SessionRow, kernel: KernelRow, why: str, cause: str
+) -> None:
+    """A kernel that was told to end is gone: it waits again, unless its work was done before."""
+    done = cause == retries.SUCCESS and kernel.cluster_role == "main"
+    if session.target != "RUNNING" or Status(session.status) in FINAL:
+        await change.move_kernel(session, kernel, Status.TERMINATED, kernel.status_info)
+    elif done:
+        await change.move_kernel(session, kernel, Status.TERMINATED, why, reason="task-finished")
+    else:
+        asked = session.status_data.get("retry")
+        told = asked["message"] if asked else why
+        await retries.back(change, session, kernel, told, asked["cause"] if asked else cause)
+
+
+async def _ended_alone(
+    change: Change,
+    session: SessionRow,
+    kernels: Sequence[KernelRow],
+    kernel: KernelRow,
+    why: str,
+    cause: str,
+) -> None:
+    """A running kernel ended unasked: another attempt, or the end of its session."""
+    if cause == retries.NODE_LOST and retries.policy_of(session) is None:
+        await retries.requeue(
+            change, session, kernels, cause, f"{why}: starting again", ended=kernel
+        )
+    elif not await retries.try_again(change, session, kernels, cause, why, ended=kernel):
+        reason = "task-finished" if session.type == "batch" else steps.SELF_TERMINATED
+        told = retries.exhausted(session, cause, why)
+        data = {"attempt": retries.attempt_of(session), "cause": cause}
+        await change.move_kernel(session, kernel, Status.TERMINATED, told, reason=reason, data=data)
 
 
 def _why(kernel: KernelRow, report: KernelReport) -> str:
@@ -168,6 +214,8 @@ def _why(kernel: KernelRow, report: KernelReport) -> str:
         return f"it was killed because it used more than its {memory}{code}"
     if report.failure == "removed":
         return "its container was removed by somebody else"
+    if report.failure == "fenced":
+        return "its node could not reach the manager and ended it"
     if report.failure == "start-timeout":
         return f"it did not answer on its port in time{code}"
     if report.failure == "create-failed":

@@ -70,6 +70,10 @@ class NewSession:
     """Whether it may run elsewhere than on ``designated_agents``: ``strict`` or ``preferred``."""
     session_group: Mapping[str, object] | None = None
     """``{"name", "rule": "spread" | "pack", "strict": bool}``."""
+    retry_policy: Mapping[str, object] | None = None
+    """``{"max_retries", "causes", "backoff", "backoff_limit"}`` (``spawner.sessions.retries``)."""
+    service: Mapping[str, object] | None = None
+    """Of an inference session: ``{"port", "protocol", "start_timeout", "health_check": {...}}``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,8 @@ async def _place(change: Change, placement: Placement) -> bool:
         kernel.epoch += 1
         kernel.agent_id = each.agent_id
         await change.move_kernel(session, kernel, Status.SCHEDULED, "a node was chosen")
-    session.status_data = {k: v for k, v in session.status_data.items() if k != "scheduler"}
+    over = ("scheduler", "retry")
+    session.status_data = {k: v for k, v in session.status_data.items() if k not in over}
     await change.move_session(session, Status.SCHEDULED, "resources were found", reason="scheduled")
     return True
 

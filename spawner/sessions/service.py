@@ -14,14 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.principals import Principal, Scope, require
 from authenticator.problems import BadRequest, InvalidParameters, NotFound, SessionAlreadyExists
-from spawner.sessions import creation, progress, queries, steps
+from spawner.sessions import creation, progress, queries, restarts, retries, runs, steps
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.events import Event, EventBus
 from spawner.sessions.facts import Facts, check_agents, read_facts
 from spawner.sessions.failpoints import reach
+from spawner.sessions.kinds import SYSTEM
 from spawner.sessions.requests import Created, NewSession, ProgressEvent, SessionDetail
 from spawner.sessions.states import FINAL, Status, Target
-from spawner.sessions.tables import HistoryRow, KernelRow, SessionRow
+from spawner.sessions.tables import HistoryRow, KernelRow, RunRow, SessionRow
 from spawner.sessions.transitions import Change, Journal
 from vfolder.folders import FolderService
 
@@ -34,6 +35,7 @@ LOOK_AGAIN = 5.0
 ENDED = [status.value for status in FINAL]
 Details = list[SessionDetail]
 Histories = list[HistoryRow]
+Attempts = list[RunRow]
 Conditions = list[ColumnElement[bool]]
 
 
@@ -78,8 +80,9 @@ class SessionService:
         session_id = uuid.uuid4()
 
         async def insert(change: Change) -> None:
-            await creation.check_counts(change.db, owner, facts.policy, draft.slots)
             await self._folders.still_there(change.db, mounts)
+            if new.type != SYSTEM:
+                await creation.check_counts(change.db, owner, facts.policy, draft.slots)
             session, kernel = creation.rows(owner, new, draft, mounts, request_id, change.now)
             session.id = kernel.session_id = session_id
             change.db.add(session)
@@ -216,22 +219,55 @@ class SessionService:
         await reach("destroy-committed")
         return [await self._detail(session_id, principal) for session_id in ended]
 
-    async def logs(self, principal: Principal, ref: str, tail: int = 1000) -> str:
-        """The last ``tail`` lines of the main kernel's output; after its end, what was kept of it."""
+    async def restart(self, principal: Principal, ref: str, request_id: str) -> SessionDetail:
+        """Restart a running session in place; returns as soon as that is recorded."""
+        require(principal, Scope.SESSIONS)
+
+        async def work(change: Change) -> uuid.UUID:
+            row = await queries.resolve(change.db, principal, ref, Scope.SESSIONS)
+            loaded = await steps.load(change.db, row.id)
+            if loaded is not None:
+                await restarts.restart(change, *loaded)
+            return row.id
+
+        return await self._detail(await self._journal.write(request_id, work), principal)
+
+    async def attempts(self, principal: Principal, ref: str) -> Attempts:
+        """Ended runs of a session, oldest first, without their output."""
+        require(principal, Scope.SESSIONS_READ)
+
+        async def work(db: AsyncSession) -> Attempts:
+            row = await queries.resolve(db, principal, ref, Scope.SESSIONS_READ)
+            return await runs.of_session(db, row.id)
+
+        return await self._store.read(work)
+
+    async def logs(
+        self, principal: Principal, ref: str, tail: int = 1000, attempt: int | None = None
+    ) -> str:
+        """The last ``tail`` lines of the main kernel's output; after its end, what was kept of it.
+
+        ``attempt`` names one of several runs. Raises ``NotFound`` when there was no such run.
+        """
         require(principal, Scope.SESSIONS_READ)
         if not 1 <= tail <= MAX_TAIL:
             raise InvalidParameters({"tail": f"{tail}: 1 to {MAX_TAIL} lines"})
 
-        async def work(db: AsyncSession) -> KernelRow:
+        async def work(db: AsyncSession) -> tuple[KernelRow, bool, str | None]:
             row = await queries.resolve(db, principal, ref, Scope.SESSIONS_READ)
             query = select(KernelRow).where(
                 KernelRow.session_id == row.id, KernelRow.cluster_role == "main"
             )
-            return (await db.scalars(query)).one()
+            kernel = (await db.scalars(query)).one()
+            ended = Status(kernel.status) in FINAL or kernel.agent_id is None
+            present = not ended and attempt in (None, retries.attempt_of(row))
+            return kernel, present, await runs.output(db, kernel.id, attempt)
 
-        kernel = await self._store.read(work)
-        if Status(kernel.status) in FINAL or kernel.agent_id is None:
-            return "\n".join(kernel.last_log.splitlines()[-tail:])
+        kernel, present, kept = await self._store.read(work)
+        if not present:
+            if kept is None and attempt is not None:
+                raise NotFound("attempt", f"session {ref[:80]!r} has no attempt {attempt}")
+            return "\n".join((kept or kernel.last_log).splitlines()[-tail:])
         answer = await self._agents.call(
             kernel.agent_id, "logs", {"kernel_id": str(kernel.id), "tail": tail}
         )

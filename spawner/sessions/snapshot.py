@@ -25,8 +25,10 @@ from spawner.scheduler.model import (
     Snapshot,
 )
 from spawner.scheduler.policies import BUILT_IN, Policies
+from spawner.sessions import ledger
 from spawner.sessions.groups import read_options
 from spawner.sessions.holdings import read_running
+from spawner.sessions.losses import Rules, read_rules
 from spawner.sessions.registration import ALIVE, REMOVED
 from spawner.sessions.runtimes import RunTimes, read_run_times
 from spawner.sessions.states import FINAL, HOLDS, Status, Target
@@ -43,6 +45,8 @@ from spawner.sessions.wishes import Wishes, device_rules, parent_states, wishes_
 
 LIVE = [status.value for status in HOLDS]
 FAIR_SHARE = "fair-share"
+UNCOUNTED = "system"
+"""The type of the sessions that count against nobody's limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,16 @@ async def read_groups(db: AsyncSession, policies: Policies) -> dict[str, GroupPo
         select(ResourceGroupRow).where(ResourceGroupRow.is_active).order_by(ResourceGroupRow.name)
     )
     return {row.name: read_options(row.name, row.options, policies).policy for row in rows}
+
+
+async def read_loss_rules(db: AsyncSession) -> dict[str, Rules]:
+    """What each resource group that says so does with sessions of lost nodes."""
+    rows = await db.execute(select(ResourceGroupRow.name, ResourceGroupRow.options))
+    return {
+        name: read_rules(options["lost_after"])
+        for name, options in rows
+        if options.get("lost_after") is not None
+    }
 
 
 async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
@@ -207,7 +221,8 @@ def _request(
         failed_parents=wishes.failed_parents,
         session_group=wishes.session_group,
         devices=device_rules(group.devices, row.resource_opts),
-        preemptible=wishes.preemptible,
+        preemptible=wishes.preemptible and row.type != UNCOUNTED,
+        unlimited=row.type == UNCOUNTED,
     )
 
 
@@ -273,7 +288,9 @@ async def held_by(
         .join(AllocationRow, AllocationRow.kernel_id == KernelRow.id)
         .where(
             AllocationRow.freed_at.is_(None),
+            ledger.of_present_run(),
             column.in_(values),
+            SessionRow.type != UNCOUNTED,
             SessionRow.status.not_in([status.value for status in FINAL]),
         )
         .group_by(column, AllocationRow.slot)
@@ -282,7 +299,7 @@ async def held_by(
         held[value][slot] = int(amount)
     sessions = await db.execute(
         select(column, func.count())
-        .where(SessionRow.status.in_(LIVE), column.in_(values))
+        .where(SessionRow.status.in_(LIVE), SessionRow.type != UNCOUNTED, column.in_(values))
         .group_by(column)
     )
     for value, count in sessions:

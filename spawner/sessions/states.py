@@ -64,10 +64,23 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
         }
     ),
     Status.RUNNING_DEGRADED: frozenset(
-        {Status.RUNNING, Status.RESTARTING, Status.TERMINATING, Status.ERROR}
+        {
+            Status.RUNNING,
+            Status.RESTARTING,
+            Status.PREEMPTED,
+            Status.TERMINATING,
+            Status.ERROR,
+        }
     ),
     Status.RESTARTING: frozenset(
-        {Status.PREPARING, Status.CREATING, Status.RUNNING, Status.TERMINATING, Status.ERROR}
+        {
+            Status.PREPARING,
+            Status.CREATING,
+            Status.RUNNING,
+            Status.PENDING,
+            Status.TERMINATING,
+            Status.ERROR,
+        }
     ),
     Status.PREEMPTED: frozenset({Status.PENDING, Status.TERMINATING}),
     Status.TERMINATING: frozenset({Status.TERMINATED, Status.PENDING, Status.ERROR}),

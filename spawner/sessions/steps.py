@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from spawner.sessions import runtimes
+from spawner.sessions import retries, runtimes
 from spawner.sessions.holdings import CLAIM
 from spawner.sessions.states import FINAL, TRANSITIONS, Status, Target
 from spawner.sessions.tables import KernelRow, SessionRow
@@ -109,6 +109,9 @@ async def preempt(change: Change, session_id: uuid.UUID, for_session_id: str, ac
     session.status_data = {**session.status_data, CLAIM: for_session_id}
     if action == "terminate":
         cause = "ended to make room for a session of higher priority"
+        if await retries.try_again(change, session, kernels, retries.PREEMPTED, cause):
+            await step(change, session, kernels)
+            return True
         ask_to_end(session, PREEMPTED, cause)
         await step(change, session, kernels)
         return True
@@ -122,7 +125,7 @@ async def put_back(
 ) -> None:
     """Send a session that is not told to end back to the queue; its node ends what runs of it."""
     for kernel in kernels:
-        await _recall(change, session, kernel, cause)
+        await retries.recall(change, session, kernel, cause)
     if Status.PREEMPTED in TRANSITIONS[Status(session.status)]:
         await change.move_session(session, Status.PREEMPTED, cause, reason=reason)
     else:
@@ -177,11 +180,14 @@ async def _towards_running(
         await _end_unasked(change, session, kernels, ended[0])
     elif all(status is Status.PENDING for status in statuses):
         session.status_data = {k: v for k, v in session.status_data.items() if k != CLAIM}
+        ran = session.status in (Status.RESTARTING, Status.PREEMPTED)
+        if session.status != Status.PENDING and (ran or "retry" in session.status_data):
+            retries.next_attempt(session)
         await change.move_session(session, Status.PENDING, kernels[0].status_info)
     elif any(status is Status.PENDING for status in statuses):
         for kernel in kernels:  # all or nothing: the others come back too
-            await _recall(
-                change, session, kernel, "another kernel of the session could not be created"
+            await retries.recall(
+                change, session, kernel, "another kernel of the session goes back to the queue"
             )
     else:
         await _follow(change, session, statuses)
@@ -193,21 +199,18 @@ async def _follow(change: Change, session: SessionRow, statuses: Sequence[Status
         return
     reached = min(ON_THE_WAY.index(status) for status in statuses)
     old = Status(session.status)
-    start = ON_THE_WAY.index(old) if old in ON_THE_WAY else -1
-    if start < 0 or reached <= start:
+    if old is Status.RESTARTING:
+        start = 0
+    elif old in ON_THE_WAY:
+        start = ON_THE_WAY.index(old)
+    else:
+        return
+    if reached <= start:
         return
     goal = ON_THE_WAY[reached]
     if goal not in TRANSITIONS[old]:
         await change.move_session(session, Status.PREPARING, CAUSES[Status.PREPARING])
     await change.move_session(session, goal, CAUSES[goal])
-
-
-async def _recall(change: Change, session: SessionRow, kernel: KernelRow, cause: str) -> None:
-    status = Status(kernel.status)
-    if status is Status.SCHEDULED:
-        await change.move_kernel(session, kernel, Status.PENDING, cause)
-    elif status in (Status.PREPARING, Status.CREATING, Status.RUNNING):
-        await change.move_kernel(session, kernel, Status.TERMINATING, cause)
 
 
 async def _fail(
@@ -223,6 +226,7 @@ async def _end_unasked(
     change: Change, session: SessionRow, kernels: Sequence[KernelRow], ended: KernelRow
 ) -> None:
     """A kernel ended by itself: the session ends with it, and takes the other kernels along."""
+    session.status_data = {k: v for k, v in session.status_data.items() if k != "retry"}
     ask_to_end(session, SELF_TERMINATED, ended.status_info)
     if session.type == "batch" and session.result == "undefined":
         session.result = "success" if ended.exit_code == 0 else "failure"

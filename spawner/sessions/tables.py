@@ -14,6 +14,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     String,
     Text,
     text,
@@ -229,6 +230,8 @@ class SessionRow(Base):
     """What it asks of the scheduler besides resources (``spawner.sessions.wishes``)."""
     ends_at: Mapped[dt.datetime | None]
     """When its run-time limit is reached; set when it starts to run."""
+    recovery: Mapped[JsonDict | None]
+    """Its retry policy, and which attempt this is (``spawner.sessions.retries``)."""
     created_at: Mapped[dt.datetime]
     scheduled_at: Mapped[dt.datetime | None]
     started_at: Mapped[dt.datetime | None]
@@ -301,6 +304,47 @@ class AllocationRow(Base):
     freed_at: Mapped[dt.datetime | None]
     uncharged_since: Mapped[dt.datetime | None]
     """From when on it still has to be charged to its owner's usage; None: all is charged."""
+
+
+class RunRow(Base):
+    """A run of a kernel that ended: how, and what was kept of its output (``spawner.sessions.runs``)."""
+
+    __tablename__ = "runs"
+
+    kernel_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("kernels.id", ondelete="CASCADE"), primary_key=True
+    )
+    epoch: Mapped[int] = mapped_column(primary_key=True)
+    session_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("sessions.id", ondelete="CASCADE"), index=True
+    )
+    attempt: Mapped[int]
+    """The how manieth run of the session it was."""
+    cause: Mapped[str] = mapped_column(String(16))
+    """Why it ended: ``success``, ``ended``, or one of the causes of ``spawner.sessions.retries``."""
+    message: Mapped[str] = mapped_column(Text, default="")
+    exit_code: Mapped[int | None]
+    started_at: Mapped[dt.datetime | None]
+    ended_at: Mapped[dt.datetime]
+    log: Mapped[bytes | None] = mapped_column(LargeBinary)
+    """Its output, compressed by zlib: all, or the beginning and the end with a line between."""
+
+
+class LostRunRow(Base):
+    """A run that was given up with its node, while its session goes on elsewhere.
+
+    Its devices stay accounted on that node until the node says that it is gone.
+    """
+
+    __tablename__ = "lost_runs"
+
+    kernel_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("kernels.id", ondelete="CASCADE"), primary_key=True
+    )
+    epoch: Mapped[int] = mapped_column(primary_key=True)
+    agent_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    session_id: Mapped[uuid.UUID]
+    lost_at: Mapped[dt.datetime]
 
 
 class UsageRow(Base):

@@ -25,6 +25,7 @@ from store.database import Store
 T = TypeVar("T")
 PROGRESS = "_progress"
 """Name of the bus event that only says: look at the history again. It is not told to clients."""
+RECOVERED = "session_healthy"
 REQUEST_ID_LENGTH = 64
 FOLLOWED = frozenset({Status.PREPARING, Status.CREATING, Status.RUNNING})
 """Statuses of a kernel that its agent has or was given: they change nothing of what it should run."""
@@ -75,7 +76,10 @@ class Change:
         if to is Status.PENDING or to in FINAL:
             self.schedule = True
         self._write("session", str(session.id), session.id, old, to, cause, data)
-        self._tell_session(session, to, reason or cause, exit_code)
+        if old is Status.RUNNING_DEGRADED and to is Status.RUNNING:
+            self.tell_session(session, RECOVERED, reason or cause)
+        else:
+            self._tell_session(session, to, reason or cause, exit_code)
 
     def enter_session(self, session: SessionRow, cause: str) -> None:
         """History and event of a session that was just added with status PENDING."""

@@ -1,8 +1,9 @@
 """Usage of domains, projects and users in slot-seconds, for ``fair-share``.
 
 Every allocation carries since when it is not charged yet. ``settle`` charges what is held and what was
-freed since it ran last; a charge halves with each half-life of its resource group. It may run at any
-time, any number of times: each second of an allocation is charged once.
+freed since it ran last; a charge halves with each half-life of its resource group. A run that was given
+up with its node costs nothing from then on. ``settle`` may run at any time, any number of times: each
+second of an allocation is charged once.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Literal, cast
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.scheduler.model import Usage
-from spawner.sessions.tables import AllocationRow, KernelRow, SessionRow, UsageRow
+from spawner.sessions import ledger
+from spawner.sessions.tables import AllocationRow, KernelRow, LostRunRow, SessionRow, UsageRow
 
 Scope = Literal["domain", "project", "user"]
 Key = tuple[str, Scope, str, str]
@@ -37,7 +39,7 @@ async def settle(db: AsyncSession, now: dt.datetime, half_lives: Mapping[str, fl
             AllocationRow.slot,
             AllocationRow.amount,
             AllocationRow.uncharged_since,
-            AllocationRow.freed_at,
+            func.coalesce(AllocationRow.freed_at, LostRunRow.lost_at),
             SessionRow.resource_group,
             SessionRow.domain,
             SessionRow.project_id,
@@ -45,6 +47,12 @@ async def settle(db: AsyncSession, now: dt.datetime, half_lives: Mapping[str, fl
         )
         .join(KernelRow, KernelRow.id == AllocationRow.kernel_id)
         .join(SessionRow, SessionRow.id == KernelRow.session_id)
+        .outerjoin(
+            LostRunRow,
+            (LostRunRow.kernel_id == AllocationRow.kernel_id)
+            & (LostRunRow.epoch == AllocationRow.epoch)
+            & (LostRunRow.agent_id == AllocationRow.agent_id),
+        )
         .where(AllocationRow.uncharged_since.is_not(None))
         .with_for_update(of=AllocationRow)
     )
@@ -71,7 +79,7 @@ async def settle(db: AsyncSession, now: dt.datetime, half_lives: Mapping[str, fl
     quiet = {"synchronize_session": False}
     await db.execute(
         update(AllocationRow)
-        .where(pending, AllocationRow.freed_at.is_not(None))
+        .where(pending, AllocationRow.freed_at.is_not(None) | ledger.of_lost_run())
         .values(uncharged_since=None)
         .execution_options(**quiet)
     )

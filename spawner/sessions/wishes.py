@@ -116,7 +116,7 @@ async def find_parents(
         if row is None:
             errors[name[:80]] = "you have no session of this name or id"
         elif row.type != "batch":
-            errors[name[:80]] = "only a batch session can succeed, and this one is interactive"
+            errors[name[:80]] = f"only a batch session can succeed, and this one is {row.type}"
         else:
             found.append(str(row.id))
     return found, errors

@@ -7,7 +7,8 @@ start, so that a test can show that nothing was started twice. Variants misbehav
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import datetime as dt
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,6 +94,7 @@ class FakeKernel:
     failure: str | None = None
     progress: str = ""
     log: str = ""
+    healthy: bool | None = None
 
     @property
     def run(self) -> tuple[str, int]:
@@ -126,6 +128,9 @@ class FakeAgent:
     wire: Wire | None = None
     deaf: bool = False
     """It hears nothing and says nothing, but its connection stays."""
+    clock: Callable[[], dt.datetime] | None = None
+    heard: float = 0.0
+    """When the manager was heard of last, by ``clock``."""
     _tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 
     async def connect(
@@ -209,6 +214,7 @@ class FakeAgent:
             exit_code=kernel.exit_code,
             failure=kernel.failure,
             log_tail=kernel.log,
+            healthy=kernel.healthy,
         )
 
     def move(self, kernel: FakeKernel, status: str, **changes: Any) -> None:
@@ -219,6 +225,24 @@ class FakeAgent:
         if status == "TERMINATED":
             self.kernels.pop(kernel.run, None)
         self.report(self.seen(kernel))
+        if (
+            status == "TERMINATED"
+            and self.wanted is not None
+            and kernel.run[1]
+            < max(
+                (spec.epoch for spec in self.wanted.kernels if spec.kernel_id == kernel.run[0]),
+                default=0,
+            )
+        ):
+            self.start_wanted(self.wanted)
+
+    def fence(self) -> None:
+        """End runs whose lease is over."""
+        silent = 0.0 if self.clock is None else self.clock().timestamp() - self.heard
+        for kernel in list(self.kernels.values()):
+            if kernel.spec.lease is not None and silent >= kernel.spec.lease:
+                self.wanted = None
+                self.move(kernel, "TERMINATED", failure="fenced")
 
     def end(self, kernel_id: str, code: int = 0, failure: str = "exited", log: str = "") -> None:
         """A kernel ends by itself."""
@@ -241,6 +265,7 @@ class FakeAgent:
             self.answer(message)
         elif isinstance(message, Wanted):
             self.wanted = message
+            self.heard = 0.0 if self.clock is None else self.clock().timestamp()
             self.obey(message)
 
     def answer(self, call: Call) -> None:
@@ -259,9 +284,15 @@ class FakeAgent:
             self.drain(run)
         for run in [run for run in self.kernels if run not in runs]:
             self.drain(run)
+        self.start_wanted(wanted)
+
+    def start_wanted(self, wanted: Wanted) -> None:
+        """Start what is wanted and does not run; never beside another run of the same kernel."""
         for spec in wanted.kernels:
             run = (spec.kernel_id, spec.epoch)
-            if run in self.kernels or self.highest.get(spec.kernel_id, -1) >= spec.epoch:
+            if any(kernel_id == spec.kernel_id for kernel_id, _ in self.kernels):
+                continue
+            if self.highest.get(spec.kernel_id, -1) >= spec.epoch:
                 continue
             self.highest[spec.kernel_id] = spec.epoch
             self.starts.append(run)

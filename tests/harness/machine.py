@@ -16,16 +16,31 @@ from typing import Any, Literal, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from authenticator.problems import NotFound
+from authenticator.principals import Role
+from authenticator.problems import BadRequest, NotFound
 from spawner.scheduler.model import Plan, Preemption
+from spawner.sessions.kinds import TYPES
+from spawner.sessions.retries import CAUSES
 from spawner.sessions.scheduling import apply
 from spawner.sessions.states import FINAL, HOLDS
+from spawner.sessions.tables import ResourceGroupRow
 from store.database import Store
 from tests.harness.agent import FakeAgent, FakeKernel, SlowAgent
 from tests.harness.plane import Rig, sqlite_url, until
 
 T = TypeVar("T")
+LOSSES = st.sampled_from(
+    [
+        None,
+        "60s",
+        "10m",
+        {"batch": "3m", "inference": {"after": "3m", "then": "requeue"}, "interactive": "1m"},
+        {"batch": {"after": "3m", "then": "terminate"}, "inference": {"then": "wait"}},
+    ]
+)
 MOODS = st.sampled_from(["obedient", "slow", "refusing", "crashing"])
 TEMPLATES = Path(tempfile.mkdtemp(prefix="perijove-templates-"))
 
@@ -69,6 +84,8 @@ class ClusterMachine(RuleBasedStateMachine):
         self.rig = Rig(Store(sqlite_url(self.folder, TEMPLATES)), self.folder)
         self.run(self.rig.start())
         self.ada = self.run(self.rig.user())
+        self.root = self.run(self.rig.user("root", Role.SUPERADMIN))
+        self.change_losses(None)
         for name, amounts in (
             ("node-a", {"cpu": "4", "mem": "8g"}),
             ("node-b", {"cpu": "2", "mem": "2g"}),
@@ -82,6 +99,50 @@ class ClusterMachine(RuleBasedStateMachine):
         fields: dict[str, Any] = {"type": "batch", "startup_command": "x"} if batch else {}
         fields["run_time"] = 60 if limited else None
         self.run(self.rig.create(self.ada, cpu=str(cpu), mem="512m", **fields))
+
+    @rule(
+        kind=st.sampled_from(["batch", "inference"]),
+        most=st.integers(0, 2),
+        causes=st.lists(st.sampled_from(CAUSES), min_size=1, max_size=8, unique=True),
+        backoff=st.sampled_from([0, 30]),
+    )
+    def create_retried(self, kind: str, most: int, causes: list[str], backoff: int) -> None:
+        """A session that is tried again, as its owner wants it."""
+        policy = {"max_retries": most, "causes": causes, "backoff": backoff}
+        fields = {"type": kind, "startup_command": "x", "run_time": 60, "retry_policy": policy}
+        self.run(self.rig.create(self.ada, mem="512m", **fields))
+
+    @rule()
+    def create_system(self) -> None:
+        self.run(self.rig.create(self.root, mem="512m", type="system"))
+
+    @rule(rules=LOSSES)
+    def change_losses(self, rules: object) -> None:
+        async def work(db: AsyncSession) -> None:
+            row = (await db.scalars(select(ResourceGroupRow))).one()
+            row.options = {"allowed_session_types": list(TYPES), "lost_after": rules}
+
+        self.run(self.rig.store.write(work))
+
+    @rule(node=st.integers(0, 1), healthy=st.booleans())
+    def health(self, node: int, healthy: bool) -> None:
+        async def work() -> None:
+            for kernel in list(self.nodes[node].kernels.values()):
+                if kernel.status == "RUNNING" and kernel.spec.session_type == "inference":
+                    self.nodes[node].move(kernel, "RUNNING", healthy=healthy)
+
+        self.run(work())
+
+    @rule(pick=st.integers(0, 7))
+    def restart(self, pick: int) -> None:
+        async def work() -> None:
+            live = await self._live()
+            if live:
+                with suppress(BadRequest, NotFound):
+                    ref = str(live[pick % len(live)].session.id)
+                    await self.rig.plane.sessions.restart(self.root, ref, "restart")
+
+        self.run(work())
 
     @rule(pick=st.integers(0, 7), forced=st.booleans())
     def destroy(self, pick: int, forced: bool) -> None:
@@ -145,6 +206,7 @@ class ClusterMachine(RuleBasedStateMachine):
     @rule()
     def time_passes(self) -> None:
         self.rig.clock.forward(45)
+        self.run(self._fence())
         self.run(self.rig.plane.reconciler.watch_agents())
         self.run(self.rig.plane.reconciler.end_overdue())
 
@@ -160,6 +222,10 @@ class ClusterMachine(RuleBasedStateMachine):
 
         self.run(work())
 
+    async def _fence(self) -> None:
+        for node in self.nodes:
+            node.fence()
+
     @precondition(lambda self: hasattr(self, "rig"))
     @invariant()
     def all_is_well(self) -> None:
@@ -168,6 +234,8 @@ class ClusterMachine(RuleBasedStateMachine):
             assert len(node.starts) == len(set(node.starts)), f"started twice: {node.starts}"
         starts = [run for node in self.nodes for run in node.starts]
         assert len(starts) == len(set(starts)), f"one run on two nodes: {starts}"
+        alive = [kernel_id for node in self.nodes for kernel_id, _ in node.kernels]
+        assert len(alive) == len(set(alive)), f"two runs of one kernel live: {alive}"
 
     def teardown(self) -> None:
         try:
@@ -200,7 +268,7 @@ class ClusterMachine(RuleBasedStateMachine):
 
             await until(held, lambda count: count == 0)
             await self.rig.validate()
-            for detail in await self.rig.plane.sessions.list(self.ada):
+            for detail in await self.rig.plane.sessions.list(self.root, all_owners=True):
                 assert detail.occupied == {}
                 assert all(kernel.status not in HOLDS for kernel in detail.kernels)
         finally:
@@ -209,8 +277,8 @@ class ClusterMachine(RuleBasedStateMachine):
 
     async def _destroy(self, detail: Any, forced: bool = False) -> None:
         with suppress(NotFound):  # it may end by itself after we saw it alive
-            await self.rig.destroy(self.ada, detail, forced=forced)
+            await self.rig.destroy(self.root, detail, forced=forced)
 
     async def _live(self) -> list[Any]:
-        found = await self.rig.plane.sessions.list(self.ada)
+        found = await self.rig.plane.sessions.list(self.root, all_owners=True)
         return [detail for detail in found if not detail.is_final]

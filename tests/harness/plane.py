@@ -140,6 +140,7 @@ class Rig:
 
     async def connect(self, agent: FakeAgent) -> None:
         agent.welcome = agent.wanted = None
+        agent.clock = self.clock
         await agent.connect(self.plane.agents, TOKEN)
 
         async def heard() -> bool:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from spawner.agent.logs import pack
 from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec, Network, Share
 
 
@@ -197,6 +198,10 @@ class Engine(abc.ABC):
         """The host address that sessions of this engine use to reach hub and manager."""
 
     # What follows is optional: an engine that lacks it says so.
+
+    async def output(self, identity: Identity) -> bytes:
+        """What is kept of the output of a run that ended (``spawner.agent.logs.pack``)."""
+        return pack([(await self.logs(identity, 10_000)).encode()])
 
     async def features(self) -> Mapping[str, Any]:
         """What this engine can do besides running kernels, for ``Hello.features``."""

@@ -34,6 +34,7 @@ from spawner.agent.engines.base import (
 )
 from spawner.agent.engines.cgroups import ControlGroups
 from spawner.agent.engines.scratch import UNFINISHED, Run, Scratch
+from spawner.agent.logs import pack
 from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec
 from spawner.agent.substitution import Substitution
 
@@ -230,6 +231,18 @@ class ProcessEngine(Engine):
     async def logs(self, identity: Identity, tail: int) -> str:
         """Last lines of its output."""
         return await asyncio.to_thread(self._of(identity).tail, tail)
+
+    async def output(self, identity: Identity) -> bytes:
+        """Beginning and end of the file that it wrote to."""
+
+        def read() -> bytes:
+            try:
+                with self._of(identity).log.open("rb") as file:
+                    return pack(iter(lambda: file.read(65536), b""))
+            except FileNotFoundError:
+                return b""
+
+        return await asyncio.to_thread(read)
 
     async def events(self) -> AsyncIterator[EngineEvent]:
         """Ends of runs as they happen, and runs that vanish; looks after memory and logs meanwhile."""

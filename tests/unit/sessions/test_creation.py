@@ -31,7 +31,7 @@ async def test_all_wrong_fields_are_told_at_once(plane: Rig) -> None:
         await plane.create(
             ada,
             name="x!",
-            type="inference",
+            type="daemon",
             resource_group="nowhere",
             project="nobody",
             domain="elsewhere",

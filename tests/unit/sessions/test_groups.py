@@ -8,6 +8,8 @@ from spawner.scheduler.model import DeviceRules, GroupPolicy, PreemptionRules
 from spawner.scheduler.policies import BUILT_IN
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.groups import GroupOptions, OptionsError, read_options
+from spawner.sessions.kinds import TYPES
+from spawner.sessions.losses import LossRule
 
 
 def read(options: dict[str, Any]) -> GroupOptions:
@@ -61,7 +63,7 @@ def test_everything_that_can_be_said() -> None:
         ("batch",),
         True,
         "python:3",
-        0.0,
+        {each: LossRule(0.0, "terminate") for each in TYPES},
         1209600.0,
     )
 
@@ -96,6 +98,16 @@ WRONG: list[tuple[str, object, str, str]] = [
     ("allowed_session_types", [], "allowed_session_types", "a list of interactive, batch"),
     ("allow_pull", "yes", "allow_pull", "'yes': true or false"),
     ("lost_after", float("nan"), "lost_after", "a duration"),
+    ("lost_after", {"cron": 60}, "lost_after", "session types are interactive, batch, inference"),
+    ("lost_after", {"batch": {"after": "1m"}}, "lost_after", "batch: '1m' is too short to requeue"),
+    ("lost_after", {"batch": {"then": "requeue"}}, "lost_after", "batch: after is missing"),
+    ("lost_after", {"batch": {"when": 1}}, "lost_after", "batch: 'when' is unknown: give after"),
+    (
+        "lost_after",
+        {"interactive": {"after": "1h", "then": "requeue"}},
+        "lost_after",
+        "interactive: then is 'requeue': one of wait, terminate",
+    ),
     ("colour", "red", "colour", "unknown: known are ageing, "),
 ]
 

@@ -42,6 +42,7 @@ from spawner.agent.engines.docker.manifest import (
     read_state,
 )
 from spawner.agent.engines.docker.networks import ensure_network
+from spawner.agent.logs import pack
 from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec
 from spawner.agent.substitution import Substitution
 
@@ -223,6 +224,19 @@ class DockerEngine(Engine):
         except Missing:
             return ""
         return raw.decode("utf-8", "replace")
+
+    async def output(self, identity: Identity) -> bytes:
+        """Beginning and end of all that the container printed, read piece by piece."""
+        client = self._calls.client
+
+        def read() -> bytes:
+            return pack(client.api.logs(container_name(identity), stream=True, follow=False))
+
+        try:
+            kept: bytes = await self._calls.run(read)
+        except Missing:
+            return b""
+        return kept
 
     async def events(self) -> AsyncIterator[EngineEvent]:
         """Deaths and removals of our containers; ends when the engine closes the stream."""

@@ -1,0 +1,104 @@
+"""What becomes of sessions whose node is lost, by type of session: the group's option ``lost_after``.
+
+A session that may go on elsewhere is handed to its node with a lease: a node that hears nothing of the
+manager for that long ends the run by itself. The lease is over well before the session is put back to
+the queue, so that two runs of it never live at once, whatever became of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spawner.sessions.durations import seconds_of
+from spawner.sessions.kinds import TYPES
+from spawner.sessions.retries import NODE_LOST, policy_of
+from spawner.sessions.tables import SessionRow
+
+WAIT, TERMINATE, REQUEUE = "wait", "terminate", "requeue"
+REQUEUED = ("batch", "inference")
+"""Types that may start again elsewhere; people lose the others' state."""
+SHORTEST_REQUEUE = 180.0
+"""Seconds: less leaves no time for a node to notice that it is cut off, and to end what it runs."""
+LEASE_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class LossRule:
+    """After how many seconds without its node something happens to a session, and what."""
+
+    after: float | None = None
+    then: str = WAIT
+
+    @property
+    def lease(self) -> float | None:
+        """Seconds after which a node that is cut off ends the run; None: never."""
+        return self.after * LEASE_SHARE if self.then == REQUEUE and self.after else None
+
+
+Rules = Mapping[str, LossRule]
+
+
+def read_rules(value: Any) -> Rules:
+    """The rules by type of session. Raises ``ValueError`` with a sentence.
+
+    A plain duration ends the sessions of all types after it; types that are left out wait for ever.
+    """
+    if not isinstance(value, Mapping):
+        after = seconds_of(value)
+        return {each: LossRule(after, TERMINATE) for each in TYPES}
+    rules = {each: LossRule() for each in TYPES}
+    for kind, given in value.items():
+        if kind not in TYPES:
+            raise ValueError(f"{str(kind)[:80]!r}: session types are {', '.join(TYPES)}")
+        try:
+            rules[kind] = _rule(kind, given)
+        except ValueError as error:
+            raise ValueError(f"{kind}: {error}") from None
+    return rules
+
+
+def _rule(kind: str, given: Any) -> LossRule:
+    usual = REQUEUE if kind in REQUEUED else TERMINATE
+    if not isinstance(given, Mapping):
+        given = {"after": given}
+    unknown = [name for name in given if name not in ("after", "then")]
+    if unknown:
+        raise ValueError(f"{str(unknown[0])[:80]!r} is unknown: give after and then")
+    allowed = (WAIT, TERMINATE, REQUEUE) if kind in REQUEUED else (WAIT, TERMINATE)
+    then = given.get("then", usual)
+    if then not in allowed:
+        raise ValueError(f"then is {str(then)[:80]!r}: one of {', '.join(allowed)}")
+    if then == WAIT:
+        return LossRule()
+    if given.get("after") is None:
+        raise ValueError('after is missing: a duration such as "10m"')
+    after = seconds_of(given["after"])
+    if then == REQUEUE and after < SHORTEST_REQUEUE:
+        least = f"{SHORTEST_REQUEUE:g} seconds"
+        raise ValueError(f"{given['after']!r} is too short to requeue: at least {least}")
+    return LossRule(after, then)
+
+
+def rule_for(session: SessionRow, rules: Rules | None) -> LossRule:
+    """The rule of one session: where its group ends it, its own retry policy may save it."""
+    rule = (rules or {}).get(session.type, LossRule())
+    policy = policy_of(session)
+    if rule.after is None or policy is None or session.type not in REQUEUED:
+        return rule
+    again = NODE_LOST in policy.causes and rule.after >= SHORTEST_REQUEUE
+    return LossRule(rule.after, REQUEUE if again else TERMINATE)
+
+
+def lease_of(session: SessionRow) -> float | None:
+    """The lease with which the present run was handed to its node."""
+    lease = (session.recovery or {}).get("lease")
+    return None if lease is None else float(lease)
+
+
+def hand_over(session: SessionRow, rules: Rules | None) -> None:
+    """Fix the lease of the run that its node hears of now."""
+    lease = rule_for(session, rules).lease
+    if lease != lease_of(session):
+        session.recovery = {**(session.recovery or {}), "lease": lease}
