@@ -23,6 +23,7 @@ from spawner.sessions.tables import (
     AgentRow,
     AgentTokenRow,
     KernelRow,
+    LostRunRow,
     SessionRow,
 )
 from spawner.sessions.transitions import Change, Journal
@@ -120,6 +121,7 @@ class NodeService:
             await change.db.execute(
                 delete(AgentDeviceRow).where(AgentDeviceRow.agent_id == agent_id)
             )
+            await change.db.execute(delete(LostRunRow).where(LostRunRow.agent_id == agent_id))
             tokens = select(AgentTokenRow).where(AgentTokenRow.agent_id == agent_id)
             for token in await change.db.scalars(tokens):
                 token.revoked_at = token.revoked_at or change.now

@@ -28,7 +28,7 @@ from spawner.sessions.snapshot import read_snapshot
 from spawner.sessions.states import Status
 from spawner.sessions.tables import ResourceGroupRow, RunTimeRow, SessionRow
 from tests.harness.agent import SlowAgent
-from tests.harness.plane import REQUEST, Rig
+from tests.harness.plane import REQUEST, Rig, until
 
 CPU = 1_000_000
 
@@ -50,6 +50,16 @@ async def options(plane: Rig, **given: object) -> None:
     await plane.store.write(
         lambda db: db.execute(update(ResourceGroupRow).values(options=dict(given)))
     )
+
+
+async def come_up(plane: Rig, agent: SlowAgent) -> None:
+    """Let the one kernel that the agent is handed come up."""
+
+    async def handed() -> int:
+        return len(agent.kernels)
+
+    await until(handed, bool)
+    agent.finish()
 
 
 LATER = {"type": "batch", "startup_command": "x", "starts_at": "9d"}
@@ -236,8 +246,7 @@ async def test_a_victim_is_put_back_and_keeps_its_place(plane: Rig) -> None:
     await plane.agent(agent)
     ada = await plane.user()
     victim = await plane.create(ada, cpu="4", name="victim", run_time="1h")
-    await plane.wait(victim, Status.PREPARING)
-    agent.finish()
+    await come_up(plane, agent)
     await plane.wait(victim, Status.RUNNING)
     urgent = await plane.create(ada, cpu="4", name="urgent")
     preemption = Preemption(str(victim.session.id), str(urgent.session.id), "requeue")
@@ -380,8 +389,7 @@ async def test_an_agent_that_is_lost_with_a_victim_ends_it(plane: Rig) -> None:
     await plane.agent(agent)
     ada = await plane.user()
     victim = await plane.create(ada, cpu="4", name="victim")
-    await plane.wait(victim, Status.PREPARING)
-    agent.finish()
+    await come_up(plane, agent)
     await plane.wait(victim, Status.RUNNING)
     urgent = await plane.create(ada, cpu="4", name="urgent")
     preemption = Preemption(str(victim.session.id), str(urgent.session.id), "requeue")
