@@ -34,7 +34,7 @@ from spawner.agent.protocol import (
     decode,
     encode,
 )
-from spawner.sessions import registration, reports, steps
+from spawner.sessions import clusters, registration, reports, steps
 from spawner.sessions.failpoints import reach
 from spawner.sessions.states import IllegalTransition, Status
 from spawner.sessions.tables import AgentTokenRow, AllocationRow, KernelRow, SessionRow
@@ -123,7 +123,9 @@ class AgentRegistry:
         call_timeout: float,
     ) -> None:
         self._journal = journal
-        self._welcome = Welcome(heartbeat_interval, sync_interval)
+        self._heartbeat_interval = heartbeat_interval
+        self.deployment = ""
+        """Id of the deployment, told to agents."""
         self._sync_interval = sync_interval
         self._call_timeout = call_timeout
         self._links: dict[str, AgentLink] = {}
@@ -139,6 +141,10 @@ class AgentRegistry:
             link = self._links.get(agent_id)
             if link is not None:
                 link.changed.set()
+
+    def wake_all(self) -> None:
+        """The wanted sets of any agents may have changed."""
+        self.wake(tuple(self._links))
 
     async def call(self, agent_id: str | None, method: str, params: dict[str, Any]) -> Any:
         """Ask an agent. Raises ``AgentUnavailable``."""
@@ -195,7 +201,9 @@ class AgentRegistry:
                 reason = "another connection of the same agent replaced this one"
                 await old.connection.close(reason, refused=True)
         log.info("agent %s connected (%s, %s)", hello.agent_id, hello.engine, hello.version)
-        await link.send(self._welcome)
+        await link.send(
+            Welcome(self._heartbeat_interval, self._sync_interval, self.deployment)
+        )
         pusher = asyncio.create_task(self._push_forever(link), name=f"push-{hello.agent_id}")
         reader = asyncio.create_task(self._read_forever(link), name=f"read-{hello.agent_id}")
         try:
@@ -372,7 +380,8 @@ async def wanted_set(
         else:
             mine = shares.get((kernel.id, kernel.epoch), [])
             kernels.append(kernel_spec(kernel, session, owner, mine))
-    return Wanted(tuple(kernels), tuple(sorted(drain)))
+    networks = await clusters.wanted_networks(db, agent_id)
+    return Wanted(tuple(kernels), tuple(sorted(drain)), networks)
 
 
 def kernel_spec(
@@ -394,11 +403,13 @@ def kernel_spec(
         hostname=kernel.hostname,
         image=kernel.image,
         command=tuple(spec.get("command", ())),
-        environ=environ,
+        environ=clusters.environ(session, kernel, environ),
         mounts=tuple(Mount(**mount) for mount in spec.get("mounts", ())),
         ports=tuple(Port(**port) for port in spec.get("ports", ())),
         shares=tuple(shares),
         shm_bytes=int(spec["shm_bytes"]),
         labels=dict(spec.get("labels", {})),
         start_timeout=float(spec.get("start_timeout", 300.0)),
+        cluster=clusters.cluster_of(session, kernel),
+        files=clusters.files(session, kernel),
     )

@@ -99,6 +99,8 @@ async def _sessions(db: AsyncSession) -> list[tuple[str, str]]:
             found.append((f"session {name} is {status}, its kernels {mine}", name))
         if status is Status.RUNNING and not all(each is Status.RUNNING for each in mine):
             found.append((f"session {name} is RUNNING, its kernels {mine}", name))
+        if status is Status.RUNNING_DEGRADED and Status.RUNNING not in mine:
+            found.append((f"session {name} is degraded, its kernels {mine}", name))
         if status is Status.PENDING and not all(each is Status.PENDING for each in mine):
             found.append((f"session {name} is PENDING, its kernels {mine}", name))
         if status not in FINAL and all(each in FINAL for each in mine):

@@ -77,12 +77,16 @@ class SessionService:
         session_id = uuid.uuid4()
 
         async def insert(change: Change) -> None:
-            await creation.check_counts(change.db, owner, facts.policy, draft.slots)
-            session, kernel = creation.rows(owner, new, draft, mounts, request_id, change.now)
-            session.id = kernel.session_id = session_id
+            session, kernels = creation.rows(owner, new, draft, mounts, request_id, change.now)
+            await creation.check_counts(
+                change.db, owner, facts.policy, session.requested_slots
+            )
+            session.id = session_id
             change.db.add(session)
             await change.db.flush()
-            change.db.add(kernel)
+            for kernel in kernels:
+                kernel.session_id = session_id
+            change.db.add_all(kernels)
             change.enter_session(session, "submitted")
             await change.db.flush()
 
@@ -212,24 +216,26 @@ class SessionService:
         await reach("destroy-committed")
         return await self._detail(session_id, principal)
 
-    async def logs(self, principal: Principal, ref: str, tail: int = 1000) -> str:
-        """The last ``tail`` lines of the main kernel's output; after its end, what was kept of it."""
+    async def logs(
+        self, principal: Principal, ref: str, tail: int = 1000, kernel: str | None = None
+    ) -> str:
+        """The last ``tail`` lines of a kernel's output; after its end, what was kept of it.
+
+        ``kernel`` is an id or a host name (``sub1``) in the session; None means the main one.
+        """
         require(principal, Scope.SESSIONS_READ)
         if not 1 <= tail <= MAX_TAIL:
             raise InvalidParameters({"tail": f"{tail}: 1 to {MAX_TAIL} lines"})
 
         async def work(db: AsyncSession) -> KernelRow:
             row = await queries.resolve(db, principal, ref, Scope.SESSIONS_READ)
-            query = select(KernelRow).where(
-                KernelRow.session_id == row.id, KernelRow.cluster_role == "main"
-            )
-            return (await db.scalars(query)).one()
+            return await queries.kernel_of(db, row, kernel)
 
-        kernel = await self._store.read(work)
-        if Status(kernel.status) in FINAL or kernel.agent_id is None:
-            return "\n".join(kernel.last_log.splitlines()[-tail:])
+        found = await self._store.read(work)
+        if Status(found.status) in FINAL or found.agent_id is None:
+            return "\n".join(found.last_log.splitlines()[-tail:])
         answer = await self._agents.call(
-            kernel.agent_id, "logs", {"kernel_id": str(kernel.id), "tail": tail}
+            found.agent_id, "logs", {"kernel_id": str(found.id), "tail": tail}
         )
         return answer if isinstance(answer, str) else ""
 

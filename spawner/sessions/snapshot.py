@@ -30,6 +30,7 @@ from spawner.sessions.holdings import read_running
 from spawner.sessions.registration import ALIVE
 from spawner.sessions.runtimes import RunTimes, read_run_times
 from spawner.sessions.states import FINAL, HOLDS, Status, Target
+from spawner.sessions.swarms import networks_of
 from spawner.sessions.tables import (
     AgentDeviceRow,
     AgentRow,
@@ -125,7 +126,8 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
         .group_by(KernelRow.agent_id)
     )
     containers = {agent: int(count) for agent, count in counts}
-    rows = await db.scalars(select(AgentRow).order_by(AgentRow.id))
+    rows = list(await db.scalars(select(AgentRow).order_by(AgentRow.id)))
+    networks = networks_of(rows)
     return tuple(
         Agent(
             row.id,
@@ -137,6 +139,7 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
             schedulable=row.schedulable,
             alive=row.status == ALIVE,
             images=frozenset(row.images),
+            networks=networks.get(row.id, frozenset()),
         )
         for row in rows
     )
