@@ -15,6 +15,7 @@ import random
 import ssl
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -24,6 +25,7 @@ from spawner.agent.calls import Calls
 from spawner.agent.config import AgentConfig
 from spawner.agent.engines.base import Engine, EngineError
 from spawner.agent.kernels import Kernels
+from spawner.agent.networks import NetworkKeeper
 from spawner.agent.protocol import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
@@ -167,10 +169,21 @@ class AgentDaemon:
         except EngineError as error:
             log.warning("the engine does not list its images: %s", error)
             return Heartbeat()
+        features = dict(await self._features_now())
+        changed = None if features == self._features else features
+        self._features = features
         devices = None if offered[0] == self._offered[0] else offered[0]
         images = None if offered[1] == self._offered[1] else offered[1]
         self._offered = offered
-        return Heartbeat(images=images, devices=devices)
+        return Heartbeat(images=images, devices=devices, features=changed)
+
+    async def _features_now(self) -> Mapping[str, Any]:
+        """What the engine can do now; what it could before, when it does not say."""
+        try:
+            return await self._engine.features()
+        except EngineError as error:
+            log.warning("the engine does not say what it can do: %s", error)
+            return self._features
 
     async def _follow_events(self) -> None:
         """Turn the engine's hints into looks; open the stream again when it ends."""
@@ -195,6 +208,10 @@ class AgentDaemon:
                 await self._kernels.sweep(time.monotonic())
             except EngineError as error:
                 log.warning("cleaning up failed: %s", error)
+
+    def keeper(self, deployment: str) -> NetworkKeeper:
+        """Keeps the networks that the manager wants, for one connection."""
+        return NetworkKeeper(self._engine, deployment, self._config.relist_interval)
 
     @property
     def calls(self) -> Calls:
@@ -221,6 +238,7 @@ class _Conversation:
         self._sequence = 0
         self._unacknowledged: deque[tuple[int, tuple[KernelReport, ...]]] = deque()
         self._calls: set[asyncio.Task[None]] = set()
+        self._networks = daemon.keeper("")
 
     async def run(self) -> None:
         """Until the connection ends."""
@@ -235,7 +253,9 @@ class _Conversation:
         while not self._daemon.changed.empty():  # the whole report holds them all
             self._daemon.changed.get_nowait()
         await self._report(self._daemon.kernels.reports(), whole=True)
+        self._networks = self._daemon.keeper(welcome.deployment)
         tasks = [
+            asyncio.create_task(self._networks.run()),
             asyncio.create_task(self._send_reports()),
             asyncio.create_task(self._beat(welcome.heartbeat_interval)),
         ]
@@ -254,6 +274,7 @@ class _Conversation:
 
     async def _take(self, message: Message) -> None:
         if isinstance(message, Wanted):
+            self._networks.want(message.networks)
             answers = self._daemon.kernels.apply(message, time.monotonic())
             if answers:
                 await self._report(tuple(answers))

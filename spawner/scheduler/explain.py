@@ -265,7 +265,9 @@ def _wrong_kind(shape: Shape, nodes: Sequence[Node]) -> str:
         return "no node can connect the containers of a session with each other"
     if not shape.designated & {node.agent_id for node in nodes}:
         return f"no node of the resource group is called {' or '.join(sorted(shape.designated))}"
-    return f"none of the nodes {_and(sorted(shape.designated))} has the right architecture and network"
+    return (
+        f"none of the nodes {_and(sorted(shape.designated))} has the right architecture and network"
+    )
 
 
 def _too_big(shape: Shape, nodes: Sequence[Node]) -> str:

@@ -51,7 +51,7 @@ def _room(agent: Agent, kernel: KernelRequest, *, free: bool) -> int:
         room = max(0, agent.max_containers - (agent.containers if free else 0))
     for slot, amount in kernel.slots.items():
         if amount > 0:
-            has = _sum((d.free if free else d.capacity for d in agent.devices if d.slot == slot))
+            has = _sum(d.free if free else d.capacity for d in agent.devices if d.slot == slot)
             room = min(room, has // amount)
     return room
 

@@ -201,9 +201,7 @@ class AgentRegistry:
                 reason = "another connection of the same agent replaced this one"
                 await old.connection.close(reason, refused=True)
         log.info("agent %s connected (%s, %s)", hello.agent_id, hello.engine, hello.version)
-        await link.send(
-            Welcome(self._heartbeat_interval, self._sync_interval, self.deployment)
-        )
+        await link.send(Welcome(self._heartbeat_interval, self._sync_interval, self.deployment))
         pusher = asyncio.create_task(self._push_forever(link), name=f"push-{hello.agent_id}")
         reader = asyncio.create_task(self._read_forever(link), name=f"read-{hello.agent_id}")
         try:
@@ -410,6 +408,7 @@ def kernel_spec(
         shm_bytes=int(spec["shm_bytes"]),
         labels=dict(spec.get("labels", {})),
         start_timeout=float(spec.get("start_timeout", 300.0)),
+        session_type=session.type,
         cluster=clusters.cluster_of(session, kernel),
         files=clusters.files(session, kernel),
     )

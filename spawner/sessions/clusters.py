@@ -5,6 +5,7 @@ The main container is ``main1``, the others ``sub1``, ``sub2``, ...; ranks count
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime as dt
 import uuid
@@ -274,9 +275,7 @@ async def deployment_id(store: Store, now: dt.datetime) -> str:
 
     found = await store.read(look)
     if found is None:
-        try:
+        with contextlib.suppress(IntegrityError):  # another manager made it at the same time
             await store.write(make)
-        except IntegrityError:
-            pass  # another manager made it at the same time
         found = await store.read(look)
     return str(found)

@@ -78,9 +78,7 @@ class SessionService:
 
         async def insert(change: Change) -> None:
             session, kernels = creation.rows(owner, new, draft, mounts, request_id, change.now)
-            await creation.check_counts(
-                change.db, owner, facts.policy, session.requested_slots
-            )
+            await creation.check_counts(change.db, owner, facts.policy, session.requested_slots)
             session.id = session_id
             change.db.add(session)
             await change.db.flush()

@@ -108,7 +108,9 @@ async def test_keys_reach_the_containers_and_nobody_else(plane: Rig) -> None:
     assert files["ssh/known_hosts"].content.startswith("[main1]:2200,[sub1]:2200 ssh-ed25519 ")
     assert files["hostfile"].content == "main1 slots=1\nsub1 slots=1\n"
     other = await plane.run(ada, cluster_size=2)
-    keys = {spec.files for spec in specs(agent).values() if spec.session_id == str(other.session.id)}
+    keys = {
+        spec.files for spec in specs(agent).values() if spec.session_id == str(other.session.id)
+    }
     assert private not in str(keys)
     secret = private.splitlines()[1]
     for detail in (found, await status(plane, ada, found)):
