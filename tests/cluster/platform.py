@@ -110,7 +110,9 @@ class Platform:
 
     def wait(self, ref: str, *statuses: str, seconds: float = 60.0) -> dict[str, Any]:
         """The session once it has one of these statuses."""
-        found = until(lambda: self.session(ref), lambda s: s["status"] in (*statuses, "ERROR"), seconds)
+        found = until(
+            lambda: self.session(ref), lambda s: s["status"] in (*statuses, "ERROR"), seconds
+        )
         assert found["status"] in statuses, found["statusInfo"]
         return found
 

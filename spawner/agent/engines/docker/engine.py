@@ -35,7 +35,6 @@ from spawner.agent.engines.docker.images import Images
 from spawner.agent.engines.docker.manifest import (
     HOME,
     LABEL,
-    NETWORK,
     container_name,
     host_options,
     identity_of,
@@ -146,28 +145,16 @@ class DockerEngine(Engine):
         )
         try:
             answer = await self._calls.run(call)
-            await self._publish(spec, identity)
         except Conflict:
             state = await self.inspect(identity)
             if state is None:
                 raise EngineError(
                     "the container vanished while it was created", retriable=True
                 ) from None
-            await self._publish(spec, identity)
             return state
         except Missing as error:
             raise EngineError(f"there is no image {spec.image}") from error
         return EngineState(identity, "created", answer["Id"], (), spec.shares)
-
-    async def _publish(self, spec: KernelSpec, identity: Identity) -> None:
-        """Give a container of an overlay the node's own network too: ports are published through it."""
-        network = None if spec.cluster is None else spec.cluster.network
-        if network is None or network.driver != "overlay":
-            return
-        api, name = self._calls.client.api, container_name(identity)
-        facts = await self._calls.run(api.inspect_container, name)
-        if NETWORK not in (facts["NetworkSettings"]["Networks"] or {}):
-            await self._calls.run(api.connect_container_to_network, name, NETWORK)
 
     async def start(self, identity: Identity) -> EngineState:
         """Start the container and read where its ports were published."""
