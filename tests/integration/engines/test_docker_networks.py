@@ -98,9 +98,10 @@ async def test_a_session_of_two_containers(engine: Engine, image: str, tmp_path:
     assert run(sub, "sh", "-c", "echo x > /home/config/ssh/config")[0] != 0
     folder = tmp_path / "agent/config"
     assert len(list(folder.iterdir())) == 3
+    await engine.stop(main.identity, 0)
+    assert not await engine.keep_networks((network(other),), ""), "the other one is in it"
     for state in (main, sub):
         await engine.stop(state.identity, 0)
-        assert not await engine.keep_networks((network(other),), ""), "it is in use"
         await engine.remove(state.identity)
     assert len(list(folder.iterdir())) == 1
     await until(lambda: engine.keep_networks((network(other),), ""), "nothing uses it any more")
