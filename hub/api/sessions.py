@@ -230,6 +230,11 @@ class Logs:
     owner_access_key: str | None = param("Access key of the owner.", default=None)
     tail: int = param("Number of lines from the end.", default=1000, minimum=1, maximum=100_000)
     attempt: int | None = param("Which run; the last one by default.", default=None, minimum=1)
+    kernel: str | None = param(
+        "Id or host name (sub1) of one of its containers; the main one when left out.",
+        default=None,
+        names=("kernel_id", "kernelId"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,12 +386,14 @@ class SessionLogs(ApiHandler):
 
     paths = ("/session/{session}/logs",)
 
-    @endpoint("Output of the main kernel", scope=Scope.SESSIONS_READ, parameters=Logs)
+    @endpoint("Output of one of its containers", scope=Scope.SESSIONS_READ, parameters=Logs)
     async def get(self, session: str, given: Logs) -> None:
         """Also after the end, as far as it was kept."""
         principal = await self.acting_for(given.owner_access_key)
         service = self.services.control.sessions
-        text = await service.logs(principal, session, given.tail, given.attempt)
+        text = await service.logs(
+            principal, session, given.tail, attempt=given.attempt, kernel=given.kernel
+        )
         self.answer({"result": {"logs": text}})
 
 

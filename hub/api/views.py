@@ -10,11 +10,12 @@ import msgspec
 
 from spawner.scheduler.model import Verdict
 from spawner.scheduler.slots import format_amount, human_amount
+from spawner.sessions.clusters import rank_of
 from spawner.sessions.progress import percent
 from spawner.sessions.requests import AgentView, Created, ProgressEvent, SessionDetail
 from spawner.sessions.retries import attempt_of
 from spawner.sessions.states import Status
-from spawner.sessions.tables import AgentTokenRow, HistoryRow, RunRow
+from spawner.sessions.tables import AgentTokenRow, HistoryRow, KernelRow, RunRow
 from vfolder.tables import FolderRow
 from vfolder.volumes.base import Usage
 
@@ -120,7 +121,31 @@ def session_info(detail: SessionDetail, now: dt.datetime) -> dict[str, Any]:
         "lastStat": kernel.last_stat or None,
         "idleChecks": None,
         "servicePorts": service_ports(detail),
+        "clusterMode": session.cluster_mode,
+        "clusterSize": session.cluster_size,
+        "containers": [_container(each) for each in detail.kernels],
         "perijove": _own_facts(detail),
+    }
+
+
+def _container(kernel: KernelRow) -> dict[str, Any]:
+    """A container of a session, under the names of Backend.AI's GraphQL type; agents for superadmins."""
+    return {
+        "id": str(kernel.id),
+        "cluster_role": kernel.cluster_role,
+        "cluster_idx": kernel.cluster_index,
+        "local_rank": rank_of(kernel),
+        "cluster_hostname": kernel.hostname,
+        "status": backendai_status(kernel.status),
+        "status_info": kernel.status_info,
+        "agent": kernel.agent_id,
+        "container_id": kernel.container_id,
+        "image": kernel.image,
+        "occupied_slots": slots_text({slot: int(n) for slot, n in kernel.slots.items()}),
+        "exit_code": kernel.exit_code,
+        "created_at": kernel.created_at,
+        "started_at": kernel.started_at,
+        "terminated_at": kernel.terminated_at,
     }
 
 
@@ -197,6 +222,8 @@ def session(detail: SessionDetail, now: dt.datetime) -> dict[str, Any]:
         "resources": slots_human(slots),
         "agent": kernel.agent_id,
         "server": row.origin.get("server"),
+        "cluster_mode": row.cluster_mode,
+        "cluster_size": row.cluster_size,
         "exit_code": kernel.exit_code,
         "result": row.result,
         "attempt": attempt_of(row),

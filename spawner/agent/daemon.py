@@ -14,6 +14,7 @@ import platform
 import random
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from spawner.agent.kernels import Kernels
 from spawner.agent.leases import Leases
 from spawner.agent.logs import frames
 from spawner.agent.membership import Membership
+from spawner.agent.networks import NetworkKeeper
 from spawner.agent.protocol import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
@@ -178,10 +180,21 @@ class AgentDaemon:
         except (EngineError, PluginError, OSError) as error:
             log.warning("images and devices cannot be listed: %s", error)
             return Heartbeat()
+        features = dict(await self._features_now())
+        changed = None if features == self._features else features
+        self._features = features
         devices = None if offered[0] == self._offered[0] else offered[0]
         images = None if offered[1] == self._offered[1] else offered[1]
         self._offered = offered
-        return Heartbeat(images=images, devices=devices)
+        return Heartbeat(images=images, devices=devices, features=changed)
+
+    async def _features_now(self) -> Mapping[str, Any]:
+        """What the engine can do now; what it could before, when it does not say."""
+        try:
+            return await self._engine.features()
+        except EngineError as error:
+            log.warning("the engine does not say what it can do: %s", error)
+            return self._features
 
     async def _follow_events(self) -> None:
         """Turn the engine's hints into looks; open the stream again when it ends."""
@@ -218,6 +231,10 @@ class AgentDaemon:
         self._leases.renew(wanted)
         return self._kernels.apply(wanted, time.monotonic())
 
+    def keeper(self, deployment: str) -> NetworkKeeper:
+        """Keeps the networks that the manager wants, for one connection."""
+        return NetworkKeeper(self._engine, deployment, self._config.relist_interval)
+
     @property
     def calls(self) -> Calls:
         """Answers to the manager's questions."""
@@ -243,6 +260,7 @@ class _Conversation:
         self._sequence = 0
         self._unacknowledged: deque[tuple[int, tuple[KernelReport, ...]]] = deque()
         self._calls: set[asyncio.Task[None]] = set()
+        self._networks = daemon.keeper("")
 
     async def run(self) -> None:
         """Until the connection ends."""
@@ -260,8 +278,10 @@ class _Conversation:
         while not self._daemon.changed.empty():  # the whole report holds them all
             self._daemon.changed.get_nowait()
         await self._report(self._daemon.kernels.reports(), whole=True)
+        self._networks = self._daemon.keeper(welcome.deployment)
         tasks = [
             asyncio.create_task(self._read()),
+            asyncio.create_task(self._networks.run()),
             asyncio.create_task(self._send_reports()),
             asyncio.create_task(self._beat(welcome.heartbeat_interval)),
         ]
@@ -281,6 +301,7 @@ class _Conversation:
 
     async def _take(self, message: Message) -> None:
         if isinstance(message, Wanted):
+            self._networks.want(message.networks)
             answers = self._daemon.wanted(message)
             if answers:
                 await self._report(tuple(answers))

@@ -216,7 +216,8 @@ class Hello(Message, frozen=True, tag="hello"):
     images: tuple[ImageReport, ...]
     max_containers: int | None = None
     features: dict[str, Any] = msgspec.field(default_factory=dict)
-    """What this node can do besides: ``{"clusters": true, "swarm": {...}, ...}`` (``AgentRow.features``)."""
+    """What this node can do besides (``AgentRow.features``): ``clusters`` whether it connects the containers
+    of a session; ``swarm`` the node's place among Docker hosts: ``{"node", "control", "managers": [node]}``."""
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
@@ -226,6 +227,8 @@ class Welcome(Message, frozen=True, tag="welcome"):
     sync_interval: float
     credential: str | None = None
     """For an agent that came with a join token: what it dials with from now on."""
+    deployment: str = ""
+    """Id of the deployment, for what an agent makes beyond its own node."""
 
 
 class Wanted(Message, frozen=True, tag="wanted"):
@@ -269,10 +272,11 @@ class Measures(Message, frozen=True, tag="measures"):
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
-    """The agent lives; ``images`` and ``devices`` only when they changed."""
+    """The agent lives; ``images``, ``devices`` and ``features`` only when they changed."""
 
     images: tuple[ImageReport, ...] | None = None
     devices: tuple[DeviceReport, ...] | None = None
+    features: dict[str, Any] | None = None
 
 
 class Call(Message, frozen=True, tag="call"):

@@ -17,7 +17,7 @@ FRESH = 64
 
 
 class Bunch:
-    """Nodes of the same architecture with the same slots in all."""
+    """Nodes of the same architecture and networks with the same slots in all."""
 
     __slots__ = ("closed", "lost", "nodes", "number", "present")
 
@@ -46,7 +46,8 @@ class Census:
         self._changed = changed
         kinds: dict[object, list[Node]] = {}
         for node in nodes:
-            key = (node.agent.architecture, tuple(sorted(node.capacity.items())))
+            agent = node.agent
+            key = (agent.architecture, agent.networks, tuple(sorted(node.capacity.items())))
             kinds.setdefault(key, []).append(node)
         self.bunches = [Bunch(number, some) for number, some in enumerate(kinds.values())]
         self._bunch_of = {node.index: bunch for bunch in self.bunches for node in bunch.nodes}
@@ -60,16 +61,19 @@ class Census:
 
     def of_kind(self, shape: Shape, removed: dict[str, int]) -> list[Bunch]:
         """Bunches that pass the filters of kind; how many nodes each took out is added to ``removed``."""
-        architecture, designated = KIND
-        right = [b for b in self.bunches if architecture.passes(b.one, shape)]
-        left = sum(len(b.nodes) for b in right)
-        _count(removed, architecture.name, len(self._nodes) - left)
+        *plain, designated = KIND
+        right, left = self.bunches, len(self._nodes)
+        for rule in plain:
+            right = [b for b in right if rule.passes(b.one, shape)]
+            before, left = left, sum(len(b.nodes) for b in right)
+            _count(removed, rule.name, before - left)
         if not shape.designated:
             return right
         named = [
             self._alone(agent_id)
             for agent_id in sorted(shape.designated)
-            if agent_id in self._by_id and architecture.passes(self._by_id[agent_id], shape)
+            if agent_id in self._by_id
+            and all(rule.passes(self._by_id[agent_id], shape) for rule in plain)
         ]
         _count(removed, designated.name, left - len(named))
         return named

@@ -259,9 +259,15 @@ def _wrong_kind(shape: Shape, nodes: Sequence[Node]) -> str:
     if not shape.architectures & there:
         asked = next(iter(shape.architectures))
         return f"no node has the architecture {asked} (there is {_and(sorted(there))})"
+    if shape.network is not None and not any(
+        node.agent.networks is None or shape.network in node.agent.networks for node in nodes
+    ):
+        return "no node can connect the containers of a session with each other"
     if not shape.designated & {node.agent_id for node in nodes}:
         return f"no node of the resource group is called {' or '.join(sorted(shape.designated))}"
-    return f"none of the nodes {_and(sorted(shape.designated))} has the right architecture"
+    return (
+        f"none of the nodes {_and(sorted(shape.designated))} has the right architecture and network"
+    )
 
 
 def _too_big(shape: Shape, nodes: Sequence[Node]) -> str:

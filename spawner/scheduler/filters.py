@@ -26,6 +26,11 @@ def _architecture(node: Node, shape: Shape) -> bool:
     return shape.architectures == {node.agent.architecture}
 
 
+def _network(node: Node, shape: Shape) -> bool:
+    networks = node.agent.networks
+    return shape.network is None or networks is None or shape.network in networks
+
+
 def _designated(node: Node, shape: Shape) -> bool:
     return not shape.designated or node.agent_id in shape.designated
 
@@ -75,6 +80,7 @@ def circle_filter(members: Mapping[int, int]) -> Filter:
 
 KIND = (
     Filter("architecture", _architecture, "of another architecture"),
+    Filter("network", _network, "not in one network with the others"),
     Filter("designated", _designated, "not among the designated ones"),
 )
 """What a node is. Never changes while it stays registered."""

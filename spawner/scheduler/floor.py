@@ -25,11 +25,12 @@ Class = tuple[
     frozenset[str],
     frozenset[str],
     frozenset[str],
+    "str | None",
     "Circle | None",
     frozenset[int],
 ]
 """What shapes that share a ranking have in common: slots wanted, architectures, designation (strict and
-preferred), session group, nodes with the image."""
+preferred), network, session group, nodes with the image."""
 
 
 class Floor:
@@ -220,6 +221,7 @@ class Floor:
                 shape.architectures,
                 shape.designated,
                 shape.preferred,
+                shape.network,
                 shape.circle,
                 self._with_image(shape),
             )

@@ -43,6 +43,9 @@ class Agent:
     schedulable: bool = True
     alive: bool = True
     images: frozenset[str] = frozenset()
+    networks: frozenset[str] | None = None
+    """Networks by which it can connect the containers of a session (``networks.NODE``: on this node);
+    None: by all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,8 @@ class GroupPass:
         self._running = [e for e in snapshot.running if e.resource_group == policy.name]
         self._accounts = accounts
         self._line = 0
-        shapes = Shapes(policy)
+        mine = [agent for agent in snapshot.agents if agent.resource_group == policy.name]
+        shapes = Shapes(policy, mine)
         self._outlines = {each.session_id: shapes.of(each) for each in sessions}
         self.dry = False
         """Whether the next requests are asked for an answer only, which is then exact."""

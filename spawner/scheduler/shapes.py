@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from spawner.scheduler.model import (
+    Agent,
     DeviceRules,
     GroupPolicy,
     KernelRequest,
@@ -13,6 +14,7 @@ from spawner.scheduler.model import (
     SessionGroup,
     SessionRequest,
 )
+from spawner.scheduler.networks import network_of
 from spawner.scheduler.nodes import CONTAINERS, Need
 from spawner.scheduler.slots import (
     example,
@@ -52,6 +54,8 @@ class Shape:
     """Agents it may not run outside of; empty: any."""
     preferred: frozenset[str]
     """Agents where it is to run if it can."""
+    network: str | None
+    """What must connect its node with those of the session's other containers."""
     circle: Circle | None
     rules: DeviceRules
 
@@ -90,8 +94,9 @@ class Outline:
 class Shapes:
     """The shapes of a pass: sessions that can start on the same nodes get the same objects."""
 
-    def __init__(self, policy: GroupPolicy) -> None:
+    def __init__(self, policy: GroupPolicy, agents: Sequence[Agent] = ()) -> None:
         self._policy = policy
+        self._agents = agents
         self._outlines: dict[object, Outline] = {}
         self._shapes: dict[object, Shape] = {}
 
@@ -126,7 +131,8 @@ class Shapes:
         kernels = session.kernels
         apart = session.cluster_mode == MULTI and len(kernels) > 1
         together = [(kernel,) for kernel in kernels] if apart else [kernels]
-        parts = tuple(self._shape(session, part, circle) for part in together)
+        network = network_of(session, self._agents)
+        parts = tuple(self._shape(session, part, network, circle) for part in together)
         lane = frozenset(
             (
                 part.architectures,
@@ -138,7 +144,11 @@ class Shapes:
         return Outline(parts, _sum(kernels), tuple(defects(session, self._policy)), lane)
 
     def _shape(
-        self, session: SessionRequest, kernels: tuple[KernelRequest, ...], circle: Circle | None
+        self,
+        session: SessionRequest,
+        kernels: tuple[KernelRequest, ...],
+        network: str | None,
+        circle: Circle | None,
     ) -> Shape:
         slots = _sum(kernels)
         strict = session.designation == "strict"
@@ -151,6 +161,7 @@ class Shapes:
             frozenset(kernel.image for kernel in kernels),
             session.designated_agents if strict else nobody,
             nobody if strict else session.designated_agents,
+            network,
             circle,
             session.devices or self._policy.devices,
         )

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from msgspec import structs
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -37,7 +36,7 @@ from spawner.agent.protocol import (
     decode,
     encode,
 )
-from spawner.sessions import registration, reports, runs, steps
+from spawner.sessions import clusters, registration, reports, runs, steps
 from spawner.sessions.failpoints import reach
 from spawner.sessions.image_rows import pull_rules
 from spawner.sessions.losses import hand_over, lease_of
@@ -133,7 +132,9 @@ class AgentRegistry:
         call_timeout: float,
     ) -> None:
         self._journal = journal
-        self._welcome = Welcome(heartbeat_interval, sync_interval)
+        self._heartbeat_interval = heartbeat_interval
+        self.deployment = ""
+        """Id of the deployment, told to agents."""
         self._sync_interval = sync_interval
         self._call_timeout = call_timeout
         self._links: dict[str, AgentLink] = {}
@@ -149,6 +150,10 @@ class AgentRegistry:
             link = self._links.get(agent_id)
             if link is not None:
                 link.changed.set()
+
+    def wake_all(self) -> None:
+        """The wanted sets of any agents may have changed."""
+        self.wake(tuple(self._links))
 
     async def call(self, agent_id: str | None, method: str, params: dict[str, Any]) -> Any:
         """Ask an agent. Raises ``AgentUnavailable``."""
@@ -236,7 +241,9 @@ class AgentRegistry:
                 reason = "another connection of the same agent replaced this one"
                 await old.connection.close(reason, refused=True)
         log.info("agent %s connected (%s, %s)", hello.agent_id, hello.engine, hello.version)
-        await link.send(structs.replace(self._welcome, credential=credential))
+        await link.send(
+            Welcome(self._heartbeat_interval, self._sync_interval, credential, self.deployment)
+        )
         pusher = asyncio.create_task(self._push_forever(link), name=f"push-{hello.agent_id}")
         reader = asyncio.create_task(self._read_forever(link), name=f"read-{hello.agent_id}")
         try:
@@ -430,7 +437,8 @@ async def wanted_set(
         else:
             mine = shares.get((kernel.id, kernel.epoch), [])
             kernels.append(kernel_spec(kernel, session, owner, mine, pulls.get(kernel.image)))
-    return Wanted(tuple(kernels), tuple(sorted(drain)))
+    networks = await clusters.wanted_networks(db, agent_id)
+    return Wanted(tuple(kernels), tuple(sorted(drain)), networks)
 
 
 def kernel_spec(
@@ -458,7 +466,7 @@ def kernel_spec(
         hostname=kernel.hostname,
         image=kernel.image,
         command=tuple(spec.get("command", ())),
-        environ=environ,
+        environ=clusters.environ(session, kernel, environ),
         mounts=tuple(Mount(**mount) for mount in spec.get("mounts", ())),
         ports=tuple(Port(**port) for port in spec.get("ports", ())),
         shares=tuple(shares),
@@ -469,4 +477,6 @@ def kernel_spec(
         session_type=session.type,
         health=None if health is None else HealthCheck(**health),
         lease=lease_of(session),
+        cluster=clusters.cluster_of(session, kernel),
+        files=clusters.files(session, kernel),
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from spawner.scheduler.policies import BUILT_IN, Policies
 from spawner.sessions.administration import Administration
 from spawner.sessions.agents import AgentRegistry
+from spawner.sessions.clusters import deployment_id
 from spawner.sessions.events import EventBus
 from spawner.sessions.images import ImageService
 from spawner.sessions.metrics import Metrics
@@ -94,6 +95,7 @@ class ControlPlane:
         Raises ``PolicyError`` when the options of a resource group cannot be used.
         """
         await bootstrap(self._store, self._now())
+        self.agents.deployment = await deployment_id(self._store, self._now())
         await self._store.read(lambda db: read_groups(db, self._policies))
         if self.settings.agent_token is not None:
             await self.tokens.ensure_token(self.settings.agent_token, "made with the deployment")
@@ -119,6 +121,8 @@ class ControlPlane:
             self.scheduler.wake()
         if change.agents:
             self.agents.wake(change.agents)
+        if change.networks:
+            self.agents.wake_all()
 
     async def _lead_forever(self) -> None:
         """Wait to lead, lead until leadership is lost, and again."""

@@ -23,6 +23,7 @@ from authenticator.problems import (
 from authenticator.tables import KeyPairPolicyRow, ProjectRow
 from spawner.scheduler.model import SessionGroup
 from spawner.scheduler.slots import human_amount, human_bytes, parse_amount
+from spawner.sessions import clusters
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.facts import Facts
 from spawner.sessions.image_rows import OWN_HOST
@@ -316,8 +317,9 @@ class Checker:
         elif size > self.facts.policy.max_containers_per_session and not self.errors:
             most = self.facts.policy.max_containers_per_session
             raise QuotaExceeded(f"you may have at most {most} containers in a session, not {size}")
-        elif size > 1:
-            self.fault("clusterSize", f"{size}: sessions of one container are offered so far")
+        elif size > 1 and self.draft.group in self.facts.unconnected:
+            told = f"the nodes of {self.draft.group} cannot connect containers: 1 is allowed"
+            self.fault("clusterSize", f"{size}: {told}")
 
     def _wishes(self) -> None:
         """What it asks of the scheduler; dependencies were looked up by ``read_facts``."""
@@ -433,7 +435,7 @@ def rows(
     mounts: Iterable[FolderMount],
     request_id: str,
     now: dt.datetime,
-) -> tuple[SessionRow, KernelRow]:
+) -> tuple[SessionRow, list[KernelRow]]:
     """The rows of a checked request."""
     if draft.project is None:
         raise ValueError("a draft without project has not been checked")
@@ -447,11 +449,12 @@ def rows(
         resource_group=draft.group,
         type=new.type,
         cluster_mode=new.cluster_mode,
-        cluster_size=1,
+        cluster_size=new.cluster_size,
+        cluster_keys=clusters.new_keys() if new.cluster_size > 1 else None,
         priority=draft.priority,
         image=draft.image,
         architecture=draft.architecture,
-        requested_slots=draft.slots,
+        requested_slots={slot: n * new.cluster_size for slot, n in draft.slots.items()},
         resource_opts={**new.resource_opts, "shmem": str(draft.shmem)},
         designated_agents=list(new.designated_agents or draft.agents),
         status=Status.PENDING.value,
@@ -468,24 +471,7 @@ def rows(
         recovery=draft.recovery,
         created_at=now,
     )
-    kernel = KernelRow(
-        id=uuid.uuid4(),
-        session_id=session.id,
-        cluster_role="main",
-        cluster_index=1,
-        hostname="main1",
-        epoch=0,
-        status=Status.PENDING.value,
-        image=draft.image,
-        slots=draft.slots,
-        spec=_spec(new, draft, mounts),
-        ports=[],
-        status_info="",
-        last_stat={},
-        last_log="",
-        created_at=now,
-    )
-    return session, kernel
+    return session, clusters.kernel_rows(session, _spec(new, draft, mounts), draft.slots, now)
 
 
 def _spec(new: NewSession, draft: Draft, mounts: Iterable[FolderMount]) -> dict[str, Any]:

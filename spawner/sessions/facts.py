@@ -35,6 +35,8 @@ class Facts:
     """Whether the image is switched off or somebody else's."""
     image_agents: tuple[str, ...] = ()
     """The only agents that have it, if it was made of a session."""
+    unconnected: frozenset[str] = frozenset()
+    """Resource groups none of whose agents can connect containers."""
 
     @property
     def default_group(self) -> ResourceGroupRow | None:
@@ -77,8 +79,17 @@ async def read_facts(
         tuple(dict.fromkeys(ids)),
         bad,
         withheld=bool(images) and not found,
+        unconnected=await _unconnected(db),
         image_agents=() if own is None else tuple(sorted((await holders(db)).get(own, ()))),
     )
+
+
+async def _unconnected(db: AsyncSession) -> frozenset[str]:
+    """Groups that have agents, but none that can connect containers."""
+    groups: dict[str, bool] = {}
+    for group, features in await db.execute(select(AgentRow.resource_group, AgentRow.features)):
+        groups[group] = groups.get(group, False) or bool((features or {}).get("clusters"))
+    return frozenset(group for group, able in groups.items() if not able)
 
 
 async def check_agents(db: AsyncSession, names: Iterable[str]) -> None:

@@ -116,16 +116,17 @@ async def _sessions(db: AsyncSession) -> list[tuple[str, str]]:
             found.append((f"session {name} has {len(mine)} kernels", name))
         if status in FINAL and not all(each in at_rest for each in mine):
             found.append((f"session {name} is {status}, its kernels {mine}", name))
-        if status is Status.RUNNING_DEGRADED and session.type != "inference":
+        if status is Status.RUNNING_DEGRADED and session.type != "inference" and len(mine) == 1:
             found.append((f"session {name} is {session.type}, and {status}", name))
         if retries_of(session) >= attempt_of(session) and status is Status.RUNNING:
             found.append((f"session {name} runs after more retries than attempts", name))
         policy = policy_of(session)
         if retries_of(session) > (0 if policy is None else policy.max_retries):
             found.append((f"session {name} was tried again {retries_of(session)} times", name))
-        up = (Status.RUNNING, Status.RUNNING_DEGRADED)
-        if status in up and not all(each is Status.RUNNING for each in mine):
-            found.append((f"session {name} is {status}, its kernels {mine}", name))
+        if status is Status.RUNNING and not all(each is Status.RUNNING for each in mine):
+            found.append((f"session {name} is RUNNING, its kernels {mine}", name))
+        if status is Status.RUNNING_DEGRADED and Status.RUNNING not in mine:
+            found.append((f"session {name} is degraded, its kernels {mine}", name))
         if status is Status.PENDING and not all(each is Status.PENDING for each in mine):
             found.append((f"session {name} is PENDING, its kernels {mine}", name))
         if status not in FINAL and all(each in FINAL for each in mine):

@@ -28,6 +28,7 @@ PERCENT: dict[Status, int] = {
     Status.RESTARTING: 35,
 }
 """How far along each status is; statuses on the way out count as 100."""
+UP = (Status.RUNNING, Status.RUNNING_DEGRADED)
 LOOK_AGAIN = 15.0
 """Seconds after which a follower looks by itself, should a wake-up get lost."""
 RETRY = 1.0
@@ -68,7 +69,7 @@ async def follow(
                 if session is None or kernel is None:
                     return
                 status = Status(session.status)
-                if status is Status.RUNNING or status in FINAL:
+                if status in UP or status in FINAL:
                     yield _end(session, kernel, last)
                     return
             try:
@@ -81,7 +82,7 @@ async def follow(
 
 def _end(session: SessionRow, kernel: KernelRow, last: int) -> ProgressEvent:
     at = session.terminated_at or session.started_at or session.created_at
-    url = kernel.url if session.status == Status.RUNNING else None
+    url = kernel.url if Status(session.status) in UP else None
     return ProgressEvent(
         last, at, session.status, session.status_info, 100, True, url, kernel.exit_code
     )

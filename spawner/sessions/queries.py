@@ -52,6 +52,25 @@ async def resolve(db: AsyncSession, principal: Principal, ref: str, scope: Scope
     return row
 
 
+async def kernel_of(db: AsyncSession, session: SessionRow, ref: str | None) -> KernelRow:
+    """A kernel of ``session`` by id or host name; None, or the session's own id, means the main one.
+
+    Raises ``NotFound``.
+    """
+    query = select(KernelRow).where(KernelRow.session_id == session.id)
+    identity = None if ref is None else as_uuid(ref)
+    if ref is None or identity == session.id:
+        query = query.where(KernelRow.cluster_role == "main")
+    elif identity is not None:
+        query = query.where(KernelRow.id == identity)
+    else:
+        query = query.where(KernelRow.hostname == ref)
+    found = (await db.scalars(query)).one_or_none()
+    if found is None:
+        raise NotFound("kernel", f"this session has no container {str(ref)[:80]!r}")
+    return found
+
+
 async def live_by_name(db: AsyncSession, owner_id: uuid.UUID, name: str) -> SessionRow | None:
     """The owner's session of that name that has not ended."""
     query = select(SessionRow).where(
@@ -138,6 +157,7 @@ async def details(
 
 def _hide(session: SessionRow, kernels: Iterable[KernelRow], show_agents: bool) -> None:
     """Take secrets, and for users the agents' names, out of rows that are only a copy by now."""
+    session.cluster_keys = None
     for kernel in kernels:
         environ = hide_secrets(kernel.spec.get("environ", {}))
         kernel.spec = {**kernel.spec, "environ": environ}

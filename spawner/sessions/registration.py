@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from sqlalchemy import func, select
 
 from spawner.agent.protocol import PROTOCOL_VERSION, Heartbeat, Hello, ImageReport, ProtocolError
-from spawner.sessions import image_rows, ledger, retries, runs, steps
+from spawner.sessions import degraded, image_rows, ledger, retries, runs, steps
 from spawner.sessions.losses import REQUEUE, Rules, lease_of, rule_for
 from spawner.sessions.states import FINAL, HOLDS, Status, Target
 from spawner.sessions.tables import (
@@ -80,6 +80,7 @@ async def register(change: Change, hello: Hello, *, joins: bool = False) -> None
     row.architecture, row.engine = architecture(hello.architecture), hello.engine
     row.version, row.address = hello.version[:32], hello.address[:255]
     row.max_containers = hello.max_containers
+    row.features = dict(hello.features)
     await _images(change, row, hello.images)
     await db.flush()
     await ledger.register(db, hello.agent_id, hello.devices)
@@ -102,6 +103,10 @@ async def heartbeat(change: Change, agent_id: str, beat: Heartbeat) -> None:
     if beat.images is not None:
         await _images(change, row, beat.images)
         change.schedule = True
+    if beat.features is not None:
+        row.features = dict(beat.features)
+        change.schedule = True
+        change.agents.add(agent_id)
     if beat.devices is not None and await ledger.register(change.db, agent_id, beat.devices):
         change.schedule = True
 
@@ -121,6 +126,8 @@ async def lose(change: Change, agent_id: str, not_seen_since: dt.datetime) -> bo
     for session in await sessions_on(change, agent_id):
         ending = session.status == Status.TERMINATING
         what = "waiting for its node to end it; " if ending else ""
+        if await _degraded(change, session):
+            continue
         session.status_info = f"{what}unreachable since {since}: its node does not answer"
         change.note(session, session.status_info)
     change.schedule = True
@@ -142,6 +149,9 @@ async def give_up(change: Change, agent_id: str, silent: float, rules: Mapping[s
                 continue  # its node might still run it, and would not end it by itself
             if await _elsewhere(change, session, agent_id, cause):
                 continue
+        loaded = await steps.load(change.db, session.id)
+        if loaded is not None and await degraded.let_go(change, *loaded, agent_id, cause):
+            continue
         steps.ask_to_end(session, steps.AGENT_TERMINATED, cause)
         if session.type == "batch" and session.result == "undefined":
             session.result = "failure"
@@ -192,8 +202,19 @@ async def sessions_on(change: Change, agent_id: str) -> list[SessionRow]:
     return list(await change.db.scalars(query))
 
 
+async def _degraded(change: Change, session: SessionRow) -> bool:
+    """Whether a cluster goes on without those of its containers that are out of reach."""
+    if session.cluster_size > 1:
+        await steps.advance(change, session.id)
+    return session.status == Status.RUNNING_DEGRADED
+
+
 async def _reachable_again(change: Change, row: AgentRow) -> None:
+    row.status = ALIVE
     for session in await sessions_on(change, row.id):
+        was = session.status
+        if await _degraded(change, session) or session.status != was:
+            continue
         session.status_info = "its node answers again"
         change.note(session, session.status_info)
 

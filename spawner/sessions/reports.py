@@ -26,6 +26,8 @@ STATUSES = frozenset(
 )
 RETRIABLE = frozenset({"create-failed", "removed"})
 """Failures before RUNNING that another try, perhaps elsewhere, may not meet again."""
+NOT_AGAIN = (*FINAL, Status.RUNNING_DEGRADED)
+"""Statuses of a session whose kernel that was told to end does not go back to the queue."""
 LOG_TAIL = 16_384
 """Characters of the log that are kept of a kernel that ended."""
 TEXT = 1_000

@@ -26,7 +26,7 @@ from spawner.scheduler.model import (
 )
 from spawner.scheduler.plan import plan
 from spawner.scheduler.policies import BUILT_IN, Policies, PolicyError
-from spawner.sessions import ledger, steps
+from spawner.sessions import clusters, ledger, steps
 from spawner.sessions.failpoints import reach
 from spawner.sessions.metrics import Metrics
 from spawner.sessions.registration import ALIVE
@@ -203,6 +203,7 @@ async def _place(change: Change, placement: Placement) -> bool:
         kernel.epoch += 1
         kernel.agent_id = each.agent_id
         await change.move_kernel(session, kernel, Status.SCHEDULED, "a node was chosen")
+    clusters.connect(session, rows)
     over = ("scheduler", "retry")
     session.status_data = {k: v for k, v in session.status_data.items() if k not in over}
     await change.move_session(session, Status.SCHEDULED, "resources were found", reason="scheduled")

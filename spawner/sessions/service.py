@@ -81,13 +81,15 @@ class SessionService:
 
         async def insert(change: Change) -> None:
             await self._folders.still_there(change.db, mounts)
+            session, kernels = creation.rows(owner, new, draft, mounts, request_id, change.now)
             if new.type != SYSTEM:
-                await creation.check_counts(change.db, owner, facts.policy, draft.slots)
-            session, kernel = creation.rows(owner, new, draft, mounts, request_id, change.now)
-            session.id = kernel.session_id = session_id
+                await creation.check_counts(change.db, owner, facts.policy, session.requested_slots)
+            session.id = session_id
             change.db.add(session)
             await change.db.flush()
-            change.db.add(kernel)
+            for kernel in kernels:
+                kernel.session_id = session_id
+            change.db.add_all(kernels)
             change.enter_session(session, "submitted")
             await change.db.flush()
 
@@ -243,11 +245,18 @@ class SessionService:
         return await self._store.read(work)
 
     async def logs(
-        self, principal: Principal, ref: str, tail: int = 1000, attempt: int | None = None
+        self,
+        principal: Principal,
+        ref: str,
+        tail: int = 1000,
+        *,
+        attempt: int | None = None,
+        kernel: str | None = None,
     ) -> str:
-        """The last ``tail`` lines of the main kernel's output; after its end, what was kept of it.
+        """The last ``tail`` lines of a kernel's output; after its end, what was kept of it.
 
-        ``attempt`` names one of several runs. Raises ``NotFound`` when there was no such run.
+        ``kernel`` is an id or a host name (``sub1``) in the session; None means the main one. ``attempt`` names
+        one of several runs. Raises ``NotFound`` when there is no such kernel or run.
         """
         require(principal, Scope.SESSIONS_READ)
         if not 1 <= tail <= MAX_TAIL:
@@ -255,21 +264,18 @@ class SessionService:
 
         async def work(db: AsyncSession) -> tuple[KernelRow, bool, str | None]:
             row = await queries.resolve(db, principal, ref, Scope.SESSIONS_READ)
-            query = select(KernelRow).where(
-                KernelRow.session_id == row.id, KernelRow.cluster_role == "main"
-            )
-            kernel = (await db.scalars(query)).one()
-            ended = Status(kernel.status) in FINAL or kernel.agent_id is None
+            chosen = await queries.kernel_of(db, row, kernel)
+            ended = Status(chosen.status) in FINAL or chosen.agent_id is None
             present = not ended and attempt in (None, retries.attempt_of(row))
-            return kernel, present, await runs.output(db, kernel.id, attempt)
+            return chosen, present, await runs.output(db, chosen.id, attempt)
 
-        kernel, present, kept = await self._store.read(work)
+        found, present, kept = await self._store.read(work)
         if not present:
             if kept is None and attempt is not None:
                 raise NotFound("attempt", f"session {ref[:80]!r} has no attempt {attempt}")
-            return "\n".join((kept or kernel.last_log).splitlines()[-tail:])
+            return "\n".join((kept or found.last_log).splitlines()[-tail:])
         answer = await self._agents.call(
-            kernel.agent_id, "logs", {"kernel_id": str(kernel.id), "tail": tail}
+            found.agent_id, "logs", {"kernel_id": str(found.id), "tail": tail}
         )
         return answer if isinstance(answer, str) else ""
 

@@ -32,6 +32,7 @@ from spawner.sessions.losses import Rules, read_rules
 from spawner.sessions.registration import ALIVE, REMOVED
 from spawner.sessions.runtimes import RunTimes, read_run_times
 from spawner.sessions.states import FINAL, HOLDS, Status, Target
+from spawner.sessions.swarms import networks_of
 from spawner.sessions.tables import (
     AgentDeviceRow,
     AgentRow,
@@ -139,9 +140,9 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
         .group_by(KernelRow.agent_id)
     )
     containers = {agent: int(count) for agent, count in counts}
-    rows = await db.scalars(
-        select(AgentRow).where(AgentRow.status != REMOVED).order_by(AgentRow.id)
-    )
+    present = select(AgentRow).where(AgentRow.status != REMOVED).order_by(AgentRow.id)
+    rows = list(await db.scalars(present))
+    networks = networks_of(rows)
     return tuple(
         Agent(
             row.id,
@@ -153,6 +154,7 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
             schedulable=row.schedulable,
             alive=row.status == ALIVE,
             images=frozenset(row.images),
+            networks=networks.get(row.id, frozenset()),
         )
         for row in rows
     )

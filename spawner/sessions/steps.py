@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from spawner.sessions import retries, runtimes
+from spawner.sessions import degraded, retries, runtimes
 from spawner.sessions.holdings import CLAIM
 from spawner.sessions.states import FINAL, TRANSITIONS, Status, Target
 from spawner.sessions.tables import KernelRow, SessionRow
@@ -107,7 +107,7 @@ async def preempt(change: Change, session_id: uuid.UUID, for_session_id: str, ac
     if session.status == Status.PREEMPTED or CLAIM in session.status_data:
         return False
     session.status_data = {**session.status_data, CLAIM: for_session_id}
-    if action == "terminate":
+    if action == "terminate" or session.status == Status.RUNNING_DEGRADED:
         cause = "ended to make room for a session of higher priority"
         if await retries.try_again(change, session, kernels, retries.PREEMPTED, cause):
             await step(change, session, kernels)
@@ -171,6 +171,8 @@ async def _drain(
 async def _towards_running(
     change: Change, session: SessionRow, kernels: Sequence[KernelRow]
 ) -> None:
+    if await degraded.follow(change, session, kernels):
+        return
     statuses = [Status(kernel.status) for kernel in kernels]
     failed = [kernel for kernel in kernels if kernel.status == Status.ERROR]
     ended = [kernel for kernel in kernels if Status(kernel.status) in FINAL]
@@ -229,7 +231,8 @@ async def _end_unasked(
     session.status_data = {k: v for k, v in session.status_data.items() if k != "retry"}
     ask_to_end(session, SELF_TERMINATED, ended.status_info)
     if session.type == "batch" and session.result == "undefined":
-        session.result = "success" if ended.exit_code == 0 else "failure"
+        done = ended.exit_code == 0 and ended is kernels[0]
+        session.result = "success" if done else "failure"
         if session.result == "success" and session.started_at is not None:
             seconds = (change.now - session.started_at).total_seconds()
             await runtimes.learn(change.db, session.owner_id, session.image, seconds)

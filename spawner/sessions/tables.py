@@ -120,11 +120,23 @@ class AgentRow(Base):
     """Where the proxy reaches this agent's sessions (a host name or address)."""
     max_containers: Mapped[int | None]
     images: Mapped[list[Any]]
+    features: Mapped[JsonDict | None]
+    """What its engine can do besides (``Hello.features``)."""
     first_contact: Mapped[dt.datetime]
     last_seen: Mapped[dt.datetime]
     lost_at: Mapped[dt.datetime | None]
     drain: Mapped[JsonDict | None]
     """While it is being emptied: ``{"since", "deadline"}`` (ISO 8601; no deadline: null)."""
+
+
+class DeploymentRow(Base):
+    """This deployment: one row, whose id is on what agents make beyond their own node."""
+
+    __tablename__ = "deployment"
+
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    id: Mapped[uuid.UUID]
+    created_at: Mapped[dt.datetime]
 
 
 class AgentTokenRow(Base):
@@ -206,6 +218,8 @@ class SessionRow(Base):
     type: Mapped[str] = mapped_column(String(16))
     cluster_mode: Mapped[str] = mapped_column(String(16), default="single-node")
     cluster_size: Mapped[int] = mapped_column(default=1)
+    cluster_keys: Mapped[JsonDict | None]
+    """Keys with which its containers reach each other (``spawner.sessions.clusters``); secret."""
     priority: Mapped[int] = mapped_column(default=10)
     image: Mapped[str] = mapped_column(String(255))
     architecture: Mapped[str] = mapped_column(String(16))

@@ -43,6 +43,8 @@ class Change:
     """Agents whose wanted set changed."""
     schedule: bool = False
     """Whether the scheduler should look."""
+    networks: bool = False
+    """Whether networks between agents may have changed, which concerns all of them."""
 
     async def move_session(
         self,
@@ -73,6 +75,7 @@ class Change:
             session.started_at = session.ends_at = None
         elif to in FINAL:
             session.terminated_at = self.now
+            session.cluster_keys = None
         if to is Status.PENDING or to in FINAL:
             self.schedule = True
         self._write("session", str(session.id), session.id, old, to, cause, data)
@@ -109,6 +112,8 @@ class Change:
         where = {"agent": kernel.agent_id, "epoch": kernel.epoch} if kernel.agent_id else {}
         if kernel.agent_id is not None and to not in FOLLOWED:
             self.agents.add(kernel.agent_id)
+        if session.cluster_size > 1 and (old in HOLDS) != (to in HOLDS):
+            self.networks = True
         if old in HOLDS and to not in HOLDS:
             await ledger.free(self.db, kernel.id, self.now)
             self.schedule = True

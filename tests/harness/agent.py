@@ -115,6 +115,7 @@ class FakeAgent:
     max_containers: int | None = None
     protocol: int = PROTOCOL_VERSION
     address: str = "127.0.0.1"
+    features: Mapping[str, Any] = field(default_factory=dict)
 
     kernels: dict[tuple[str, int], FakeKernel] = field(default_factory=dict)
     """What "runs" here, by kernel id and epoch."""
@@ -164,6 +165,7 @@ class FakeAgent:
             devices=self.devices(),
             images=tuple(ImageReport(i, "x86_64", None, 1, LABELS) for i in self.images),
             max_containers=self.max_containers,
+            features=dict(self.features),
         )
 
     def devices(self) -> tuple[DeviceReport, ...]:

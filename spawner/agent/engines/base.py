@@ -207,13 +207,15 @@ class Engine(abc.ABC):
         """What this engine can do besides running kernels, for ``Hello.features``."""
         return {}
 
-    async def keep_networks(self, networks: tuple[Network, ...]) -> None:
+    async def keep_networks(self, networks: tuple[Network, ...], deployment: str) -> bool:
         """Make these networks of sessions; remove others of ours that no kernel uses any more.
 
-        Harmless when repeated. Raises ``EngineError``.
+        Networks beyond this node belong to ``deployment``. Harmless when repeated; False: something is
+        left to do, so look again soon. Raises ``EngineError``.
         """
         if networks:
             raise self._cannot("connect the containers of a session")
+        return True
 
     async def execute(
         self,

@@ -118,7 +118,7 @@ async def test_limits_of_the_policy(plane: Rig) -> None:
     await plane.policy(max_pending_sessions=None, max_containers_per_session=4)
     with pytest.raises(InvalidParameters, match=r"Input validation error") as refused:
         await plane.create(ada, cluster_size=2)
-    assert "one container" in refused.value.fields["clusterSize"]
+    assert "cannot connect containers" in refused.value.fields["clusterSize"]
 
 
 async def test_quotas_hold_sessions_in_the_queue(plane: Rig) -> None:

@@ -28,7 +28,9 @@ from spawner.agent.engines.base import (
     Identity,
     Limits,
 )
+from spawner.agent.engines.docker import clusters
 from spawner.agent.engines.docker.calls import Calls, Conflict, Missing
+from spawner.agent.engines.docker.config_files import ConfigFiles
 from spawner.agent.engines.docker.images import Images
 from spawner.agent.engines.docker.manifest import (
     HOME,
@@ -42,8 +44,9 @@ from spawner.agent.engines.docker.manifest import (
     read_state,
 )
 from spawner.agent.engines.docker.networks import ensure_network
+from spawner.agent.engines.docker.session_networks import SessionNetworks
 from spawner.agent.logs import pack
-from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec
+from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec, Network
 from spawner.agent.substitution import Substitution
 
 
@@ -58,6 +61,8 @@ class DockerEngine(Engine):
     def __init__(self) -> None:
         self._calls = Calls()
         self._images = Images(self._calls)
+        self._networks = SessionNetworks(self._calls)
+        self._files = ConfigFiles(Path(), 0, 0)
         self._gateway = ""
         self._home = ""
         self._publish_host = "127.0.0.1"
@@ -68,14 +73,17 @@ class DockerEngine(Engine):
         """Connect, make the network, check that it isolates."""
         folder = str(Path(str(config.get("state_dir") or "")).resolve())
         self._home = hashlib.sha256(folder.encode()).hexdigest()[:16]
+        self._networks.home = self._home
         self._publish_host = str(config.get("publish_host") or "127.0.0.1")
         root = os.geteuid() == 0
         uid = config.get("uid") or (1000 if root else os.geteuid())
         gid = config.get("gid") or (1000 if root else os.getegid())
         self._user = f"{uid}:{gid}"
+        self._files = ConfigFiles(Path(folder) / "config", int(uid), int(gid))
         self._read_only_root = bool(config.get("read_only_root", True))
         await self._calls.open()
         self._gateway = await self._calls.run(ensure_network, self._calls.client)
+        self._files.sweep([state.identity for state in await self.list()])
 
     async def close(self) -> None:
         """Close connections; containers go on."""
@@ -113,6 +121,14 @@ class DockerEngine(Engine):
         port = spec.ports[0].container_port if spec.ports else 0
         tokens = Substitution("0.0.0.0", port, HOME, self._gateway)  # noqa: S104 - inside the container
         identity = Identity(spec.kernel_id, spec.session_id, spec.epoch)
+        mounts += self._files.write(identity, spec.files)
+        arguments = [tokens.text(item) for item in command]
+        network = None if spec.cluster is None else spec.cluster.network
+        if network is not None:
+            arguments = clusters.beginning(spec, arguments)
+            mounts += clusters.ssh_settings(mounts)
+            if network.driver == "bridge":
+                await self._networks.ensure(network, "")
         host_config = client.api.create_host_config(
             **host_options(
                 spec,
@@ -125,7 +141,7 @@ class DockerEngine(Engine):
         call = functools.partial(
             client.api.create_container,
             image=spec.image,
-            command=[tokens.text(item) for item in command] or None,
+            command=arguments or None,
             name=container_name(identity),
             hostname=spec.hostname,
             user=self._user,
@@ -138,6 +154,7 @@ class DockerEngine(Engine):
             labels={**labels_of(spec, identity), f"{LABEL}.home": self._home},
             ports=[port.container_port for port in spec.ports],
             host_config=host_config,
+            networking_config=clusters.endpoint(spec),
         )
         try:
             answer = await self._calls.run(call)
@@ -158,6 +175,9 @@ class DockerEngine(Engine):
         try:
             await self._calls.run(client.api.start, container_name(identity))
         except Missing as error:
+            if "network" in str(error):
+                told = "the network between the session's containers is not there yet"
+                raise EngineError(told, retriable=True) from error
             raise EngineError("the container is gone before it was started") from error
         state = await self.inspect(identity)
         if state is None:
@@ -180,6 +200,7 @@ class DockerEngine(Engine):
                 client.api.remove_container, container_name(identity), v=True, force=True
             )
             await self._calls.run(call)
+        self._files.remove(identity)
 
     async def list(self) -> tuple[EngineState, ...]:
         """All containers with our labels, in any phase."""
@@ -264,6 +285,14 @@ class DockerEngine(Engine):
                 yield EngineEvent(identity_of(labels), what)
         finally:
             stream.close()
+
+    async def features(self) -> Mapping[str, Any]:
+        """Clusters, and this node's place in a swarm."""
+        return await self._networks.features()
+
+    async def keep_networks(self, networks: tuple[Network, ...], deployment: str) -> bool:
+        """Bridges of this agent's sessions, overlays of the deployment's."""
+        return await self._networks.keep(networks, deployment)
 
     def _ours(self) -> tuple[str, ...]:
         """Labels that all containers of this agent carry, and no others."""

@@ -54,6 +54,8 @@ def host_options(
         "devices": [f"{node}:{node}:rw" for node in limits.devices],
         "network_mode": NETWORK,
     }
+    if spec.cluster is not None and spec.cluster.network is not None:
+        options["network_mode"] = spec.cluster.network.name
     if limits.memory_bytes is not None:
         options |= {"mem_limit": limits.memory_bytes, "memswap_limit": limits.memory_bytes}
     if limits.cpu_quota is not None:
@@ -82,7 +84,7 @@ def read_state(facts: Mapping[str, Any], publish_host: str) -> EngineState:
         native_id=facts["Id"],
         endpoints=tuple(endpoints),
         shares=tuple(Share(*item) for item in json.loads(labels[f"{LABEL}.shares"])),
-        started_at=_timestamp(state["StartedAt"]),
+        started_at=timestamp(state["StartedAt"]),
         exit_code=state["ExitCode"] if phase == "exited" else None,
         oom_killed=bool(state.get("OOMKilled")),
     )
@@ -121,7 +123,7 @@ def identity_of(labels: Mapping[str, str]) -> Identity:
     )
 
 
-def _timestamp(text: str) -> float | None:
+def timestamp(text: str) -> float | None:
     """Seconds since the epoch of Docker's RFC 3339 time with nanoseconds; None for its year 1."""
     if text.startswith("0001-"):
         return None

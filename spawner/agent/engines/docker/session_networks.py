@@ -1,0 +1,104 @@
+"""Networks between the containers of one session: a bridge on this node, or an overlay of its swarm.
+
+A bridge carries the agent's own mark, an overlay that of the deployment: every agent that controls the
+swarm may have made it, and any of them removes it. What carries neither is not ours.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from spawner.agent.engines.base import EngineError
+from spawner.agent.engines.docker.calls import Calls, Conflict, Missing
+from spawner.agent.engines.docker.manifest import LABEL, timestamp
+from spawner.agent.protocol import Network
+
+KIND = "session"
+GRACE = 30.0
+"""Seconds for which an overlay that this agent was not told of yet is left alone: another just made it."""
+
+
+class SessionNetworks:
+    """Networks of sessions as one agent sees them; ``home`` is its mark."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self.home = ""
+
+    async def features(self) -> dict[str, Any]:
+        """What this node can connect: its own containers, and those of its swarm."""
+        client = self._calls.client
+        swarm = (await self._calls.run(client.info)).get("Swarm") or {}
+        if swarm.get("LocalNodeState") != "active":
+            return {"clusters": True}
+        managers = [str(each["NodeID"]) for each in swarm.get("RemoteManagers") or ()]
+        return {
+            "clusters": True,
+            "swarm": {
+                "node": str(swarm["NodeID"]),
+                "control": bool(swarm.get("ControlAvailable")),
+                "managers": sorted(managers),
+            },
+        }
+
+    async def ensure(self, network: Network, deployment: str) -> None:
+        """Make ``network`` unless it is there. Raises ``EngineError``."""
+        client = self._calls.client
+        labels = {f"{LABEL}.network": KIND, f"{LABEL}.session": network.session_id}
+        if network.driver == "overlay":
+            labels[f"{LABEL}.deployment"] = deployment
+        else:
+            labels[f"{LABEL}.home"] = self.home
+        make = functools.partial(
+            client.api.create_network,
+            network.name,
+            driver=network.driver,
+            check_duplicate=True,
+            attachable=network.driver == "overlay" or None,
+            labels=labels,
+        )
+        try:
+            await self._calls.run(make)
+        except Conflict:
+            return  # it is there, or another agent was faster
+
+    async def keep(self, networks: tuple[Network, ...], deployment: str) -> bool:
+        """Make ``networks``, remove others of ours; False when something is left to remove."""
+        present = {str(each["Name"]): each for each in await self._ours(deployment)}
+        for network in networks:
+            if network.name not in present:
+                await self.ensure(network, deployment)
+        done = True
+        for name in present.keys() - {network.name for network in networks}:
+            done = await self._remove(present[name]) and done
+        return done
+
+    async def _ours(self, deployment: str) -> list[Mapping[str, Any]]:
+        client = self._calls.client
+        call = functools.partial(
+            client.api.networks, filters={"label": [f"{LABEL}.network={KIND}"]}
+        )
+        return [each for each in await self._calls.run(call) if self._is_ours(each, deployment)]
+
+    def _is_ours(self, facts: Mapping[str, Any], deployment: str) -> bool:
+        labels = facts.get("Labels") or {}
+        if facts.get("Driver") == "overlay":
+            return bool(deployment) and labels.get(f"{LABEL}.deployment") == deployment
+        return labels.get(f"{LABEL}.home") == self.home
+
+    async def _remove(self, facts: Mapping[str, Any]) -> bool:
+        """Whether the network is gone; one in use stays until its containers are removed."""
+        if facts.get("Driver") == "overlay":
+            made = timestamp(str(facts["Created"]))
+            if made is not None and dt.datetime.now(dt.UTC).timestamp() - made < GRACE:
+                return False
+        try:
+            await self._calls.run(self._calls.client.api.remove_network, facts["Id"])
+        except Missing:
+            return True
+        except EngineError:
+            return False
+        return True

@@ -1,0 +1,26 @@
+"""What sessions of several containers need.
+
+Revision ID: 0005
+Revises: 0002
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0002"
+
+WHEN = sa.DateTime(timezone=True)
+
+
+def upgrade() -> None:
+    """Add what agents can do, the keys of clusters, and the deployment's own id."""
+    op.add_column("agents", sa.Column("features", sa.JSON(), nullable=True))
+    op.add_column("sessions", sa.Column("cluster_keys", sa.JSON(), nullable=True))
+    op.create_table(
+        "deployment",
+        sa.Column("name", sa.String(16), nullable=False),
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("created_at", WHEN, nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_deployment"),
+    )

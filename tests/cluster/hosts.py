@@ -1,0 +1,201 @@
+"""Hosts as network namespaces: one switch between them, an engine in each, all gone in the end.
+
+The switch is a bridge in a namespace of its own, so that no firewall rule of this machine concerns it. This
+machine is on it too, with ``gateway`` as its address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import docker
+
+from tests.integration.docker_engine import unavailable
+
+NEEDED = ("dockerd", "ip", "iptables", "nsenter", "unshare")
+PATIENCE = 60.0
+
+
+def sh(*words: str, check: bool = True) -> str:
+    """Run a command; its output."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert not check or done.returncode == 0, f"{' '.join(words)}: {done.stderr}{done.stdout}"
+    return done.stdout
+
+
+def cgroup_mounts() -> list[str]:
+    """Commands that mount this machine's cgroup hierarchies again, below a fresh ``/sys``."""
+    commands: list[str] = []
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, folder, kind, options, *_ = line.split()
+        if kind == "cgroup":
+            known = {"rw", "ro", "relatime", "nosuid", "nodev", "noexec"}
+            wanted = ",".join(o for o in options.split(",") if o not in known)
+            commands.append(f"mkdir -p {folder} && mount -t cgroup -o {wanted} cgroup {folder}")
+        elif kind == "cgroup2":
+            commands.append(f"mkdir -p {folder} && mount -t cgroup2 cgroup2 {folder}")
+    return commands
+
+
+class Host:
+    """One namespace with an engine."""
+
+    def __init__(self, name: str, folder: Path, address: str) -> None:
+        self.name, self.folder, self.address = name, folder, address
+        self.space = f"{folder.parent.name}-{name}"
+        self.socket = f"unix://{folder}/docker.sock"
+        self._engine: subprocess.Popen[bytes] | None = None
+
+    @property
+    def client(self) -> docker.DockerClient:
+        """A client of its engine; close it."""
+        return docker.DockerClient(base_url=self.socket, timeout=60)
+
+    def inside(self, *words: str) -> list[str]:
+        """A command line that runs in the namespace."""
+        return ["nsenter", f"--net=/run/netns/{self.space}", *words]
+
+    def plug_in(self, link: str, switch: str) -> None:
+        """Make the namespace and its link to the switch."""
+        sh("ip", "netns", "add", self.space)
+        sh("ip", "link", "add", link, "netns", switch, "type", "veth",
+           "peer", "name", "uplink", "netns", self.space)  # fmt: skip
+        sh("ip", "-n", switch, "link", "set", link, "master", "switch", "up")
+        sh("ip", "-n", self.space, "link", "set", "lo", "up")
+        sh("ip", "-n", self.space, "addr", "add", f"{self.address}/24", "dev", "uplink")
+        self.cable(connected=True)
+
+    def cable(self, *, connected: bool) -> None:
+        """Pull its cable, or put it back."""
+        sh("ip", "-n", self.space, "link", "set", "uplink", "up" if connected else "down")
+
+    def start_engine(self) -> None:
+        """Begin; ``await_engine`` waits until it answers."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mounts = ["mount --make-rprivate /", "mount -t sysfs sysfs /sys",
+                  "mount -t tmpfs tmpfs /sys/fs/cgroup", *cgroup_mounts()]  # fmt: skip
+        place = self.folder
+        engine = (
+            f"exec dockerd --data-root {place}/data --exec-root {place}/run --pidfile {place}/pid"
+            f" -H {self.socket} --cgroup-parent /{self.space} --storage-driver overlay2"
+        )
+        script = " && ".join([*mounts, engine])
+        (place / "pid").unlink(missing_ok=True)
+        with (place / "dockerd.log").open("ab") as log:
+            self._engine = subprocess.Popen(
+                self.inside("unshare", "-m", "sh", "-c", script),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def await_engine(self) -> None:
+        """Until the engine answers."""
+        deadline = time.monotonic() + PATIENCE
+        while sh("docker", "-H", self.socket, "version", "-f", "x", check=False).strip() != "x":
+            ended = self._engine is None or self._engine.poll() is not None
+            if ended or time.monotonic() > deadline:
+                log = (self.folder / "dockerd.log").read_text()[-3000:]
+                raise AssertionError(f"the engine of {self.name} does not start:\n{log}")
+            time.sleep(0.1)
+
+    def remove(self) -> None:
+        """End everything of the host; nothing of it stays."""
+        if self._engine is not None and self._engine.poll() is None:
+            ids = sh("docker", "-H", self.socket, "ps", "-aq", check=False).split()
+            if ids:
+                sh("docker", "-H", self.socket, "rm", "-f", *ids, check=False)
+            self._engine.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._engine.wait(20)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for pid in sh("ip", "netns", "pids", self.space, check=False).split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), number)
+        if self._engine is not None:
+            self._engine.kill()
+            self._engine.wait(20)
+        sh("ip", "netns", "del", self.space, check=False)
+        for folder in Path("/sys/fs/cgroup").glob(f"*/{self.space}"):
+            for below in sorted(folder.rglob("*/"), key=lambda p: -len(p.parts)):
+                with contextlib.suppress(OSError):
+                    below.rmdir()
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+class Hosts:
+    """Some hosts on one switch."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.switch = folder, f"{folder.name}-sw"
+        self.net = f"10.213.{os.getpid() % 250}"
+        self.gateway = f"{self.net}.254"
+        self.all = tuple(
+            Host(f"h{n}", folder / f"h{n}", f"{self.net}.{n}") for n in range(1, count + 1)
+        )
+
+    def start(self, images: Sequence[str]) -> None:
+        """Namespaces, engines, a swarm whose only manager is the first host, and images."""
+        sh("ip", "netns", "add", self.switch)
+        sh("ip", "-n", self.switch, "link", "add", "switch", "type", "bridge")
+        sh("ip", "-n", self.switch, "link", "set", "switch", "up")
+        outside = self.folder.name[:12]
+        sh("ip", "link", "add", outside, "type", "veth", "peer", "name", "outside",
+           "netns", self.switch)  # fmt: skip
+        sh("ip", "-n", self.switch, "link", "set", "outside", "master", "switch", "up")
+        sh("ip", "addr", "add", f"{self.gateway}/24", "dev", outside)
+        sh("ip", "link", "set", outside, "up")
+        for host in self.all:
+            host.plug_in(f"to-{host.name}", self.switch)
+            host.start_engine()
+        for host in self.all:
+            host.await_engine()
+        self._load(images)
+        first, *others = self.all
+        sh("docker", "-H", first.socket, "swarm", "init", "--advertise-addr", first.address)
+        token = sh("docker", "-H", first.socket, "swarm", "join-token", "-q", "worker").strip()
+        for host in others:
+            sh("docker", "-H", host.socket, "swarm", "join", "--advertise-addr", host.address,
+               "--token", token, f"{first.address}:2377")  # fmt: skip
+
+    def _load(self, images: Sequence[str]) -> None:
+        archive = self.folder / "images.tar"
+        sh("docker", "save", "-o", str(archive), *images)
+        loads = [
+            subprocess.Popen(["docker", "-H", h.socket, "load", "-q", "-i", str(archive)],
+                             stdout=subprocess.DEVNULL)
+            for h in self.all
+        ]  # fmt: skip
+        assert [load.wait(120) for load in loads] == [0] * len(loads)
+        archive.unlink()
+
+    def remove(self) -> None:
+        """Everything."""
+        for host in self.all:
+            host.remove()
+        sh("ip", "netns", "del", self.switch, check=False)
+        sh("ip", "link", "del", self.folder.name[:12], check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running_hosts(images: Sequence[str], count: int = 3) -> Iterator[Hosts]:
+    """Hosts inside the block."""
+    missing = [name for name in NEEDED if shutil.which(name) is None]
+    if missing or os.geteuid() != 0:
+        unavailable(f"several hosts need root and {', '.join(missing) or 'nothing else'}")
+    hosts = Hosts(Path(tempfile.mkdtemp(prefix="pjc", dir="/tmp")), count)
+    try:
+        hosts.start(images)
+        yield hosts
+    finally:
+        hosts.remove()
