@@ -26,8 +26,6 @@ STATUSES = frozenset(
 )
 RETRIABLE = frozenset({"create-failed", "removed"})
 """Failures before RUNNING that another try, perhaps elsewhere, may not meet again."""
-NOT_AGAIN = (*FINAL, Status.RUNNING_DEGRADED)
-"""Statuses of a session whose kernel that was told to end does not go back to the queue."""
 LOG_TAIL = 16_384
 """Characters of the log that are kept of a kernel that ended."""
 TEXT = 1_000
@@ -178,7 +176,8 @@ async def _ended_as_told(
 ) -> None:
     """A kernel that was told to end is gone: it waits again, unless its work was done before."""
     done = cause == retries.SUCCESS and kernel.cluster_role == "main"
-    if session.target != "RUNNING" or Status(session.status) in FINAL:
+    given_up = session.cluster_size > 1 and session.status == Status.RUNNING_DEGRADED
+    if session.target != "RUNNING" or given_up or Status(session.status) in FINAL:
         await change.move_kernel(session, kernel, Status.TERMINATED, kernel.status_info)
     elif done:
         await change.move_kernel(session, kernel, Status.TERMINATED, why, reason="task-finished")

@@ -339,11 +339,11 @@ async def test_logs_of_each_container(plane: Rig) -> None:
     sessions, ref = plane.plane.sessions, str(found.session.id)
     sub = found.kernels[1]
     for name in ("sub1", str(sub.id)):
-        assert str(sub.id) in await sessions.logs(ada, ref, 1, name)
+        assert str(sub.id) in await sessions.logs(ada, ref, 1, kernel=name)
     for main in (None, ref, "main1"):
         assert str(found.main.id) in await sessions.logs(ada, ref, 1, main)
     with pytest.raises(NotFound, match="no container 'sub7'"):
-        await sessions.logs(ada, ref, 1, "sub7")
+        await sessions.logs(ada, ref, 1, kernel="sub7")
 
 
 async def test_a_server_of_the_hub_may_be_a_cluster(plane: Rig) -> None:

@@ -1,14 +1,14 @@
 """What sessions of several containers need.
 
-Revision ID: 0005
-Revises: 0002
+Revision ID: 0006
+Revises: 0005
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005"
-down_revision = "0002"
+revision = "0006"
+down_revision = "0005"
 
 WHEN = sa.DateTime(timezone=True)
 
