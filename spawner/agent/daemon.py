@@ -163,6 +163,7 @@ class AgentDaemon:
             devices=devices,
             images=images,
             max_containers=self._config.max_containers,
+            slots=self._accelerators.slots(),
             features=self._features,
         )
 
@@ -176,7 +177,8 @@ class AgentDaemon:
         devices = None if offered[0] == self._offered[0] else offered[0]
         images = None if offered[1] == self._offered[1] else offered[1]
         self._offered = offered
-        return Heartbeat(images=images, devices=devices)
+        slots = () if devices is None else self._accelerators.slots()
+        return Heartbeat(images=images, devices=devices, slots=slots)
 
     async def _follow_events(self) -> None:
         """Turn the engine's hints into looks; open the stream again when it ends."""

@@ -116,9 +116,21 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
         AgentDeviceRow.capacity,
         AgentDeviceRow.used,
         AgentDeviceRow.numa_node,
+        AgentDeviceRow.attributes,
     )
-    for agent, slot, device, capacity, used, numa in await db.execute(select(*columns)):
-        devices[agent].append(Device(slot, device, capacity, capacity - used, numa))
+    for agent, slot, device, capacity, used, numa, facts in await db.execute(select(*columns)):
+        # What is reserved is no part of the capacity that agents report, so nothing is taken off here.
+        devices[agent].append(
+            Device(
+                slot,
+                device,
+                capacity,
+                capacity - used,
+                numa,
+                links=frozenset(facts.get("links", ())),
+                masked=bool(facts.get("masked", False)),
+            )
+        )
     counts = await db.execute(
         select(KernelRow.agent_id, func.count())
         .where(KernelRow.status.in_(LIVE))
