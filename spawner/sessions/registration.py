@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from sqlalchemy import func, select
 
 from spawner.agent.protocol import PROTOCOL_VERSION, Heartbeat, Hello, ImageReport, ProtocolError
-from spawner.sessions import image_rows, ledger, steps
+from spawner.sessions import image_rows, ledger, slotkinds, steps
 from spawner.sessions.states import FINAL, HOLDS, Status
 from spawner.sessions.tables import (
     AgentRow,
@@ -81,6 +81,7 @@ async def register(change: Change, hello: Hello, *, joins: bool = False) -> None
     row.max_containers = hello.max_containers
     await _images(change, row, hello.images)
     await db.flush()
+    await slotkinds.record(db, hello.slots)
     await ledger.register(db, hello.agent_id, hello.devices)
     change.schedule = True
     change.agents.add(hello.agent_id)
@@ -100,6 +101,7 @@ async def heartbeat(change: Change, agent_id: str, beat: Heartbeat) -> None:
     if beat.images is not None:
         await _images(change, row, beat.images)
         change.schedule = True
+    await slotkinds.record(change.db, beat.slots)
     if beat.devices is not None and await ledger.register(change.db, agent_id, beat.devices):
         change.schedule = True
 

@@ -25,6 +25,7 @@ from spawner.scheduler.model import (
     Snapshot,
 )
 from spawner.scheduler.policies import BUILT_IN, Policies
+from spawner.sessions import slotkinds
 from spawner.sessions.groups import read_options
 from spawner.sessions.holdings import read_running
 from spawner.sessions.registration import ALIVE, REMOVED
@@ -81,6 +82,7 @@ async def read_snapshot(
 
     Raises ``PolicyError`` (an ``OptionsError``) when a resource group's options cannot be used.
     """
+    await slotkinds.refresh(db)
     groups = await read_groups(db, policies)
     run_times = await read_run_times(db)
     pending, waiting = await _pending(db, groups, run_times)
