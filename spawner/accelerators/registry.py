@@ -53,6 +53,11 @@ class Accelerators:
             [_load(point, settings.get(name, {})) for name, point in sorted(installed.items())]
         )
 
+    @property
+    def plugins(self) -> tuple[AcceleratorPlugin, ...]:
+        """All of them, by name."""
+        return self._plugins
+
     async def devices(self) -> tuple[DeviceReport, ...]:
         """Devices of all plug-ins. Raises ``PluginError`` when two offer the same slot.
 
