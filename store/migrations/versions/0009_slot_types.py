@@ -1,14 +1,14 @@
 """What agents say of their slots.
 
 Revision ID: 0009
-Revises: 0002
+Revises: 0004
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0009"
-down_revision = "0002"
+down_revision = "0004"
 
 
 def upgrade() -> None:
