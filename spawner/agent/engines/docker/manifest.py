@@ -10,6 +10,7 @@ from typing import Any
 from docker.types import DeviceRequest, Ulimit
 from docker.types import Mount as DockerMount
 
+from spawner.accelerators.specification import HostMount
 from spawner.agent.engines.base import BoundMount, Endpoint, EngineState, Identity, Limits
 from spawner.agent.protocol import KernelSpec, Share
 from spawner.agent.substitution import Substitution
@@ -33,6 +34,7 @@ def host_options(
     read_only_root: bool,
 ) -> dict[str, Any]:
     """Everything that confines the container."""
+    every: tuple[BoundMount | HostMount, ...] = (*mounts, *limits.driver_mounts)
     options: dict[str, Any] = {
         "mounts": [
             DockerMount(
@@ -42,7 +44,7 @@ def host_options(
                 read_only=mount.read_only,
                 propagation="rprivate",
             )
-            for mount in (*mounts, *limits.driver_mounts)
+            for mount in every
         ],
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
