@@ -9,7 +9,6 @@ from hub.api import views
 from hub.api.endpoints import Access, endpoint
 from hub.api.handler import ApiHandler
 from hub.api.parameters import param
-from spawner.scheduler.slots import SlotType, kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +82,7 @@ class SlotDetails(ApiHandler):
     @endpoint("Names, units and number formats of slots", access=Access.PUBLIC)
     async def get(self) -> None:
         """For user interfaces."""
-        answer = {}
-        for slot in await self.services.control.offers.slot_types():
-            kind = kind_of(slot)
-            binary = kind.type is SlotType.BYTES
-            answer[slot] = {
-                "slot_name": slot,
-                "description": kind.human_name,
-                "human_readable_name": kind.human_name,
-                "display_unit": "GiB" if binary else kind.unit,
-                "number_format": {"binary": binary, "round_length": 2 if binary else 0},
-                "display_icon": slot.partition(".")[0],
-            }
-        self.answer(answer)
+        self.answer(await self.services.control.offers.slot_details())
 
 
 class ScalingGroups(ApiHandler):

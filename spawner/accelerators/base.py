@@ -1,28 +1,25 @@
-"""The interface of an accelerator plug-in (entry points ``perijove.accelerators``), runtime-neutral."""
+"""The interface of an accelerator plug-in (entry points ``perijove.accelerators``), runtime-neutral.
+
+``spawner.accelerators.conformance`` has its tests; docs/accelerators.md shows how to write one.
+"""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spawner.agent.protocol import DeviceReport, Share
+from spawner.accelerators.measures import Measure
+from spawner.accelerators.specification import DeviceSpec
+from spawner.agent.protocol import DeviceReport, Share, SlotMetadata
 
-
-@dataclass(frozen=True, slots=True)
-class DeviceSpec:
-    """What a kernel that holds some shares gets: limits, device nodes and environment."""
-
-    cpu_quota: float | None = None
-    cpuset: str | None = None
-    memory_bytes: int | None = None
-    devices: tuple[str, ...] = ()
-    environ: Mapping[str, str] = field(default_factory=dict)
+log = logging.getLogger(__name__)
 
 
 class AcceleratorPlugin(abc.ABC):
-    """One family of devices."""
+    """One family of devices. Hardware that is not there is no error and not worth a word."""
 
     name: str
 
@@ -31,12 +28,69 @@ class AcceleratorPlugin(abc.ABC):
         """Take settings (reserved amounts, device masks); raises ``ValueError`` with a sentence."""
 
     @abc.abstractmethod
+    def slots(self) -> Sequence[SlotMetadata]:
+        """How people read the slots; at least of all slots that ``devices`` last offered."""
+
+    @abc.abstractmethod
     async def devices(self) -> Sequence[DeviceReport]:
-        """Devices present now, with the slots they offer; empty when this host has none."""
+        """Devices present now, with the slots they offer; empty when this host has none.
+
+        Ids stay the same across restarts of the agent and of the host. Masked devices are reported
+        with a capacity of 0.
+        """
 
     @abc.abstractmethod
     def device_spec(self, shares: Sequence[Share]) -> DeviceSpec:
-        """What a kernel holding ``shares`` (of this plug-in's slots only) gets."""
+        """What a kernel holding ``shares`` (of this plug-in's slots only) gets.
+
+        Raises ``ValueError`` for a device that is not there or a combination that cannot work.
+        """
+
+    def hidden_spec(self) -> DeviceSpec:
+        """What a kernel gets that holds nothing of this plug-in, on a node that has its devices."""
+        return DeviceSpec()
+
+    async def measure(self) -> Sequence[Measure]:
+        """Readings of the devices now; quantities that cannot be read are left out."""
+        return ()
+
+
+@dataclass(slots=True)
+class Mask:
+    """Which devices an agent may give out, by id or any other name they go by."""
+
+    include: frozenset[str] | None = None
+    """None: all."""
+    exclude: frozenset[str] = frozenset()
+    _warned: set[str] = field(default_factory=set)
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> Mask:
+        """The settings ``include`` and ``exclude``. Raises ``ValueError``."""
+        include = _names("include", config["include"]) if "include" in config else None
+        exclude = _names("exclude", config.get("exclude", ()))
+        both = exclude & (include or frozenset())
+        if both:
+            raise ValueError(f"include and exclude both name {', '.join(sorted(both))}")
+        return cls(include, exclude)
+
+    def hides(self, names: Iterable[str]) -> bool:
+        """Whether the device that goes by ``names`` is not to be given out."""
+        known = set(names)
+        return bool(known & self.exclude) or (self.include is not None and not known & self.include)
+
+    def check(self, plugin: str, names: Iterable[str]) -> None:
+        """Say once of each entry that it names none of the devices, which go by ``names``."""
+        for entry in sorted(((self.include or frozenset()) | self.exclude) - set(names)):
+            if entry not in self._warned:
+                self._warned.add(entry)
+                log.warning("accelerator plug-in %s: no device is called %r", plugin, entry)
+
+
+def _names(setting: str, value: Any) -> frozenset[str]:
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str | int) for v in value):
+        raise ValueError(f"{setting} is {value!r}: give a list of device ids")
+    return frozenset(str(entry) for entry in value)
 
 
 def only_settings(config: Mapping[str, Any], *allowed: str) -> None:
@@ -44,3 +98,15 @@ def only_settings(config: Mapping[str, Any], *allowed: str) -> None:
     for key in config:
         if key not in allowed:
             raise ValueError(f"{key!r} is not a setting; there are {', '.join(allowed)}")
+
+
+def whole_devices(slot: str, human_name: str, unit: str, icon: str) -> SlotMetadata:
+    """Metadata of a slot that counts whole devices."""
+    return SlotMetadata(
+        name=slot,
+        human_name=human_name,
+        description=f"{human_name}, whole devices",
+        unit=unit,
+        display_unit=unit,
+        icon=icon,
+    )

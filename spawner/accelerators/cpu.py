@@ -9,9 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spawner.accelerators.base import AcceleratorPlugin, DeviceSpec, only_settings
-from spawner.agent.protocol import DeviceReport, Share
-from spawner.scheduler.slots import MICRO, parse_amount
+import psutil
+
+from spawner.accelerators.base import AcceleratorPlugin, only_settings
+from spawner.accelerators.measures import Measure, MeasureKind, Reading
+from spawner.accelerators.specification import DeviceSpec
+from spawner.accelerators.sysfs import ROOT, Sysfs, entries, text
+from spawner.agent.protocol import DeviceReport, Share, SlotMetadata
+from spawner.scheduler.slots import MICRO, kind_of, parse_amount
 
 
 class CpuPlugin(AcceleratorPlugin):
@@ -22,10 +27,12 @@ class CpuPlugin(AcceleratorPlugin):
     def __init__(self) -> None:
         self._reserved = 0
         self._total = len(os.sched_getaffinity(0)) * MICRO
+        self._sysfs = Sysfs()
 
     def configure(self, config: Mapping[str, Any]) -> None:
-        """``reserved``: CPUs kept for the node itself; ``total``: CPUs to count with."""
-        only_settings(config, "reserved", "total")
+        """``reserved``: CPUs kept for the node itself; ``total``: CPUs to count with; ``root`` of ``sys``."""
+        only_settings(config, "reserved", "total", "root")
+        self._sysfs = Sysfs(Path(str(config.get("root", ROOT))))
         if "total" in config:
             self._total = parse_amount("cpu", config["total"])
         if "reserved" in config:
@@ -33,9 +40,33 @@ class CpuPlugin(AcceleratorPlugin):
         if self._reserved >= self._total:
             raise ValueError(f"reserved is {config.get('reserved')!r}: nothing would be left")
 
+    def slots(self) -> Sequence[SlotMetadata]:
+        """Tenths of a CPU."""
+        return [
+            SlotMetadata(
+                name="cpu",
+                human_name="CPU",
+                description="CPU time",
+                unit="CPU",
+                display_unit="Core",
+                icon="cpu",
+                quantum=kind_of("cpu").quantum,
+                round_length=1,
+            )
+        ]
+
     async def devices(self) -> Sequence[DeviceReport]:
-        """One device, ``cpu``."""
-        return [DeviceReport("cpu", "cpu", self._total - self._reserved, model=_model())]
+        """One device, ``cpu``; ``attributes`` say which CPUs are on which NUMA node."""
+        return [
+            DeviceReport(
+                "cpu",
+                "cpu",
+                self._total - self._reserved,
+                model=_model(),
+                attributes={"numa": self._topology()},
+                reserved=self._reserved,
+            )
+        ]
 
     def device_spec(self, shares: Sequence[Share]) -> DeviceSpec:
         """A quota of CPU time, and the counts that numerical libraries read."""
@@ -45,6 +76,20 @@ class CpuPlugin(AcceleratorPlugin):
         environ = dict.fromkeys(names, threads)
         environ |= {"CPU_LIMIT": f"{amount / MICRO:g}", "CPU_GUARANTEE": f"{amount / MICRO:g}"}
         return DeviceSpec(cpu_quota=amount / MICRO, environ=environ)
+
+    async def measure(self) -> Sequence[Measure]:
+        """Time that all CPUs together were busy."""
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+        busy = sum(times) - idle - guests  # guests are counted as users too
+        reading = {"cpu": Reading(busy)}
+        return [Measure("cpu_used", MeasureKind.ACCUMULATION, "seconds", reading)]
+
+    def _topology(self) -> dict[str, str]:
+        nodes = entries(self._sysfs.sys / "devices/system/node", r"node(\d+)")
+        lists = {match.group(1): text(folder / "cpulist") for match, folder in nodes}
+        return {node: cpus for node, cpus in lists.items() if cpus}
 
 
 def _model() -> str:

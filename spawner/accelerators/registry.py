@@ -1,16 +1,29 @@
-"""Loading accelerator plug-ins and turning a kernel's shares into limits."""
+"""Loading accelerator plug-ins and turning a kernel's shares into limits.
+
+A plug-in may be foreign code: what it raises while it lists or measures is logged once, and the other
+plug-ins go on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from spawner.accelerators.base import AcceleratorPlugin
+from spawner.accelerators.measures import Measure
+from spawner.accelerators.specification import DeviceSpec
 from spawner.agent.engines.base import Limits
-from spawner.agent.protocol import DeviceReport, Share
+from spawner.agent.protocol import DeviceReport, Share, SlotMetadata
+from spawner.scheduler.slots import SlotType, kind_of
 
 GROUP = "perijove.accelerators"
+PATIENCE = 20.0
+"""Seconds that a plug-in may take to list its devices or to measure."""
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class PluginError(Exception):
@@ -22,7 +35,9 @@ class Accelerators:
 
     def __init__(self, plugins: Sequence[AcceleratorPlugin]) -> None:
         self._plugins = tuple(plugins)
+        self._listed: dict[str, tuple[DeviceReport, ...]] = {}
         self._owner_of_slot: dict[str, AcceleratorPlugin] = {}
+        self._complaints: dict[tuple[str, str], str] = {}
 
     @classmethod
     def load(cls, settings: Mapping[str, Mapping[str, Any]]) -> Accelerators:
@@ -38,42 +53,129 @@ class Accelerators:
             [_load(point, settings.get(name, {})) for name, point in sorted(installed.items())]
         )
 
+    @property
+    def plugins(self) -> tuple[AcceleratorPlugin, ...]:
+        """All of them, by name."""
+        return self._plugins
+
     async def devices(self) -> tuple[DeviceReport, ...]:
-        """Devices of all plug-ins. Raises ``PluginError`` when two offer the same slot."""
-        found: list[DeviceReport] = []
+        """Devices of all plug-ins. Raises ``PluginError`` when two offer the same slot.
+
+        A plug-in that fails is believed to have what it last had.
+        """
+        for plugin in self._plugins:
+            found = await self._try(plugin, "list its devices", plugin.devices)
+            if found is not None:
+                self._listed[plugin.name] = tuple(found)
         owners: dict[str, AcceleratorPlugin] = {}
         for plugin in self._plugins:
-            for device in await plugin.devices():
+            for device in self._listed.get(plugin.name, ()):
                 owner = owners.setdefault(device.slot, plugin)
                 if owner is not plugin:
                     raise PluginError(
                         f"plug-ins {owner.name!r} and {plugin.name!r} both offer the slot {device.slot}"
                     )
-                found.append(device)
         self._owner_of_slot = owners
-        return tuple(found)
+        return tuple(d for p in self._plugins for d in self._listed.get(p.name, ()))
+
+    def slots(self) -> tuple[SlotMetadata, ...]:
+        """Metadata of all slots that the devices last listed offer."""
+        described = {
+            slot.name: slot
+            for plugin in self._plugins
+            if self._listed.get(plugin.name)
+            for slot in plugin.slots()
+            if self._owner_of_slot.get(slot.name) is plugin
+        }
+        return tuple(described.get(name) or _nameless(name) for name in sorted(self._owner_of_slot))
+
+    async def measure(self) -> tuple[Measure, ...]:
+        """Readings of all devices that are there; a plug-in that fails is left out."""
+        present = [plugin for plugin in self._plugins if self._listed.get(plugin.name)]
+        found = await asyncio.gather(
+            *(self._try(plugin, "measure", plugin.measure) for plugin in present)
+        )
+        return tuple(measure for measures in found for measure in measures or ())
 
     def limits(self, shares: Iterable[Share], shm_bytes: int, pids: int) -> Limits:
-        """What a kernel with ``shares`` may use. Raises ``PluginError`` for a slot nobody offers."""
+        """What a kernel with ``shares`` may use. Raises ``PluginError`` with a sentence."""
         by_plugin: dict[str, list[Share]] = {}
         for share in shares:
             owner = self._owner_of_slot.get(share.slot)
             if owner is None:
                 raise PluginError(f"no plug-in of this agent offers the slot {share.slot}")
             by_plugin.setdefault(owner.name, []).append(share)
-        specs = [p.device_spec(by_plugin[p.name]) for p in self._plugins if p.name in by_plugin]
-        environ: dict[str, str] = {}
-        for spec in specs:
-            environ.update(spec.environ)
-        return Limits(
-            cpu_quota=next((s.cpu_quota for s in specs if s.cpu_quota is not None), None),
-            cpuset=next((s.cpuset for s in specs if s.cpuset is not None), None),
-            memory_bytes=next((s.memory_bytes for s in specs if s.memory_bytes is not None), None),
-            shm_bytes=shm_bytes,
-            pids=pids,
-            environ=environ,
-            devices=tuple(node for spec in specs for node in spec.devices),
-        )
+        specs = []
+        for plugin in self._plugins:
+            held = by_plugin.get(plugin.name)
+            try:
+                if held:
+                    specs.append(plugin.device_spec(held))
+                elif self._listed.get(plugin.name):
+                    specs.append(plugin.hidden_spec())
+            except ValueError as error:
+                raise PluginError(f"accelerator plug-in {plugin.name!r}: {error}") from error
+        return merged(specs, shm_bytes, pids)
+
+    async def _try(
+        self, plugin: AcceleratorPlugin, what: str, ask: Callable[[], Awaitable[T]]
+    ) -> T | None:
+        """What a plug-in answers, or None; a failure is told when it is a new one."""
+        key = (plugin.name, what)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                answer = await ask()
+        except Exception as error:
+            complaint = f"{type(error).__name__}: {error}"
+            if self._complaints.get(key) != complaint:
+                self._complaints[key] = complaint
+                log.warning("accelerator plug-in %r cannot %s", plugin.name, what, exc_info=error)
+            return None
+        self._complaints.pop(key, None)
+        return answer
+
+
+def merged(specs: Sequence[DeviceSpec], shm_bytes: int, pids: int) -> Limits:
+    """All that the plug-ins ask for, as one."""
+    environ: dict[str, str] = {}
+    host_environ: dict[str, str] = {}
+    enforced: dict[str, str] = {}
+    for spec in specs:
+        environ.update(spec.environ)
+        host_environ.update(spec.host_environ)
+        enforced.update(spec.enforced)
+    return Limits(
+        cpu_quota=next((s.cpu_quota for s in specs if s.cpu_quota is not None), None),
+        cpuset=next((s.cpuset for s in specs if s.cpuset is not None), None),
+        memory_bytes=next((s.memory_bytes for s in specs if s.memory_bytes is not None), None),
+        shm_bytes=shm_bytes,
+        pids=pids,
+        environ=environ,
+        enforced=enforced,
+        host_environ=host_environ,
+        devices=tuple(dict.fromkeys(node for spec in specs for node in spec.devices)),
+        requests=tuple(request for spec in specs for request in spec.requests),
+        driver_mounts=tuple(dict.fromkeys(mount for spec in specs for mount in spec.mounts)),
+        groups=tuple(sorted({group for spec in specs for group in spec.groups})),
+        cgroup_rules=tuple(dict.fromkeys(rule for spec in specs for rule in spec.cgroup_rules)),
+        locked_memory=any(spec.locked_memory for spec in specs),
+    )
+
+
+def _nameless(slot: str) -> SlotMetadata:
+    """What the name of a slot says, for a plug-in that says nothing of it."""
+    kind = kind_of(slot)
+    return SlotMetadata(
+        name=slot,
+        human_name=kind.human_name,
+        description=kind.human_name,
+        unit=kind.unit,
+        display_unit=kind.unit,
+        icon=slot.partition(".")[0],
+        type=kind.type.value,
+        quantum=kind.quantum,
+        binary=kind.type is SlotType.BYTES,
+    )
 
 
 def _load(point: EntryPoint, settings: Mapping[str, Any]) -> AcceleratorPlugin:

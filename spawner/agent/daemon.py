@@ -170,6 +170,7 @@ class AgentDaemon:
             devices=devices,
             images=images,
             max_containers=self._config.max_containers,
+            slots=self._accelerators.slots(),
             features=self._features,
         )
 
@@ -186,7 +187,8 @@ class AgentDaemon:
         devices = None if offered[0] == self._offered[0] else offered[0]
         images = None if offered[1] == self._offered[1] else offered[1]
         self._offered = offered
-        return Heartbeat(images=images, devices=devices, features=changed)
+        slots = () if devices is None else self._accelerators.slots()
+        return Heartbeat(images=images, devices=devices, features=changed, slots=slots)
 
     async def _features_now(self) -> Mapping[str, Any]:
         """What the engine can do now; what it could before, when it does not say."""

@@ -27,9 +27,36 @@ class DeviceReport(msgspec.Struct, frozen=True):
     slot: str
     device_id: str
     capacity: int
+    """What may be given out: nothing of a masked device, never what is reserved."""
     numa_node: int | None = None
     model: str = ""
     attributes: dict[str, Any] = msgspec.field(default_factory=dict)
+    links: tuple[str, ...] = ()
+    """Ids of devices of the same slot with a fast link to this one (NVLink and the like)."""
+    masked: bool = False
+    """Present, but not this agent's to give out."""
+    reserved: int = 0
+    """What is kept for the node itself, beside ``capacity``."""
+
+
+class SlotMetadata(msgspec.Struct, frozen=True):
+    """How people read a slot; for the manager, which may not know the plug-in that offers it."""
+
+    name: str
+    human_name: str
+    description: str
+    unit: str
+    """Singular unit for sentences: ``CPU``, ``GPU``."""
+    display_unit: str
+    icon: str
+    type: str = "count"
+    """``count``, ``bytes`` or ``unique`` (``spawner.scheduler.slots``)."""
+    quantum: int = 1_000_000
+    """Amounts are multiples of this many base units."""
+    binary: bool = False
+    """Whether user interfaces divide by powers of 1024."""
+    round_length: int = 0
+    """Decimals that user interfaces show."""
 
 
 class ImageReport(msgspec.Struct, frozen=True):
@@ -218,6 +245,8 @@ class Hello(Message, frozen=True, tag="hello"):
     features: dict[str, Any] = msgspec.field(default_factory=dict)
     """What this node can do besides (``AgentRow.features``): ``clusters`` whether it connects the containers
     of a session; ``swarm`` the node's place among Docker hosts: ``{"node", "control", "managers": [node]}``."""
+    slots: tuple[SlotMetadata, ...] = ()
+    """Of all slots that ``devices`` offer."""
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
@@ -272,11 +301,12 @@ class Measures(Message, frozen=True, tag="measures"):
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
-    """The agent lives; ``images``, ``devices`` and ``features`` only when they changed."""
+    """The agent lives; ``images``, ``devices`` (with ``slots``) and ``features`` only when they changed."""
 
     images: tuple[ImageReport, ...] | None = None
     devices: tuple[DeviceReport, ...] | None = None
     features: dict[str, Any] | None = None
+    slots: tuple[SlotMetadata, ...] = ()
 
 
 class Call(Message, frozen=True, tag="call"):

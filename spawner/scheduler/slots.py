@@ -51,11 +51,25 @@ _COUNT = re.compile(r"\s*(\d+)(?:\.(\d{1,6})0*)?\s*")
 _SUFFIX = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
 
 
+_LEARNED: dict[str, SlotKind] = {}
+
+
+def learn(kind: SlotKind) -> None:
+    """Read a foreign slot so from now on; what ``KINDS`` says stays."""
+    if kind.name not in KINDS:
+        _LEARNED[kind.name] = kind
+
+
 def kind_of(slot: str) -> SlotKind:
-    """The kind of ``slot``; an unknown accelerator slot counts whole devices."""
-    known = KINDS.get(slot)
+    """The kind of ``slot``: a known or learned one, else what its name says.
+
+    ``x.shares`` counts hundredths, ``x.device:<profile>-mig`` is unique, others count whole devices.
+    """
+    known = KINDS.get(slot) or _LEARNED.get(slot)
     if known is not None:
         return known
+    if slot.endswith("-mig"):
+        return SlotKind(slot, SlotType.UNIQUE, slot, slot)
     if slot.endswith(".shares"):
         return SlotKind(slot, SlotType.COUNT, slot, slot, MICRO // 100)
     return SlotKind(slot, SlotType.COUNT, slot, slot)

@@ -191,7 +191,7 @@ async def register(db: AsyncSession, agent_id: str, devices: Sequence[DeviceRepo
         changed = changed or row.reported != device.capacity
         row.reported, row.capacity = device.capacity, max(device.capacity, row.used)
         row.numa_node, row.model = device.numa_node, device.model[:128]
-        row.attributes = dict(device.attributes)
+        row.attributes = facts_of(device)
     for row in known.values():
         changed = changed or row.reported != 0
         if row.used == 0:
@@ -386,8 +386,20 @@ def _new_row(agent_id: str, device: DeviceReport, used: int = 0) -> AgentDeviceR
         used=used,
         numa_node=device.numa_node,
         model=device.model[:128],
-        attributes=dict(device.attributes),
+        attributes=facts_of(device),
     )
+
+
+def facts_of(device: DeviceReport) -> dict[str, Any]:
+    """What is kept of a device besides its amounts: its attributes, and what the scheduler must know."""
+    facts = dict(device.attributes)
+    if device.links:
+        facts["links"] = list(device.links)
+    if device.masked:
+        facts["masked"] = True
+    if device.reserved:
+        facts["reserved"] = device.reserved
+    return facts
 
 
 def _device(agent_id: str, slot: str, device_id: str) -> tuple[ColumnElement[bool], ...]:

@@ -248,6 +248,7 @@ def _agent_view(
                 "numa_node": device.numa_node,
                 "capacity": device.capacity,
                 "used": device.used,
+                "attributes": dict(device.attributes),
             }
             for device in devices
         ),

@@ -24,7 +24,7 @@ from spawner.scheduler.slots import (
     kind_of,
     parse_amount,
 )
-from spawner.sessions import creation
+from spawner.sessions import creation, slotkinds
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.facts import Facts, read_facts
 from spawner.sessions.image_rows import usable_by
@@ -268,7 +268,13 @@ class Offers:
         """Known slots with Backend.AI's type names (``count``, ``bytes``, ``unique-count``)."""
         query = select(AgentDeviceRow.slot).distinct()
         there = await self._store.read(lambda db: _scalars(db, query))
+        await self._store.read(slotkinds.refresh)
         return {slot: _TYPE_NAMES[kind_of(slot).type] for slot in sorted({*there, *KINDS})}
+
+    async def slot_details(self) -> dict[str, dict[str, Any]]:
+        """Known slots as Backend.AI's user interfaces want them: what agents say, else their names."""
+        told = await self._store.read(slotkinds.refresh)
+        return {slot: _slot_view(slot, told.get(slot, {})) for slot in await self.slot_types()}
 
 
 def amounts_text(slots: Mapping[str, int]) -> dict[str, str]:
@@ -402,6 +408,22 @@ def _request(
         submitted_at=0.0,
         kernels=(kernel,),
     )
+
+
+def _slot_view(slot: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    kind = kind_of(slot)
+    binary = kind.type is SlotType.BYTES
+    return {
+        "slot_name": slot,
+        "description": told.get("description") or kind.human_name,
+        "human_readable_name": kind.human_name,
+        "display_unit": told.get("display_unit") or ("GiB" if binary else kind.unit),
+        "number_format": {
+            "binary": binary,
+            "round_length": told.get("round_length", 2 if binary else 0),
+        },
+        "display_icon": told.get("icon") or slot.partition(".")[0],
+    }
 
 
 def _field(name: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from sqlalchemy import func, select
 
 from spawner.agent.protocol import PROTOCOL_VERSION, Heartbeat, Hello, ImageReport, ProtocolError
-from spawner.sessions import degraded, image_rows, ledger, retries, runs, steps
+from spawner.sessions import degraded, image_rows, ledger, retries, runs, slotkinds, steps
 from spawner.sessions.losses import REQUEUE, Rules, lease_of, rule_for
 from spawner.sessions.states import FINAL, HOLDS, Status, Target
 from spawner.sessions.tables import (
@@ -83,6 +83,7 @@ async def register(change: Change, hello: Hello, *, joins: bool = False) -> None
     row.features = dict(hello.features)
     await _images(change, row, hello.images)
     await db.flush()
+    await slotkinds.record(db, hello.slots)
     await ledger.register(db, hello.agent_id, hello.devices)
     change.schedule = True
     change.agents.add(hello.agent_id)
@@ -107,6 +108,7 @@ async def heartbeat(change: Change, agent_id: str, beat: Heartbeat) -> None:
         row.features = dict(beat.features)
         change.schedule = True
         change.agents.add(agent_id)
+    await slotkinds.record(change.db, beat.slots)
     if beat.devices is not None and await ledger.register(change.db, agent_id, beat.devices):
         change.schedule = True
 

@@ -184,7 +184,7 @@ class AgentView:
     capacity: Mapping[str, int]
     used: Mapping[str, int]
     devices: tuple[Mapping[str, Any], ...]
-    """``{"slot", "device_id", "model", "numa_node", "capacity", "used"}`` each."""
+    """``{"slot", "device_id", "model", "numa_node", "capacity", "used", "attributes"}`` each."""
     sessions: tuple[AgentSession, ...]
     images: tuple[str, ...] = ()
     drain: Mapping[str, Any] | None = None

@@ -25,7 +25,7 @@ from spawner.scheduler.model import (
     Snapshot,
 )
 from spawner.scheduler.policies import BUILT_IN, Policies
-from spawner.sessions import ledger
+from spawner.sessions import ledger, slotkinds
 from spawner.sessions.groups import read_options
 from spawner.sessions.holdings import read_running
 from spawner.sessions.losses import Rules, read_rules
@@ -86,6 +86,7 @@ async def read_snapshot(
 
     Raises ``PolicyError`` (an ``OptionsError``) when a resource group's options cannot be used.
     """
+    await slotkinds.refresh(db)
     groups = await read_groups(db, policies)
     run_times = await read_run_times(db)
     pending, waiting = await _pending(db, groups, run_times)
@@ -131,9 +132,21 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
         AgentDeviceRow.capacity,
         AgentDeviceRow.used,
         AgentDeviceRow.numa_node,
+        AgentDeviceRow.attributes,
     )
-    for agent, slot, device, capacity, used, numa in await db.execute(select(*columns)):
-        devices[agent].append(Device(slot, device, capacity, capacity - used, numa))
+    for agent, slot, device, capacity, used, numa, facts in await db.execute(select(*columns)):
+        # What is reserved is no part of the capacity that agents report, so nothing is taken off here.
+        devices[agent].append(
+            Device(
+                slot,
+                device,
+                capacity,
+                capacity - used,
+                numa,
+                links=frozenset(facts.get("links", ())),
+                masked=bool(facts.get("masked", False)),
+            )
+        )
     counts = await db.execute(
         select(KernelRow.agent_id, func.count())
         .where(KernelRow.status.in_(LIVE))

@@ -190,6 +190,15 @@ class AgentDeviceRow(Base):
     attributes: Mapped[JsonDict]
 
 
+class SlotTypeRow(Base):
+    """How people read a slot, as an agent last said it (``spawner.agent.protocol.SlotMetadata``)."""
+
+    __tablename__ = "slot_types"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    facts: Mapped[JsonDict]
+
+
 class SessionRow(Base):
     """What a user asked for. User actions change ``target`` only; the reconciler moves ``status``."""
 

@@ -51,6 +51,7 @@ LOOSE_ENDS = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X"
 TEXTS = {".py", ".ts", ".tsx", ".js", ".css", ".html", ".md", ".sh", ".cfg", ".toml", ".mako"}
 
 BOUNDARIES = {
+    "spawner/accelerators/registry.py",
     "spawner/agent/runner.py",
     "spawner/resuming.py",
     "spawner/sessions/control.py",
@@ -58,6 +59,7 @@ BOUNDARIES = {
 }
 """Files with a place where any error is caught and handed on or logged: ends of tasks and processes.
 
+``spawner/accelerators/registry.py``: a plug-in is foreign code; the others must go on without it.
 ``spawner/agent/runner.py``: engines and plug-ins of others may raise anything; the start has failed then.
 ``spawner/resuming.py``: the hub's proxy client may raise anything; the hub's next check adds the route.
 ``spawner/sessions/control.py``: the leader's loops are logged and started again whatever ends them.

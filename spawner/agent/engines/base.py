@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from spawner.accelerators.specification import DeviceNode, HostMount, RuntimeRequest
 from spawner.agent.logs import pack
 from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec, Network, Share
 
@@ -36,8 +37,18 @@ class Limits:
     shm_bytes: int = 64 * 1024 * 1024
     pids: int = 4096
     environ: Mapping[str, str] = field(default_factory=dict)
-    devices: tuple[str, ...] = ()
-    """Device nodes to pass through."""
+    """Defaults; what the session sets itself wins."""
+    enforced: Mapping[str, str] = field(default_factory=dict)
+    """Variables that win over the session's."""
+    host_environ: Mapping[str, str] = field(default_factory=dict)
+    """Beside ``environ``, of engines that hide no device of the node."""
+    devices: tuple[DeviceNode, ...] = ()
+    requests: tuple[RuntimeRequest, ...] = ()
+    driver_mounts: tuple[HostMount, ...] = ()
+    groups: tuple[int, ...] = ()
+    """Supplementary groups, that ``devices`` can be opened."""
+    cgroup_rules: tuple[str, ...] = ()
+    locked_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)

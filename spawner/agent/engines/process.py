@@ -141,7 +141,8 @@ class ProcessEngine(Engine):
         environ |= {"HOME": home, "SHELL": "/bin/bash"}
         environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_CONFIG_PATH": str(self._jupyter)}
         environ["JUPYTER_RUNTIME_DIR"] = str(_sockets(scratch.mark))
-        environ |= tokens.environ(limits.environ) | tokens.environ(spec.environ)
+        environ |= {**tokens.environ(limits.environ), **limits.host_environ}
+        environ |= {**tokens.environ(spec.environ), **limits.enforced}
         run = Run(
             kernel_id=spec.kernel_id,
             session_id=spec.session_id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import docker
 import pytest
 
+from spawner.accelerators.specification import DeviceNode, HostMount
 from spawner.agent.engines.base import BoundMount, Engine
 from spawner.agent.engines.docker import DockerEngine
 from spawner.agent.protocol import Port
@@ -42,6 +44,18 @@ print(json.dumps({
 """
 
 
+HARDWARE = """
+import json, os, resource
+print(json.dumps({
+    'device': open('/dev/acme0', 'rb').read(4) == bytes(4),
+    'groups': sorted(os.getgroups()),
+    'memlock': resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY,
+    'library': open('/opt/acme/lib').read(),
+    'environ': [os.environ[name] for name in ('GPU_TYPE', 'NVIDIA_VISIBLE_DEVICES')],
+}))
+"""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def docker_image() -> Iterator[str]:
     with running_engine():
@@ -60,6 +74,34 @@ class TestDockerEngine(EngineConformance):
     @pytest.fixture
     def image(self, docker_image: str) -> str:
         return docker_image
+
+    async def test_devices_reach_the_container(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...], tmp_path: Path
+    ) -> None:
+        (folder := tmp_path / "acme").mkdir()
+        (folder / "lib").write_text("driver")
+        lift = ("prlimit", "--memlock=unlimited:unlimited", "true")  # not everywhere root may
+        may_lock = subprocess.run(lift, stderr=subprocess.DEVNULL).returncode == 0  # noqa: ASYNC221
+        wishes = {"GPU_TYPE": "mine", "NVIDIA_VISIBLE_DEVICES": "all"}
+        state = await self.run(
+            engine,
+            self.spec(image, ("python3", "-c", HARDWARE), environ=wishes),
+            mounts,
+            devices=(DeviceNode("/dev/zero", "/dev/acme0", "r"),),
+            groups=(4242,),
+            locked_memory=may_lock,
+            driver_mounts=(HostMount(str(folder), "/opt/acme"),),
+            environ={"GPU_TYPE": "cuda"},
+            enforced={"NVIDIA_VISIBLE_DEVICES": "void"},
+        )
+        await self.ends(engine, state.identity)
+        assert json.loads(await engine.logs(state.identity, 1)) == {
+            "device": True,
+            "groups": [1000, 4242],
+            "memlock": may_lock,
+            "library": "driver",
+            "environ": ["mine", "void"],
+        }
 
     async def test_containers_are_confined(
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]

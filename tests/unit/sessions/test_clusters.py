@@ -341,7 +341,7 @@ async def test_logs_of_each_container(plane: Rig) -> None:
     for name in ("sub1", str(sub.id)):
         assert str(sub.id) in await sessions.logs(ada, ref, 1, kernel=name)
     for main in (None, ref, "main1"):
-        assert str(found.main.id) in await sessions.logs(ada, ref, 1, main)
+        assert str(found.main.id) in await sessions.logs(ada, ref, 1, kernel=main)
     with pytest.raises(NotFound, match="no container 'sub7'"):
         await sessions.logs(ada, ref, 1, kernel="sub7")
 

@@ -7,10 +7,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from docker.types import DeviceRequest, Ulimit
 from docker.types import Mount as DockerMount
 
+from spawner.accelerators.specification import HostMount
 from spawner.agent.engines.base import BoundMount, Endpoint, EngineState, Identity, Limits
 from spawner.agent.protocol import KernelSpec, Share
+from spawner.agent.substitution import Substitution
 
 NETWORK = "perijove"
 HOME = "/home/work"
@@ -31,6 +34,7 @@ def host_options(
     read_only_root: bool,
 ) -> dict[str, Any]:
     """Everything that confines the container."""
+    every: tuple[BoundMount | HostMount, ...] = (*mounts, *limits.driver_mounts)
     options: dict[str, Any] = {
         "mounts": [
             DockerMount(
@@ -40,7 +44,7 @@ def host_options(
                 read_only=mount.read_only,
                 propagation="rprivate",
             )
-            for mount in mounts
+            for mount in every
         ],
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
@@ -51,7 +55,7 @@ def host_options(
         "tmpfs": {"/tmp": "rw,nosuid,nodev,mode=1777", "/run": "rw,nosuid,nodev,mode=755"},  # noqa: S108
         "log_config": {"type": "json-file", "config": {"max-size": "10m", "max-file": "2"}},
         "port_bindings": {port.container_port: (publish_host, None) for port in spec.ports},
-        "devices": [f"{node}:{node}:rw" for node in limits.devices],
+        **hardware_options(limits),
         "network_mode": NETWORK,
     }
     if spec.cluster is not None and spec.cluster.network is not None:
@@ -63,6 +67,37 @@ def host_options(
     if limits.cpuset is not None:
         options["cpuset_cpus"] = limits.cpuset
     return options
+
+
+def hardware_options(limits: Limits) -> dict[str, Any]:
+    """Devices of the node, and what is needed to open and use them."""
+    options: dict[str, Any] = {
+        "devices": [f"{n.path}:{n.target or n.path}:{n.permissions}" for n in limits.devices],
+        "device_requests": [
+            DeviceRequest(
+                driver=request.driver,
+                device_ids=list(request.device_ids),
+                capabilities=[list(each) for each in request.capabilities],
+                options=dict(request.options),
+            )
+            for request in limits.requests
+        ],
+        "device_cgroup_rules": list(limits.cgroup_rules),
+        "group_add": [str(group) for group in limits.groups],
+    }
+    if limits.locked_memory:
+        options["ulimits"] = [Ulimit(name="memlock", soft=-1, hard=-1)]
+    return options
+
+
+def environment(limits: Limits, spec: KernelSpec, tokens: Substitution) -> dict[str, str]:
+    """Defaults, then what the session asks for, then what decides about devices."""
+    return {
+        "HOME": HOME,
+        **tokens.environ(limits.environ),
+        **tokens.environ(spec.environ),
+        **limits.enforced,
+    }
 
 
 def read_state(facts: Mapping[str, Any], publish_host: str) -> EngineState:

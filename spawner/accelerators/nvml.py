@@ -1,0 +1,234 @@
+"""What the NVIDIA driver says of its GPUs, through ``nvidia-ml-py``. All of it blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import pynvml as _library
+
+from spawner.accelerators.measures import Reading
+
+pynvml: Any = _library
+"""It has no types."""
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_SWITCH = 2
+"""What is at the other end of a link to an NVSwitch (``NVML_NVLINK_DEVICE_TYPE_SWITCH``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A MIG device: a part of a GPU that works like one."""
+
+    uuid: str
+    profile: str
+    """``1g.10gb``."""
+    memory_bytes: int
+    gpu_instance: int | None
+    compute_instance: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU."""
+
+    index: int
+    uuid: str
+    name: str
+    minor: int | None
+    address: str
+    """PCI address as the kernel writes it."""
+    memory_bytes: int
+    capability: str
+    partitioned: bool
+    """In MIG mode: it offers its instances and not itself."""
+    instances: tuple[Instance, ...] = ()
+    links: frozenset[str] = frozenset()
+    """UUIDs of GPUs that NVLink joins it to, directly or through a switch."""
+
+
+class Nvml:
+    """The library once it is loaded. A driver that is not there makes everything empty."""
+
+    def __init__(self, library: str = "") -> None:
+        self._library = library
+        self._ready = False
+        self._lost: set[int] = set()
+
+    def gpus(self) -> list[Gpu]:
+        """All GPUs that answer, in the driver's order."""
+        if not self._begin():
+            return []
+        try:
+            count = int(pynvml.nvmlDeviceGetCount())
+        except pynvml.NVMLError as error:
+            self._end(error)
+            return []
+        found, ends = [], []
+        for index in range(count):
+            try:
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                found.append(_gpu(index, handle))
+                ends.append(_ends(handle))
+                self._lost.discard(index)
+            except pynvml.NVMLError as error:
+                if index not in self._lost:
+                    self._lost.add(index)
+                    log.warning("NVIDIA GPU %d does not answer: %s", index, error)
+        return _joined(found, ends)
+
+    def readings(self, gpus: list[Gpu]) -> dict[str, dict[str, Reading]]:
+        """Quantity (``util``, ``mem``, ``power``, ``temperature``) to UUID to reading."""
+        found: dict[str, dict[str, Reading]] = {}
+        if not self._begin():
+            return found
+        for gpu in gpus:
+            handle = _ask(pynvml.nvmlDeviceGetHandleByUUID, gpu.uuid)
+            if handle is None:
+                continue
+            for name, reading in _of_gpu(handle):
+                for uuid in _whose(gpu, name):
+                    found.setdefault(name, {})[uuid] = reading
+            for instance in gpu.instances:
+                part = _ask(pynvml.nvmlDeviceGetHandleByUUID, instance.uuid)
+                memory = None if part is None else _ask(pynvml.nvmlDeviceGetMemoryInfo, part)
+                if memory is not None:
+                    found.setdefault("mem", {})[instance.uuid] = Reading(memory.used, memory.total)
+        return found
+
+    def _begin(self) -> bool:
+        """Load and start the library unless it is; False where there is none, or no driver."""
+        if self._ready:
+            return True
+        try:
+            if self._library:
+                # By its soname it is then found for nvidia-ml-py too, which has no setting for it.
+                ctypes.CDLL(self._library, mode=ctypes.RTLD_GLOBAL)
+            pynvml.nvmlInit()
+        except (pynvml.NVMLError, OSError) as error:
+            log.debug("no NVIDIA GPUs: %s", error)
+            return False
+        self._ready = True
+        return True
+
+    def _end(self, error: Exception) -> None:
+        """The driver went away or was replaced: begin again next time."""
+        log.warning("the NVIDIA driver does not answer: %s", error)
+        self._ready = False
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def kernel_address(bus_id: str) -> str:
+    """A PCI address as the kernel writes it: NVML's domain has eight digits."""
+    domain, _, rest = bus_id.lower().partition(":")
+    return f"{int(domain, 16):04x}:{rest}"
+
+
+def _ask(question: Callable[..., T], *arguments: Any) -> T | None:
+    """An answer, or None where this GPU or driver has none."""
+    try:
+        return question(*arguments)
+    except pynvml.NVMLError:
+        return None
+
+
+def _gpu(index: int, handle: Any) -> Gpu:
+    mode = _ask(pynvml.nvmlDeviceGetMigMode, handle)
+    partitioned = mode is not None and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+    capability = _ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+    return Gpu(
+        index=index,
+        uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
+        name=str(pynvml.nvmlDeviceGetName(handle)),
+        minor=_ask(pynvml.nvmlDeviceGetMinorNumber, handle),
+        address=kernel_address(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId)),
+        memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+        capability=".".join(str(part) for part in capability) if capability else "",
+        partitioned=partitioned,
+        instances=tuple(_instances(handle)) if partitioned else (),
+    )
+
+
+def _instances(handle: Any) -> Iterator[Instance]:
+    for place in range(_ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+        part = _ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, place)
+        if part is None:
+            continue  # numbers of instances have gaps
+        uuid, name = _ask(pynvml.nvmlDeviceGetUUID, part), _ask(pynvml.nvmlDeviceGetName, part)
+        facts = _ask(pynvml.nvmlDeviceGetAttributes_v2, part)
+        if uuid is None or facts is None:
+            continue
+        named = re.search(r"MIG (\S+)", str(name or ""))
+        gibibytes = max(1, round(facts.memorySizeMB / 1024))
+        profile = named.group(1) if named else f"{facts.gpuInstanceSliceCount}g.{gibibytes}gb"
+        yield Instance(
+            uuid=str(uuid),
+            profile=re.sub(r"[^a-z0-9.]+", ".", profile.lower()).strip("."),
+            memory_bytes=int(facts.memorySizeMB) * 1024 * 1024,
+            gpu_instance=_ask(pynvml.nvmlDeviceGetGpuInstanceId, part),
+            compute_instance=_ask(pynvml.nvmlDeviceGetComputeInstanceId, part),
+        )
+
+
+def _ends(handle: Any) -> set[str]:
+    """What is at the other ends of a GPU's active links: addresses of GPUs, or ``switch``."""
+    ends: set[str] = set()
+    for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
+        if _ask(pynvml.nvmlDeviceGetNvLinkState, handle, link) != 1:
+            continue
+        if _ask(pynvml.nvmlDeviceGetNvLinkRemoteDeviceType, handle, link) == _SWITCH:
+            ends.add("switch")
+            continue
+        remote = _ask(pynvml.nvmlDeviceGetNvLinkRemotePciInfo, handle, link)
+        if remote is not None and _text(remote.busId):
+            ends.add(kernel_address(_text(remote.busId)))
+    return ends
+
+
+def _joined(gpus: list[Gpu], ends: list[set[str]]) -> list[Gpu]:
+    """GPUs with their peers: those at the ends of their links, and all behind the same switches."""
+    switched = {gpu.uuid for gpu, own in zip(gpus, ends, strict=True) if "switch" in own}
+    joined = []
+    for gpu, own in zip(gpus, ends, strict=True):
+        peers = {other.uuid for other in gpus if other.address in own}
+        if gpu.uuid in switched:
+            peers |= switched
+        joined.append(replace(gpu, links=frozenset(peers - {gpu.uuid})))
+    return joined
+
+
+def _of_gpu(handle: Any) -> Iterator[tuple[str, Reading]]:
+    use = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    if use is not None:
+        yield "util", Reading(float(use.gpu), 100.0)
+    memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    if memory is not None:
+        yield "mem", Reading(float(memory.used), float(memory.total))
+    power = _ask(pynvml.nvmlDeviceGetPowerUsage, handle)
+    if power is not None:
+        limit = _ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+        yield "power", Reading(power / 1000, None if limit is None else limit / 1000)
+    heat = _ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
+    if heat is not None:
+        yield "temperature", Reading(float(heat))
+
+
+def _whose(gpu: Gpu, quantity: str) -> tuple[str, ...]:
+    """Devices that a reading of the whole GPU holds for; of instances only how hot it is."""
+    if not gpu.partitioned:
+        return (gpu.uuid,)
+    if quantity == "temperature":
+        return tuple(instance.uuid for instance in gpu.instances)
+    return ()
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

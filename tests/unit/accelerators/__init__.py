@@ -1,0 +1,1 @@
+"""Accelerator plug-ins against trees of files and a library that stand in for hardware."""

@@ -1,0 +1,185 @@
+"""NVIDIA GPUs as the driver's stand-in describes them, through the real ``nvidia-ml-py``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from spawner.accelerators.cuda import CudaPlugin
+from spawner.accelerators.measures import Measure
+from spawner.accelerators.registry import Accelerators, PluginError
+from spawner.agent.protocol import DeviceReport, Share
+from tests.unit.accelerators import driver, trees
+
+MIG = "cuda.device:1g.10gb-mig"
+INSTANCES = tuple(f"mig MIG-{n} NVIDIA_H100_80GB_HBM3_MIG_1g.10gb 9856 1" for n in ("a", "b"))
+
+
+@pytest.fixture(autouse=True)
+def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_NVML", "")
+
+
+def plugin(**config: object) -> CudaPlugin:
+    made = CudaPlugin()
+    made.configure({"library": driver.library(), **config})
+    return made
+
+
+def devices(made: CudaPlugin) -> Sequence[DeviceReport]:
+    async def ask() -> Sequence[DeviceReport]:
+        return await made.devices()
+
+    return asyncio.run(ask())
+
+
+def measures(made: CudaPlugin) -> dict[str, Measure]:
+    async def ask() -> Sequence[Measure]:
+        return await made.measure()
+
+    return {each.name: each for each in asyncio.run(ask())}
+
+
+def test_gpus_have_links_memory_and_a_numa_node(tmp_path: Path) -> None:
+    trees.Tree(tmp_path).pci("0000:1b:00.0", 0x10DE, 0x2330, 1)
+    peers = (f"link 0 {driver.bus(1)} 0", driver.gpu(1), f"link 0 {driver.bus(0)} 0", driver.gpu(2))
+    driver.describe(tmp_path, driver.gpu(0), *peers)
+    first, second, third = devices(plugin(root=str(tmp_path)))
+    assert (first.slot, first.device_id, first.numa_node) == ("cuda.device", "GPU-00000000", 1)
+    assert first.model == "NVIDIA H100 80GB HBM3"
+    assert first.attributes["memory"] == 80 * driver.GIB
+    assert (first.links, second.links) == (("GPU-00000001",), ("GPU-00000000",))
+    assert third.links == ()
+
+
+def test_gpus_behind_a_switch_are_all_linked(tmp_path: Path) -> None:
+    lines = [
+        line
+        for n in range(3)
+        for line in (driver.gpu(n), f"link 0 00000000:A0:00.0 {driver.SWITCH}")
+    ]
+    driver.describe(tmp_path, *lines)
+    assert [len(device.links) for device in devices(plugin())] == [2, 2, 2]
+
+
+def test_a_gpu_in_mig_mode_is_its_instances(tmp_path: Path) -> None:
+    driver.describe(tmp_path, driver.gpu(0, mig=1), *INSTANCES, driver.gpu(1))
+    made = plugin()
+    found = devices(made)
+    assert [(d.slot, d.device_id) for d in found] == [
+        (MIG, "MIG-a"), (MIG, "MIG-b"), ("cuda.device", "GPU-00000001"),
+    ]  # fmt: skip
+    assert {slot.name: slot.type for slot in made.slots()} == {
+        MIG: "unique",
+        "cuda.device": "count",
+    }
+    spec = made.device_spec([Share(MIG, "MIG-a", 10**6)])
+    assert spec.enforced["NVIDIA_VISIBLE_DEVICES"] == "MIG-a"
+    with pytest.raises(ValueError, match="GPUs and MIG instances at once"):
+        made.device_spec([Share(d.slot, d.device_id, 10**6) for d in found[1:]])
+    told = measures(made)
+    assert set(told["cuda_util"].devices) == {"GPU-00000001"}
+    assert told["cuda_mem"].devices["MIG-a"].value == 9856 * 2**20 / 2
+    assert told["cuda_temperature"].devices["MIG-b"].value == 61
+
+
+def test_measures_of_a_gpu(tmp_path: Path) -> None:
+    driver.describe(tmp_path, driver.gpu(0), driver.gpu(1, util=80))
+    made = plugin()
+    devices(made)
+    told = measures(made)
+    mean = told["cuda_util"].of_node()
+    watts = told["cuda_power"].of_node()
+    assert mean is not None
+    assert watts is not None
+    assert (mean.value, watts.value, watts.capacity) == (60, 700, 1400)
+
+
+def test_a_lost_gpu_does_not_hide_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.describe(tmp_path, driver.gpu(0), "lost", driver.gpu(1))
+    made = plugin()
+    assert [device.device_id for device in devices(made)] == ["GPU-00000001"]
+    devices(made)
+    assert len(caplog.records) == 1
+
+
+def test_shares_are_limited_by_mps(tmp_path: Path) -> None:
+    driver.describe(tmp_path, driver.gpu(0), driver.gpu(1))
+    made = plugin(mode="shares", reserved="0.1", mps="/run/mps")
+    first, _ = devices(made)
+    assert (first.slot, first.capacity, first.reserved) == ("cuda.shares", 900_000, 100_000)
+    spec = made.device_spec([Share("cuda.shares", first.device_id, 250_000)])
+    assert spec.enforced["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "25"
+    assert spec.enforced["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] == f"0={20 * 1024}M"
+    assert spec.mounts[0].source == "/run/mps"
+
+
+def test_three_ways_to_inject(tmp_path: Path) -> None:
+    driver.describe(tmp_path, driver.gpu(0))
+    tree = trees.Tree(tmp_path)
+    tree.node("dev/nvidia0", "dev/nvidiactl", "dev/nvidia-uvm", "dev/nvidia1")
+    held = [Share("cuda.device", "GPU-00000000", 10**6)]
+    specs = {}
+    for inject in ("request", "cdi", "nodes"):
+        made = plugin(inject=inject, root=str(tmp_path))
+        devices(made)
+        specs[inject] = made.device_spec(held)
+    assert specs["request"].requests[0].device_ids == ("GPU-00000000",)
+    assert specs["cdi"].requests[0].device_ids == ("nvidia.com/gpu=GPU-00000000",)
+    nodes = [node.path for node in specs["nodes"].devices]
+    assert nodes == ["/dev/nvidia0", "/dev/nvidia-uvm", "/dev/nvidiactl"]
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"mode": "half"}, "mode is 'half': one of device, shares"),
+        ({"reserved": "0.1"}, "need mode 'shares'"),
+        ({"mode": "shares", "reserved": "1"}, "nothing would be left"),
+        ({"driver_libraries": "/lib"}, "needs inject 'nodes'"),
+        ({"mode": "shares", "mps": "here"}, "mps is 'here': give an absolute path"),
+    ],
+)
+def test_wrong_settings_are_named(config: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        plugin(**config)
+
+
+async def test_a_kernel_without_gpus_sees_none(tmp_path: Path) -> None:
+    driver.describe(tmp_path, driver.gpu(0))
+    accelerators = Accelerators([plugin()])
+    await accelerators.devices()
+    assert accelerators.limits((), 0, 1).enforced == {"NVIDIA_VISIBLE_DEVICES": "void"}
+    with pytest.raises(PluginError, match=r"'cuda'.*not there any more"):
+        accelerators.limits([Share("cuda.device", "GPU-9", 10**6)], 0, 1)
+
+
+class Broken(CudaPlugin):
+    """Measures nothing, in its own way."""
+
+    name = "broken"
+
+    async def devices(self) -> Sequence[DeviceReport]:
+        return [DeviceReport("broken.device", "0", 10**6)]
+
+    async def measure(self) -> Sequence[Measure]:
+        raise RuntimeError("out of order")
+
+
+async def test_a_plugin_that_fails_does_not_disturb_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.describe(tmp_path, driver.gpu(0))
+    accelerators = Accelerators([Broken(), plugin()])
+    await accelerators.devices()
+    for _ in range(2):
+        assert {m.name for m in await accelerators.measure()} >= {"cuda_util", "cuda_mem"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "accelerator plug-in 'broken' cannot measure"
+    ]
+    assert [slot.name for slot in accelerators.slots()] == ["broken.device", "cuda.device"]
