@@ -217,6 +217,7 @@ async def _quotas(db: AsyncSession, whose: set[Payer]) -> tuple[Quota, ...]:
             KeyPairRow.access_key,
             KeyPairPolicyRow.total_resource_slots,
             KeyPairPolicyRow.max_concurrent_sessions,
+            KeyPairPolicyRow.max_containers_per_session,
         )
         .join(KeyPairPolicyRow, KeyPairPolicyRow.name == KeyPairRow.policy)
         .where(KeyPairRow.access_key.in_(keys))
@@ -248,12 +249,12 @@ async def _quotas(db: AsyncSession, whose: set[Payer]) -> tuple[Quota, ...]:
 async def _limited(
     db: AsyncSession, scope: str, column: InstrumentedAttribute[Any], rows: Iterable[Any]
 ) -> list[Quota]:
-    """Quotas of the scopes that have a limit: rows of id, amounts and number of sessions."""
-    limits = {key: (slots, most) for key, slots, most in rows if (slots, most) != (None, None)}
+    """Quotas of the scopes that have a limit: rows of id, amounts, number of sessions, containers per session."""
+    limits = {key: limit for key, *limit in rows if any(each is not None for each in limit)}
     held, counts = await held_by(db, column, sorted(limits))
     return [
-        Quota(scope, str(key), slots, held[key], most, counts[key])
-        for key, (slots, most) in limits.items()
+        Quota(scope, str(key), slots, held[key], most, counts[key], *containers)
+        for key, (slots, most, *containers) in limits.items()
     ]
 
 
