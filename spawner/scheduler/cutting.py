@@ -57,9 +57,7 @@ def homes(stock: Stock, wanted: Sequence[str]) -> list[int]:
 
 def _divisible(stock: Stock, slot: str) -> bool:
     peers = stock.get(slot, ())
-    return (
-        is_accelerator(slot) and len(peers) > 1 and any(d.capacity > d.quantum for d in peers)
-    )
+    return is_accelerator(slot) and len(peers) > 1 and any(d.capacity > d.quantum for d in peers)
 
 
 def cut(
@@ -141,7 +139,7 @@ class _Cutter:
                 free += sum(max(0, self._now(d)) // d.quantum for d in near if d.numa == home)
             return lack, free, home
 
-        found: list[int | None] = list(sorted(there, key=rank))
+        found: list[int | None] = sorted(there, key=rank)
         return found if rules.numa == "require" else [*found, None]
 
     def _now(self, device: DeviceStock) -> int:

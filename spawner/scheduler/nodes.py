@@ -358,7 +358,9 @@ class Node:
             placed.append(KernelPlacement(kernel.kernel_id, self.agent_id, tuple(shares)))
         return placed
 
-    def lay(self, claim: Claim, room: Mapping[DeviceStock, int], cuts: Sequence[Cut] | None) -> None:
+    def lay(
+        self, claim: Claim, room: Mapping[DeviceStock, int], cuts: Sequence[Cut] | None
+    ) -> None:
         """Lay ``claim``; with ``cuts`` it is to these devices, of which there will be ``room``."""
         self.version += 1
         self.claims.append(claim)

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from spawner.scheduler.model import PreemptionRules, RunningSession, SessionRequest
-from spawner.scheduler.nodes import Node
 from spawner.scheduler.cutting import cut
 from spawner.scheduler.devices import DeviceStock
+from spawner.scheduler.model import PreemptionRules, RunningSession, SessionRequest
+from spawner.scheduler.nodes import Node
 from spawner.scheduler.reserve import Seat, aim
 from spawner.scheduler.shapes import Shape
 
@@ -79,9 +79,7 @@ class Preemptor:
         self._taken.update(each.session_id for each in best[2])
         return best[1], tuple(best[2])
 
-    def _on(
-        self, node: Node, session: SessionRequest, shape: Shape
-    ) -> list[RunningSession] | None:
+    def _on(self, node: Node, session: SessionRequest, shape: Shape) -> list[RunningSession] | None:
         """The victims that ``session`` needs on ``node``, or None when they would not do."""
         here = self._here.get(node.agent_id, [])
         back = [

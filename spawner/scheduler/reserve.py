@@ -7,7 +7,6 @@ what is known to end, minus what earlier reservations take. What has no known en
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -21,7 +21,6 @@ from spawner.scheduler.model import (
     Snapshot,
 )
 from spawner.scheduler.replay import FOREVER, Cluster, Party, amounts
-from spawner.scheduler.slots import kind_of
 
 OWN_LIMITS = frozenset(
     {"quota", "concurrency", "not-before", "resource-group", "dependency", "containers"}

@@ -116,9 +116,12 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
         AgentDeviceRow.capacity,
         AgentDeviceRow.used,
         AgentDeviceRow.numa_node,
+        AgentDeviceRow.attributes,
     )
-    for agent, slot, device, capacity, used, numa in await db.execute(select(*columns)):
-        devices[agent].append(Device(slot, device, capacity, capacity - used, numa))
+    for agent, *row, told in await db.execute(select(*columns)):
+        slot, device, capacity, used, numa = row
+        made = Device(slot, device, capacity, capacity - used, numa)
+        devices[agent].append(_told(made, told) if told else made)
     counts = await db.execute(
         select(KernelRow.agent_id, func.count())
         .where(KernelRow.status.in_(LIVE))
@@ -139,6 +142,24 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
             images=frozenset(row.images),
         )
         for row in rows
+    )
+
+
+def _told(device: Device, attributes: Mapping[str, Any]) -> Device:
+    """``device`` with what its agent says beyond amounts; what cannot be understood is left out."""
+
+    def number(name: str) -> int:
+        value = attributes.get(name)
+        plain = isinstance(value, int) and not isinstance(value, bool)
+        return value if plain and value > 0 else 0  # type: ignore[operator, return-value]  # an int
+
+    links = attributes.get("links")
+    return replace(
+        device,
+        links=frozenset(map(str, links)) if isinstance(links, list) else frozenset(),
+        reserved=number("reserved"),
+        masked=attributes.get("masked") is True,
+        quantum=number("quantum") or None,
     )
 
 
