@@ -139,7 +139,7 @@ class _Cutter:
                 free += sum(max(0, self._now(d)) // d.quantum for d in near if d.numa == home)
             return lack, free, home
 
-        found: list[int | None] = sorted(there, key=rank)
+        found: list[int | None] = [*sorted(there, key=rank)]
         return found if rules.numa == "require" else [*found, None]
 
     def _now(self, device: DeviceStock) -> int:

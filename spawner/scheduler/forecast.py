@@ -70,10 +70,9 @@ class Forecast:
                     self._change(device, part, max(at, now), FOREVER)
         for claim in node.claims:
             begin = max(claim.starts_at, now)
-            parts = claim.cut
-            if parts is None:
+            parts = claim.cut or []
+            if claim.cut is None:
                 room = self._within(begin, claim.ends_at)
-                parts = []
                 for slot, amount in claim.need:
                     peers = by_slot.get(slot, [])
                     most = min(amount, sum(max(0, room[d]) for d in peers))

@@ -61,7 +61,7 @@ def can_cut(
         for s, _ in want
         for d in cluster.places(agent_id, s)
     } - {None}
-    choices: list[int | None] = sorted(h for h in homes if h is not None) or [None]
+    choices: list[int | None] = [*sorted(h for h in homes if h is not None)] or [None]
     if rules.numa != "require":
         choices = [None]
     slots = sorted({s for want in wants for s, _ in want})

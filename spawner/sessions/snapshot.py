@@ -118,8 +118,7 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
         AgentDeviceRow.numa_node,
         AgentDeviceRow.attributes,
     )
-    for agent, *row, told in await db.execute(select(*columns)):
-        slot, device, capacity, used, numa = row
+    for agent, slot, device, capacity, used, numa, told in await db.execute(select(*columns)):
         made = Device(slot, device, capacity, capacity - used, numa)
         devices[agent].append(_told(made, told) if told else made)
     counts = await db.execute(
