@@ -17,7 +17,7 @@ FRESH = 64
 
 
 class Bunch:
-    """Nodes of the same architecture and networks with the same slots in all."""
+    """Nodes of the same architecture and networks, with the same slots in devices that serve the same requests."""
 
     __slots__ = ("closed", "lost", "nodes", "number", "present")
 
@@ -47,7 +47,8 @@ class Census:
         kinds: dict[object, list[Node]] = {}
         for node in nodes:
             agent = node.agent
-            key = (agent.architecture, agent.networks, tuple(sorted(node.capacity.items())))
+            total = tuple(sorted(node.capacity.items()))
+            key = (agent.architecture, agent.networks, total, node.layout)
             kinds.setdefault(key, []).append(node)
         self.bunches = [Bunch(number, some) for number, some in enumerate(kinds.values())]
         self._bunch_of = {node.index: bunch for bunch in self.bunches for node in bunch.nodes}
@@ -82,10 +83,11 @@ class Census:
         self, bunches: Sequence[Bunch], shape: Shape, removed: dict[str, int]
     ) -> list[Bunch]:
         """Those of ``bunches`` that are large enough."""
-        rule = SIZE[0]
-        large = [b for b in bunches if rule.passes(b.one, shape)]
-        small = sum(len(b.nodes) for b in bunches) - sum(len(b.nodes) for b in large)
-        _count(removed, rule.name, small)
+        large = list(bunches)
+        for rule in SIZE:
+            before = sum(len(b.nodes) for b in large)
+            large = [b for b in large if rule.passes(b.one, shape)]
+            _count(removed, rule.name, before - sum(len(b.nodes) for b in large))
         return large
 
     def present(self, bunches: Sequence[Bunch], removed: dict[str, int]) -> tuple[Node, ...]:

@@ -1,67 +1,156 @@
-"""Which devices a kernel gets: amounts of a slot cut out of one agent's devices.
+"""An agent's devices as a pass counts them: what is usable of each, and plain cuts out of several.
 
-Each device gives multiples of its slot's quantum (``slots.SlotKind.quantum``): whole devices for
-accelerators counted in devices, tenths of a CPU, bytes of memory. What of a device is not a multiple
-is unusable, so the sum of usable amounts says exactly what fits: every multiple of the quantum up to
-that sum can be cut, in any order of cuts. That is why a plan is always feasible on the agent.
+Each device gives multiples of a quantum (``slots.SlotKind.quantum``, or a coarser one that its agent
+names): whole devices for accelerators counted in devices, tenths of a CPU, bytes of memory. What of a
+device is not a multiple is unusable, what is reserved is the host's, a masked device is not there, and a
+unique one is given as a whole. All devices of a slot on one agent are cut in the same steps, so the sum
+of usable amounts says what fits: every multiple of the quantum up to that sum can be cut, in any order
+of cuts. That is why a plan is always feasible on the agent. Rules that need more: ``cutting.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 from spawner.scheduler.model import Device
-from spawner.scheduler.slots import kind_of
+from spawner.scheduler.slots import MICRO, SlotType, kind_of
 
 
 class DeviceStock:
     """What one device still gives within a pass, in base units; ``rank`` is its place among its peers."""
 
-    __slots__ = ("capacity", "device_id", "free", "rank")
+    __slots__ = ("capacity", "debt", "device_id", "free", "links", "numa", "quantum", "rank")
 
-    def __init__(self, device_id: str, rank: int, capacity: int, free: int) -> None:
+    def __init__(
+        self, device_id: str, rank: int, capacity: int, free: int, quantum: int = 1
+    ) -> None:
         self.device_id = device_id
         self.rank = rank
         self.capacity = capacity
         self.free = free
+        self.quantum = quantum
+        self.numa: int | None = None
+        self.links: frozenset[str] = frozenset()
+        self.debt = 0
+        """What is held of it beyond what may be: it must come back before anything is free."""
 
 
-def usable(slot: str, amount: int) -> int:
+Parts = list[tuple[DeviceStock, int]]
+
+
+def usable(slot: str, amount: int, quantum: int | None = None) -> int:
     """``amount`` rounded down to the quantum of ``slot``; never negative."""
-    quantum = kind_of(slot).quantum
-    return max(0, amount) // quantum * quantum
+    step = quantum or kind_of(slot).quantum
+    return max(0, amount) // step * step
+
+
+def quanta(devices: Iterable[Device]) -> dict[str, int]:
+    """The step in which each slot is cut on an agent: the least that suits all of its devices."""
+    found: dict[str, int] = {}
+    for device in devices:
+        step = found.get(device.slot) or kind_of(device.slot).quantum
+        found[device.slot] = math.lcm(step, device.quantum) if device.quantum else step
+    return found
 
 
 def stock_of(devices: Iterable[Device]) -> dict[str, list[DeviceStock]]:
-    """Devices by slot, in a fixed order that counts ``2`` before ``10``."""
+    """Devices that are given out by slot, in a fixed order that counts ``2`` before ``10``."""
     ordered = sorted(devices, key=lambda device: (len(device.device_id), device.device_id))
+    steps = quanta(ordered)
     stock: dict[str, list[DeviceStock]] = {}
     for device in ordered:
-        peers = stock.setdefault(device.slot, [])
-        capacity = usable(device.slot, device.capacity)
-        free = min(capacity, usable(device.slot, device.free))
-        peers.append(DeviceStock(device.device_id, len(peers), capacity, free))
+        if device.masked:
+            continue
+        slot, step = device.slot, steps[device.slot]
+        peers = stock.setdefault(slot, [])
+        offered = device.capacity - device.reserved
+        capacity = usable(slot, offered, step)
+        free = min(capacity, usable(slot, device.free - device.reserved, step))
+        if kind_of(slot).type is SlotType.UNIQUE:
+            whole = min(capacity, MICRO)
+            capacity, free = whole, whole if device.free >= device.capacity else 0
+        mine = DeviceStock(device.device_id, len(peers), capacity, free, step)
+        mine.numa = device.numa_node if (device.numa_node or 0) >= 0 else None
+        mine.links = device.links
+        mine.debt = max(0, device.reserved - device.free)
+        peers.append(mine)
     return stock
 
 
-def take(devices: list[DeviceStock], amount: int) -> list[tuple[str, int]]:
-    """Cut ``amount`` out of ``devices`` and say how much of which.
+def take(devices: Sequence[DeviceStock], amount: int) -> list[tuple[str, int]]:
+    """Cut ``amount`` out of ``devices`` and say how much of which: as few devices as possible.
 
-    As few devices as possible: the emptiest first, and the last part from the tightest one that
-    holds it, so that large free devices stay whole. ``amount`` is positive, a multiple of the
-    quantum and at most what the devices have free; otherwise ``ValueError``, and nothing is taken.
+    ``amount`` is positive, a multiple of the quantum and at most what the devices have free; otherwise
+    ``ValueError``, and nothing is taken.
     """
-    if amount <= 0 or amount > sum(device.free for device in devices):
-        raise ValueError(f"cannot cut {amount} out of {[device.free for device in devices]}")
-    cuts: list[tuple[DeviceStock, int]] = []
-    roomy = sorted((d for d in devices if d.free), key=lambda d: (-d.free, d.rank))
-    for position, device in enumerate(roomy):
-        if device.free >= amount:
-            rest = (d for d in roomy[position:] if d.free >= amount)
-            cuts.append((min(rest, key=lambda d: (d.free, d.rank)), amount))
-            break
-        cuts.append((device, device.free))
-        amount -= device.free
+    if len(devices) == 1 and 0 < amount <= devices[0].free:
+        devices[0].free -= amount
+        return [(devices[0].device_id, amount)]
+    cuts = fewest(devices, {device: device.free for device in devices}, amount)
     for device, part in cuts:
         device.free -= part
     return [(device.device_id, part) for device, part in cuts]
+
+
+def fewest(devices: Sequence[DeviceStock], room: Mapping[DeviceStock, int], amount: int) -> Parts:
+    """The fewest devices: the emptiest first, and the last part from the tightest one that holds it,
+    so that large free devices stay whole. Of whole devices those that are linked with each other.
+    """
+    if amount <= 0 or amount > sum(room.get(device, 0) for device in devices):
+        raise ValueError(f"cannot cut {amount} out of {[room.get(d, 0) for d in devices]}")
+    roomy = [device for device in devices if room.get(device, 0)]
+    if any(d.links for d in roomy) and all(room[d] == d.quantum for d in roomy):
+        chosen = linked(roomy, amount // roomy[0].quantum)
+        return [(device, device.quantum) for device in chosen]
+    roomy.sort(key=lambda d: (-room[d], d.rank))
+    cuts: Parts = []
+    for position, device in enumerate(roomy):
+        if room[device] >= amount:
+            rest = (d for d in roomy[position:] if room[d] >= amount)
+            cuts.append((min(rest, key=lambda d: (room[d], d.rank)), amount))
+            break
+        cuts.append((device, room[device]))
+        amount -= room[device]
+    return cuts
+
+
+def level(devices: Sequence[DeviceStock], room: Mapping[DeviceStock, int], amount: int) -> Parts:
+    """As many devices as have something, in shares as equal as what they have allows."""
+    if amount <= 0 or amount > sum(room.get(device, 0) for device in devices):
+        raise ValueError(f"cannot cut {amount} out of {[room.get(d, 0) for d in devices]}")
+    roomy = sorted((d for d in devices if room.get(d, 0)), key=lambda d: (room[d], -d.rank))
+    cuts: Parts = []
+    for position, device in enumerate(roomy):
+        fair = amount // device.quantum // (len(roomy) - position) * device.quantum
+        part = min(room[device], fair)
+        if part:
+            cuts.append((device, part))
+            amount -= part
+    return sorted(cuts, key=lambda cut: cut[0].rank)
+
+
+def linked(devices: Sequence[DeviceStock], count: int) -> list[DeviceStock]:
+    """``count`` of ``devices`` with the most links among each other; of equal ones the first.
+
+    A single one is that with the fewest links to others that are free, so that linked ones stay together.
+    """
+    names = {device.device_id for device in devices}
+    degree = {device: len(device.links & names) for device in devices}
+    if not any(degree.values()):
+        return list(devices[:count])
+    if count == 1:
+        return [min(devices, key=lambda d: degree[d])]
+    best: tuple[int, list[DeviceStock]] = (-1, [])
+    for seed in devices:
+        chosen = [seed]
+        score = 0
+        while len(chosen) < count:
+            mine = {device.device_id for device in chosen}
+            rest = [device for device in devices if device not in chosen]
+            nearest = max(rest, key=lambda d: len(d.links & mine))
+            score += len(nearest.links & mine)
+            chosen.append(nearest)
+        if score > best[0]:
+            best = (score, chosen)
+    return best[1]

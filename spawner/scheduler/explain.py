@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spawner.scheduler.census import Bunch
 from spawner.scheduler.check import Blocked
@@ -11,9 +11,10 @@ from spawner.scheduler.filters import CIRCLE_SAYS, ROOM, SAYINGS, sift
 from spawner.scheduler.floor import Floor
 from spawner.scheduler.model import Explanation, Missing, Reason, Slots
 from spawner.scheduler.nodes import CONTAINERS, UNKNOWN, Node
-from spawner.scheduler.reserve import Booking, seat_all
+from spawner.scheduler.reserve import Booking
+from spawner.scheduler.seating import seat_all
 from spawner.scheduler.shapes import Outline, Shape
-from spawner.scheduler.slots import human_amount, kind_of
+from spawner.scheduler.slots import format_amount, human_amount, kind_of
 
 ORDINALS = (
     "first",
@@ -166,9 +167,7 @@ def _count_room(
     outline: Outline, shape: Shape, nodes: Sequence[Node], floor: Floor, removed: dict[str, int]
 ) -> None:
     """Why none of ``nodes`` has room: only a few have to be asked when nothing but amounts counts."""
-    simple = (
-        len(outline.parts) == 1 and not shape.rules.unfragmented and shape.rules.numa != "require"
-    )
+    simple = len(outline.parts) == 1 and shape.plain
     if not simple or floor.limited:
         sift(nodes, shape, ROOM, removed)
         return
@@ -210,10 +209,24 @@ def _never(
             part: sorted((n for b in bunches for n in b.nodes), key=lambda node: node.index)
             for part, bunches in capable.items()
         }
-        if seat_all(outline.parts, [able[part] for part in outline.parts], empty) is None:
-            text = f"the nodes cannot hold all {len(outline.parts)} containers at once"
-            return Shortage(text, (Reason("cluster", text),), never=True), {}
+        apart = not all(part.plain for part in outline.parts)
+        seating = seat_all(
+            outline.parts,
+            [able[part] for part in outline.parts],
+            empty,
+            (lambda node, here: node.suits_whole(here)) if apart else None,
+        )
+        if seating.seats is None and seating.proven:
+            return _too_many(outline, nodes), {}
     return None, capable
+
+
+def _too_many(outline: Outline, nodes: Sequence[Node]) -> Shortage:
+    """Each part has a node, and there are not enough nodes for all of them at once."""
+    text = f"the nodes cannot hold all {len(outline.parts)} containers at once"
+    slots = dict.fromkeys(slot for part in outline.parts for slot in part.wanted)
+    largest = {slot: sum(node.capacity.get(slot, 0) for node in nodes) for slot in slots}
+    return Shortage(text, (Reason("cluster", text),), largest=largest, never=True)
 
 
 def _reasons(removed: Mapping[str, int]) -> tuple[Reason, ...]:
@@ -289,8 +302,23 @@ def _too_big(shape: Shape, nodes: Sequence[Node]) -> str:
             )
     if lines:
         return "; ".join(lines)
+    large = [node for node in nodes if node.fits_empty(shape.need)]
+    if large:
+        return _wrong_devices(shape, large)
     together = _and(human_amount(slot, amount) for slot, amount in shape.slots)
     return f"no node has {together} together"
+
+
+def _wrong_devices(shape: Shape, large: Sequence[Node]) -> str:
+    """Nodes that are large enough have devices that the rules of the request do not suit."""
+    asked = _and(human_amount(slot, amount) for slot, amount in shape.slots)
+    if not any(node.steps_suit(shape) for node in large):
+        steps = {slot: step for node in large for slot, step in sorted(node.coarse.items())}
+        named = _and(format_amount(slot, step) + " of " + slot for slot, step in steps.items())
+        return f"the nodes give it in steps of {named} only (asked for {asked})"
+    if not any(node.suits_empty(shape, replace(shape.rules, numa="none")) for node in large):
+        return f"no node has {asked} on the fewest devices in equal shares"
+    return f"no node has {asked} on one NUMA node"
 
 
 def _absent(capable: Sequence[Bunch], nodes: Sequence[Node]) -> str:

@@ -7,7 +7,7 @@ of one session never add up to more than the nodes of its group.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spawner.scheduler.nodes import CONTAINERS, Node
 from spawner.scheduler.shapes import Shape
@@ -39,6 +39,18 @@ def _total(node: Node, shape: Shape) -> bool:
     return node.fits_empty(shape.need)
 
 
+def _steps(node: Node, shape: Shape) -> bool:
+    return node.steps_suit(shape)
+
+
+def _whole_devices(node: Node, shape: Shape) -> bool:
+    return node.suits_empty(shape, replace(shape.rules, numa="none"))
+
+
+def _one_home(node: Node, shape: Shape) -> bool:
+    return node.suits_empty(shape)
+
+
 def _alive(node: Node, shape: Shape) -> bool:
     return node.agent.alive
 
@@ -59,8 +71,19 @@ def _capacity(node: Node, shape: Shape) -> bool:
     return True
 
 
+def _unfragmented(node: Node, shape: Shape) -> bool:
+    rules = shape.rules
+    if not rules.unfragmented or not node.is_picky(shape):
+        return True
+    return node.suits_now(shape, replace(rules, numa="none"))
+
+
+def _near(node: Node, shape: Shape) -> bool:
+    return not node.is_picky(shape) or node.suits_now(shape, shape.rules)
+
+
 def _queue(node: Node, shape: Shape) -> bool:
-    return node.fits(shape.need)
+    return node.fits(shape.need) and node.suits(shape)
 
 
 CIRCLE_SAYS = "ruled out by its session group"
@@ -85,7 +108,12 @@ KIND = (
 )
 """What a node is. Never changes while it stays registered."""
 
-SIZE = (Filter("total-capacity", _total, "too small even when empty"),)
+SIZE = (
+    Filter("total-capacity", _total, "too small even when empty"),
+    Filter("quantum", _steps, "giving it in larger steps only"),
+    Filter("device-size", _whole_devices, "with too small devices"),
+    Filter("numa-size", _one_home, "with too little on one NUMA node"),
+)
 """What a node has in all."""
 
 PRESENCE = (
@@ -97,6 +125,8 @@ PRESENCE = (
 ROOM = (
     Filter("container-limit", _containers, "at the limit of containers"),
     Filter("capacity", _capacity, "without enough free"),
+    Filter("fragmentation", _unfragmented, "with enough free only in parts of several devices"),
+    Filter("numa", _near, "with enough free only on several NUMA nodes"),
     Filter("queue", _queue, "keeping what is free for earlier sessions"),
 )
 """What a node has left in this pass."""

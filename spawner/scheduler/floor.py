@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from spawner.scheduler.census import Bunch, Census
+from spawner.scheduler.devices import DeviceStock
 from spawner.scheduler.filters import KIND, PRESENCE, SIZE, Filter, circle_filter, sift
 from spawner.scheduler.model import (
     GroupPolicy,
@@ -16,7 +18,8 @@ from spawner.scheduler.model import (
 )
 from spawner.scheduler.nodes import FOREVER, Need, Node
 from spawner.scheduler.rankings import Ranking
-from spawner.scheduler.reserve import expected_end, holdings, least_lacking, seat_all
+from spawner.scheduler.reserve import expected_end, least_lacking
+from spawner.scheduler.seating import seat_all
 from spawner.scheduler.select import Key, Selector, idle_accelerators
 from spawner.scheduler.shapes import Circle, Outline, Shape, Shapes
 
@@ -57,6 +60,13 @@ class Floor:
         self._classes: dict[Class, list[Shape]] = {}
         self._class_of: dict[Shape, Class] = {}
         self._turns = len(self.nodes)
+        self.coarse = any(node.coarse for node in self.nodes)
+        """Whether any node cuts a slot in larger steps than others."""
+        self.apart = any(
+            len({d.numa for peers in node.stock.values() for d in peers} - {None}) > 1
+            for node in self.nodes
+        )
+        """Whether any node has devices on several NUMA nodes."""
         self.limited = any(node.agent.max_containers is not None for node in self.nodes)
         """Whether any node has a limit of containers."""
         self._claimed: dict[int, Node] = {}
@@ -70,21 +80,24 @@ class Floor:
         """Learn what will be released when, where session groups are, and where the round stands."""
         last: tuple[float, str] | None = None
         pointer = 0
-        for session in running:
-            ends_at = expected_end(session, now)
-            for agent_id, need in holdings(session).items():
+        debts: dict[DeviceStock, int] = {}
+        for ends_at, session in sorted(
+            ((expected_end(each, now), each) for each in running),
+            key=lambda each: (each[0], each[1].session_id),
+        ):
+            for agent_id in dict.fromkeys(kernel.agent_id for kernel in session.kernels):
                 node = self.by_id.get(agent_id)
                 if node is None:
                     continue
                 if ends_at < FOREVER:
-                    node.releases.append((ends_at, need))
+                    node.releases.append((ends_at, *node.gives(session.kernels, debts)))
                 if session.session_group is not None:
                     circle = Circle(session.owner_id, session.session_group)
                     self._join(circle, node)
                 if last is None or (session.started_at, agent_id) > last:
                     last, pointer = (session.started_at, agent_id), node.index + 1
         for node in self.nodes:
-            node.releases.sort()
+            node.releases.sort(key=lambda each: each[0])
             node.turn = (node.index - pointer) % len(self.nodes)
 
     def _join(self, circle: Circle, node: Node) -> None:
@@ -98,19 +111,21 @@ class Floor:
     ) -> tuple[Node, ...] | None:
         """A node for every part of ``outline``, until ``ends_at``, or None. Takes nothing."""
         if len(outline.parts) == 1:
-            node = self._pick(outline.parts[0], ends_at, session.failed_agents, {})
+            node = self._pick(outline.parts[0], ends_at, session.failed_agents, {}, {})
             return None if node is None else (node,)
         seats: dict[int, Node] = {}
         taken: dict[int, dict[str, int]] = {}
+        seated: dict[int, list[Shape]] = {}
         biggest_first = sorted(
             range(len(outline.parts)), key=lambda n: outline.parts[n].weight, reverse=True
         )
         for number in biggest_first:
             part = outline.parts[number]
-            node = self._pick(part, ends_at, session.failed_agents, taken)
+            node = self._pick(part, ends_at, session.failed_agents, taken, seated)
             if node is None:
                 return self._any_way(outline, ends_at)
             seats[number] = node
+            seated.setdefault(node.index, []).append(part)
             here = taken.setdefault(node.index, {})
             for slot, amount in part.need:
                 here[slot] = here.get(slot, 0) + amount
@@ -127,8 +142,13 @@ class Floor:
             for nodes in eligible.values()
             for node in nodes
         }
-        seats = seat_all(outline.parts, [eligible[part] for part in outline.parts], free)
-        return None if seats is None else tuple(seats)
+        picky = not all(part.plain for part in outline.parts)
+        return seat_all(
+            outline.parts,
+            [eligible[part] for part in outline.parts],
+            free,
+            (lambda node, here: node.suits_all(here, ends_at)) if picky else None,
+        ).seats
 
     def _pick(
         self,
@@ -136,18 +156,35 @@ class Floor:
         ends_at: float,
         failed: frozenset[str],
         taken: Mapping[int, Mapping[str, int]],
+        seated: Mapping[int, Sequence[Shape]],
     ) -> Node | None:
         ranking = self._ranking(shape)
         strict = shape.circle is not None and shape.circle.group.strict
-        if not taken and not strict:
+        near = shape.rules.numa == "prefer" and self.apart
+        if not (taken or strict or near) and shape.plain and not self.coarse:
             return ranking.pick(shape.need, ends_at, failed)
         rule = self._circle_filter(shape)
 
         def accept(node: Node) -> bool:
-            if not rule.passes(node, shape):
+            if not rule.passes(node, shape) or not node.steps_suit(shape):
                 return False
             here = taken.get(node.index)
-            return here is None or node.fits(_more(shape.need, here), ends_at)
+            if here is None:
+                return node.suits(shape, ends_at)
+            return node.fits(_more(shape.need, here), ends_at) and node.suits_all(
+                [*seated[node.index], shape], ends_at
+            )
+
+        if near and not taken:
+            together = replace(shape.rules, numa="require")
+            best = ranking.pick(
+                shape.need,
+                ends_at,
+                failed,
+                lambda node: accept(node) and node.suits(shape, ends_at, together),
+            )
+            if best is not None and best.agent_id not in failed:
+                return best
 
         used: frozenset[str] = frozenset()
         packs = shape.circle is not None and shape.circle.group.rule == "pack"
@@ -199,10 +236,18 @@ class Floor:
         """Start ``session`` on ``nodes``, one for each part."""
         placed: list[KernelPlacement] = []
         if len(nodes) == 1:
-            placed += nodes[0].take(session.kernels, outline.parts[0].need, ends_at)
+            part = outline.parts[0]
+            placed += nodes[0].take(session.kernels, part.need, ends_at, part.rules)
         else:
-            for kernel, part, node in zip(session.kernels, outline.parts, nodes, strict=True):
-                placed += node.take((kernel,), part.need, ends_at)
+            for node in dict.fromkeys(nodes):
+                here = [number for number, each in enumerate(nodes) if each is node]
+                kernels = [session.kernels[number] for number in here]
+                need: Need = ()
+                for number in here:
+                    need = _added(need, outline.parts[number].need)
+                placed += node.take(kernels, need, ends_at, outline.parts[0].rules)
+            order = {kernel.kernel_id: n for n, kernel in enumerate(session.kernels)}
+            placed.sort(key=lambda each: order[each.kernel_id])
         circle = outline.parts[0].circle
         for node in dict.fromkeys(nodes):
             node.turn = self._turns
@@ -274,6 +319,13 @@ class Floor:
                 node.index for node in self.nodes if shape.images <= node.agent.images
             )
         return holders
+
+
+def _added(one: Need, other: Need) -> Need:
+    total = dict(one)
+    for slot, amount in other:
+        total[slot] = total.get(slot, 0) + amount
+    return tuple(sorted(total.items()))
 
 
 def _more(need: Need, here: Mapping[str, int]) -> Need:

@@ -28,6 +28,8 @@ class Device:
     """Never to be given out, though the agent reports it."""
     reserved: int = 0
     """Part of the capacity that is kept for the host."""
+    quantum: int | None = None
+    """Base units in which the agent cuts it, when that is coarser than its slot's quantum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +69,12 @@ class DeviceRules:
     """How amounts are cut out of devices."""
 
     fill: Literal["fill", "evenly"] = "fill"
-    """``fill``: the fewest devices; ``evenly``: spread over as many as have the same share free."""
+    """``fill``: the fewest devices; ``evenly``: all that have something, in shares as equal as that allows."""
     unfragmented: bool = False
-    """Up to one device's worth comes from one device; more from the fewest devices in equal shares."""
+    """Of an accelerator up to one device's worth comes from one device; more from the fewest devices in
+    equal shares."""
     numa: Literal["none", "prefer", "require"] = "none"
-    """Whether all devices of a kernel come from one NUMA node."""
+    """Whether all devices of a kernel come from one NUMA node. Devices without a node are near to all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +259,8 @@ class Reservation:
     agent_ids: tuple[str, ...]
     amounts: tuple[Slots, ...] = ()
     """What is kept on each of ``agent_ids``; containers count as ``*containers``."""
+    cuts: tuple[tuple[DeviceShare, ...], ...] = ()
+    """On each of ``agent_ids`` the devices that are kept, where its rules ask for certain ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +315,8 @@ class Explanation:
     waits_for: tuple[str, ...] = ()
     """Ids of running sessions whose end it needs."""
     largest: Slots | None = None
-    """When no agent could ever serve it: of the requested slots, what the best-fitting agent has in all."""
+    """When no agent could ever serve it: of the requested slots, what the best-fitting agent has in all.
+    Of a cluster that all agents together cannot hold, what they have together."""
 
 
 @dataclass(frozen=True, slots=True)

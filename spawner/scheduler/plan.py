@@ -22,11 +22,11 @@ from spawner.scheduler.model import (
     Snapshot,
     Verdict,
 )
-from spawner.scheduler.nodes import FOREVER, UNKNOWN, Need, Node
+from spawner.scheduler.nodes import FOREVER, UNKNOWN, Node
 from spawner.scheduler.order import OrderContext, Sequencer, has_aged, in_order
 from spawner.scheduler.policies import BUILT_IN, Policies
 from spawner.scheduler.preempt import Hold, Preemptor, held_for
-from spawner.scheduler.reserve import Booking, claim, earliest, holders_of, reserve
+from spawner.scheduler.reserve import Booking, Seat, aim, claim, earliest, holders_of, reserve
 from spawner.scheduler.select import Selector
 from spawner.scheduler.shapes import Lane, Outline, Shapes
 
@@ -90,7 +90,7 @@ class GroupPass:
         floor = self._floor
         held = held_for(single, self._running, floor.by_id, floor.eligible)
         for session_id, hold in sorted(held.items()):
-            claim(hold.node, session_id, hold.need, UNKNOWN, FOREVER, self._now)
+            claim(hold.seat, session_id, UNKNOWN, FOREVER, self._now)
             self._floor.claims_on((hold.node,))
         return held
 
@@ -161,17 +161,16 @@ class GroupPass:
         if refusal.booking is not None:
             run_time = FOREVER if session.run_time is None else session.run_time
             reserve(refusal.booking, session.session_id, self._now, run_time)
-            self._floor.claims_on(node for node, _ in refusal.booking.seats)
+            self._floor.claims_on(seat.node for seat in refusal.booking.seats)
         return refusal
 
     def _release(self, session_id: str) -> None:
         """Let ``session_id`` itself have what is kept for it."""
-        claims = self._held[session_id].node.claims
-        claims[:] = [each for each in claims if each.session_id != session_id]
+        self._held[session_id].node.release(session_id)
 
     def _seize(
         self, session: SessionRequest, shortage: Shortage
-    ) -> tuple[tuple[Node, Need], tuple[RunningSession, ...]] | None:
+    ) -> tuple[Seat, tuple[RunningSession, ...]] | None:
         """Where ``session`` gets its place from others, and whose end it waits for; or None."""
         outline = self._outlines[session.session_id]
         if self._preemptor is not None and self._rules is not None and len(outline.parts) == 1:
@@ -182,12 +181,13 @@ class GroupPass:
                     Preemption(each.session_id, session.session_id, self._rules.action)
                     for each in victims
                 ]
-                return (node, outline.parts[0].need), victims
+                soon = self._preemptor.soon(node, session.session_id, victims)
+                return aim(node, outline.parts, soon), victims
         hold = self._held.get(session.session_id)
         if hold is None:
             return None
         mine = [each for each in self._running if each.claimed_by == session.session_id]
-        return (hold.node, hold.need), tuple(mine)
+        return hold.seat, tuple(mine)
 
     def estimated(self, session: SessionRequest, refusal: Refusal) -> Refusal:
         """``refusal`` with when and where ``session`` can start first, when it waits for resources."""

@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from spawner.scheduler.cutting import cut
+from spawner.scheduler.devices import DeviceStock
 from spawner.scheduler.model import PreemptionRules, RunningSession, SessionRequest
-from spawner.scheduler.nodes import Need, Node
-from spawner.scheduler.reserve import holdings
+from spawner.scheduler.nodes import Node
+from spawner.scheduler.reserve import Seat, aim
 from spawner.scheduler.shapes import Shape
 
 Scope = tuple[str, ...]
@@ -22,8 +24,13 @@ Scope = tuple[str, ...]
 class Hold:
     """Where a session waits for the end of its victims."""
 
-    node: Node
-    need: Need
+    seat: Seat
+    shape: Shape
+
+    @property
+    def node(self) -> Node:
+        """The node."""
+        return self.seat.node
 
 
 class Preemptor:
@@ -41,9 +48,9 @@ class Preemptor:
         self._capacity = capacity
         self._rank = self._order()
         self._here: dict[str, list[RunningSession]] = {}
-        self._held = {each.session_id: holdings(each) for each in running}
+        self._gave: dict[tuple[str, int], tuple[dict[str, int], list[tuple[DeviceStock, int]]]] = {}
         for each in running:
-            for agent_id in self._held[each.session_id]:
+            for agent_id in dict.fromkeys(kernel.agent_id for kernel in each.kernels):
                 self._here.setdefault(agent_id, []).append(each)
         self._taken: set[str] = set()
         self._fruitless: set[tuple[Shape, int, Scope]] = set()
@@ -57,7 +64,7 @@ class Preemptor:
             return None
         best: tuple[tuple[int, int, float, int], Node, list[RunningSession]] | None = None
         for node in eligible:
-            chosen = self._on(node, session, shape.need)
+            chosen = self._on(node, session, shape)
             if chosen is None:
                 continue
             if not chosen:
@@ -72,30 +79,63 @@ class Preemptor:
         self._taken.update(each.session_id for each in best[2])
         return best[1], tuple(best[2])
 
-    def _on(self, node: Node, session: SessionRequest, need: Need) -> list[RunningSession] | None:
+    def _on(self, node: Node, session: SessionRequest, shape: Shape) -> list[RunningSession] | None:
         """The victims that ``session`` needs on ``node``, or None when they would not do."""
         here = self._here.get(node.agent_id, [])
-        lacks = Counter({slot: n - node.available(slot) for slot, n in need})
-        for each in here:
-            if each.ending and each.claimed_by in (None, session.session_id):
-                lacks.subtract(self._gives(each, node))
+        back = [
+            each for each in here if each.ending and each.claimed_by in (None, session.session_id)
+        ]
         chosen: list[RunningSession] = []
         for each in sorted((e for e in here if self._may_end(e, session)), key=self._rank):
-            if all(lacks[slot] <= 0 for slot, _ in need):
+            if self._enough(node, shape, [*back, *chosen]):
                 break
             chosen.append(each)
-            lacks.subtract(self._gives(each, node))
-        if any(lacks[slot] > 0 for slot, _ in need):
+        if not self._enough(node, shape, [*back, *chosen]):
             return None
         for each in reversed(tuple(chosen)):
-            gives = self._gives(each, node)
-            if all(lacks[slot] + gives.get(slot, 0) <= 0 for slot, _ in need):
-                chosen.remove(each)
-                lacks.update(gives)
+            rest = [other for other in chosen if other is not each]
+            if self._enough(node, shape, [*back, *rest]):
+                chosen = rest
         return chosen
 
-    def _gives(self, session: RunningSession, node: Node) -> dict[str, int]:
-        return dict(self._held[session.session_id].get(node.agent_id, ()))
+    def _enough(self, node: Node, shape: Shape, ended: Sequence[RunningSession]) -> bool:
+        """Whether ``shape`` has its place on ``node`` when these have ended."""
+        lacks = Counter({slot: n - node.available(slot) for slot, n in shape.need})
+        gifts = [self._gives(each, node) for each in ended]
+        for gives, _ in gifts:
+            lacks.subtract(gives)
+        if any(lacks[slot] > 0 for slot, _ in shape.need):
+            return False
+        if not node.is_picky(shape):
+            return True
+        room = node.room(shape.wanted)
+        for _, parts in gifts:
+            for device, part in parts:
+                if device in room:
+                    room[device] += part
+        return cut(node.stock, shape.kernels, shape.rules, room) is not None
+
+    def soon(
+        self, node: Node, session_id: str, chosen: Sequence[RunningSession]
+    ) -> dict[DeviceStock, int]:
+        """What comes back of each device for a session that preempts ``chosen``."""
+        found: dict[DeviceStock, int] = {}
+        here = self._here.get(node.agent_id, [])
+        waits = [e for e in here if e.ending and e.claimed_by in (None, session_id)]
+        for each in (*waits, *chosen):
+            for device, part in self._gives(each, node)[1]:
+                found[device] = found.get(device, 0) + part
+        return found
+
+    def _gives(
+        self, session: RunningSession, node: Node
+    ) -> tuple[dict[str, int], list[tuple[DeviceStock, int]]]:
+        key = (session.session_id, node.index)
+        found = self._gave.get(key)
+        if found is None:
+            need, parts = node.gives(session.kernels)
+            found = self._gave[key] = (dict(need), parts)
+        return found
 
     def _may_end(self, victim: RunningSession, session: SessionRequest) -> bool:
         return (
@@ -120,8 +160,9 @@ class Preemptor:
     def _share(self, session: RunningSession) -> float:
         """The largest part of any slot of the group that ``session`` holds."""
         total: Counter[str] = Counter()
-        for need in self._held[session.session_id].values():
-            total.update(dict(need))
+        for kernel in session.kernels:
+            for share in kernel.shares:
+                total[share.slot] += share.amount
         parts = (n / self._capacity[slot] for slot, n in total.items() if self._capacity.get(slot))
         return max(parts, default=0.0)
 
@@ -159,5 +200,11 @@ def held_for(
         places = [agent_id for agent_id in here if agent_id in able]
         if places:
             most = min(places, key=lambda agent_id: (-here[agent_id], agent_id))
-            found[session_id] = Hold(nodes[most], sessions[session_id].need)
+            shape, node = sessions[session_id], nodes[most]
+            soon: dict[DeviceStock, int] = {}
+            for each in running:
+                if each.claimed_by == session_id:
+                    for device, part in node.gives(each.kernels)[1]:
+                        soon[device] = soon.get(device, 0) + part
+            found[session_id] = Hold(aim(node, (shape,), soon), shape)
     return found

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from spawner.scheduler.model import (
     Agent,
+    DeviceRules,
+    DeviceShare,
     GroupPolicy,
     KernelRequest,
     Reservation,
@@ -16,6 +18,7 @@ from spawner.scheduler.model import (
     SessionRequest,
     Snapshot,
 )
+from spawner.scheduler.recut import can_cut, steps_of, usable_of
 from spawner.scheduler.slots import kind_of
 
 FOREVER = float("inf")
@@ -49,6 +52,9 @@ class Kept:
     end: float
     need: Counter[str]
     left: dict[str, int]
+    devices: dict[tuple[str, str], int] | None = None
+    """Where certain devices are kept: what may still be taken of each."""
+    cut: Counter[tuple[str, str]] = field(default_factory=Counter)
     holder: str = ""
     """The session that waits for its victims here."""
 
@@ -59,22 +65,30 @@ class Cluster:
     def __init__(self, snapshot: Snapshot) -> None:
         self.now = snapshot.now
         self.agents = {each.agent_id: each for each in snapshot.agents}
-        self.free = {
-            (agent.agent_id, device.slot, device.device_id): min(device.free, device.capacity)
-            for agent in snapshot.agents
-            for device in agent.devices
-        }
+        self.steps = {a: steps_of(each.devices) for a, each in self.agents.items()}
+        self.capacity: dict[tuple[str, str, str], int] = {}
+        self.free: dict[tuple[str, str, str], int] = {}
+        self.numa: dict[tuple[str, str, str], int | None] = {}
+        for agent in snapshot.agents:
+            for device in agent.devices:
+                if not device.masked:
+                    place = (agent.agent_id, device.slot, device.device_id)
+                    step = self.steps[agent.agent_id][device.slot]
+                    self.capacity[place], self.free[place] = usable_of(device, step)
+                    home = device.numa_node
+                    self.numa[place] = None if home is None or home < 0 else home
         self.containers = Counter({each.agent_id: each.containers for each in snapshot.agents})
         self.ends: dict[str, list[tuple[float, Counter[str]]]] = {a: [] for a in self.agents}
+        self.gives: dict[str, list[tuple[float, Counter[tuple[str, str]]]]] = {
+            a: [] for a in self.agents
+        }
         self.kept: dict[str, list[Kept]] = {a: [] for a in self.agents}
         self.circles: dict[tuple[str, object], Counter[str]] = {}
         for session in snapshot.running:
-            held: dict[str, Counter[str]] = {}
-            for kernel in session.kernels:
-                mine = held.setdefault(kernel.agent_id, Counter())
-                mine[ROOM] += 1
-                for share in kernel.shares:
-                    mine[share.slot] += _whole(share.slot, share.amount)
+            held = {kernel.agent_id: Counter[str]() for kernel in session.kernels}
+            for agent_id, mine in held.items():
+                if agent_id in self.agents:
+                    mine.update(self.back(agent_id, [session]))
             end = session.ends_at
             if session.ending:
                 end = snapshot.now
@@ -82,10 +96,51 @@ class Cluster:
                 if agent_id not in self.agents:
                     continue
                 if end is not None and snapshot.now - end <= GRACE:
-                    self.ends[agent_id].append((max(end, snapshot.now), mine))
+                    at = max(end, snapshot.now)
+                    self.ends[agent_id].append((at, mine))
+                    self.gives[agent_id].append((at, self.back_devices(agent_id, [session])))
                 if session.session_group is not None:
                     circle = (session.owner_id, session.session_group)
                     self.circles.setdefault(circle, Counter())[agent_id] += 1
+
+    def back(self, agent_id: str, sessions: Iterable[RunningSession]) -> Counter[str]:
+        """What sessions give back on an agent, by slot."""
+        found: Counter[str] = Counter()
+        for session in sessions:
+            found[ROOM] += sum(kernel.agent_id == agent_id for kernel in session.kernels)
+            for (slot, _), amount in self.back_devices(agent_id, [session]).items():
+                found[slot] += amount
+        return found
+
+    def back_devices(
+        self, agent_id: str, sessions: Iterable[RunningSession]
+    ) -> Counter[tuple[str, str]]:
+        """The same by device; masked ones give nothing back."""
+        found: Counter[tuple[str, str]] = Counter()
+        for session in sessions:
+            for kernel in session.kernels:
+                for share in kernel.shares:
+                    if (
+                        kernel.agent_id == agent_id
+                        and (agent_id, share.slot, share.device_id) in self.free
+                    ):
+                        step = self.steps[agent_id][share.slot]
+                        found[share.slot, share.device_id] += share.amount // step * step
+        return found
+
+    def places(self, agent_id: str, slot: str) -> list[str]:
+        """Devices of a slot that are given out."""
+        agent = self.agents[agent_id]
+        return [d.device_id for d in agent.devices if d.slot == slot and not d.masked]
+
+    def room(self, agent_id: str, until: float) -> dict[tuple[str, str], int]:
+        """What may be taken of each device until ``until``."""
+        found = {(slot, d): n for (a, slot, d), n in self.free.items() if a == agent_id}
+        for kept in self.kept[agent_id]:
+            if kept.devices is not None and (kept.start is None or until > kept.start):
+                for place, left in kept.devices.items():
+                    found[place] = min(found[place], left)
+        return found
 
     def hold_for_preemptors(self, snapshot: Snapshot) -> dict[str, str]:
         """Keep what victims leave for those that preempted them; the agent of each such session."""
@@ -111,7 +166,10 @@ class Cluster:
             agent_id = able[0][1]
             need = needs(session.kernels)
             left = {slot: max(0, self.has(agent_id, slot) - n) for slot, n in need.items()}
-            self.kept[agent_id].append(Kept(None, FOREVER, need, left, session.session_id))
+            kept = Kept(None, FOREVER, need, left, holder=session.session_id)
+            if party.picky(agent_id):
+                kept.devices = {}
+            self.kept[agent_id].append(kept)
             places[session.session_id] = agent_id
         return places
 
@@ -125,7 +183,7 @@ class Cluster:
         agent = self.agents[agent_id]
         if slot == ROOM:
             return ENDLESS if agent.max_containers is None else agent.max_containers
-        return sum(_whole(slot, d.capacity) for d in agent.devices if d.slot == slot)
+        return sum(self.capacity[agent_id, slot, d] for d in self.places(agent_id, slot))
 
     def has(self, agent_id: str, slot: str) -> int:
         """What is free of ``slot`` now."""
@@ -134,11 +192,7 @@ class Cluster:
             if agent.max_containers is None:
                 return ENDLESS
             return max(0, agent.max_containers - self.containers[agent_id])
-        return sum(
-            _whole(slot, self.free[agent_id, slot, d.device_id])
-            for d in agent.devices
-            if d.slot == slot
-        )
+        return sum(self.free[agent_id, slot, d] for d in self.places(agent_id, slot))
 
     def moments(self, agent_id: str) -> list[float]:
         """Every moment after now at which something is known to change."""
@@ -171,13 +225,21 @@ class Cluster:
                 continue
             if any(kept.left[slot] < n for slot, n in need.items() if slot in kept.left):
                 return False
-        return True
+        room = self.room(agent_id, until)
+        return all(
+            sum(room[slot, d] for d in self.places(agent_id, slot)) >= n
+            for slot, n in need.items()
+            if slot != ROOM
+        )
 
     def claim(self, reservation: Reservation, run_time: float) -> None:
         """Note what is kept from sessions that come later."""
         start = reservation.starts_at
         notes: list[tuple[str, Kept]] = []
-        for agent_id, amount in zip(reservation.agent_ids, reservation.amounts, strict=True):
+        cuts = reservation.cuts or ((),) * len(reservation.agent_ids)
+        for agent_id, amount, cut in zip(
+            reservation.agent_ids, reservation.amounts, cuts, strict=True
+        ):
             left: dict[str, int] = {}
             for slot, n in amount.items():
                 there = (
@@ -187,9 +249,41 @@ class Cluster:
                 )
                 left[slot] = max(0, there - n)
             end = FOREVER if start is None else start + run_time
-            notes.append((agent_id, Kept(start, end, Counter(amount), left)))
+            kept = Kept(start, end, Counter(amount), left)
+            if cut:
+                kept.cut = Counter({(each.slot, each.device_id): each.amount for each in cut})
+                kept.devices = {
+                    (slot, d): max(
+                        0,
+                        (
+                            self.free[agent_id, slot, d]
+                            if start is None
+                            else self.device_for_good(agent_id, slot, d, start)
+                        )
+                        - kept.cut[slot, d],
+                    )
+                    for slot in amount
+                    if slot != ROOM
+                    for d in self.places(agent_id, slot)
+                }
+                kept.left = {ROOM: left[ROOM]}
+            notes.append((agent_id, kept))
         for agent_id, kept in notes:
             self.kept[agent_id].append(kept)
+
+    def device_for_good(self, agent_id: str, slot: str, device_id: str, at: float) -> int:
+        """The least that will be free of one device at ``at`` or later, beside certain devices that are kept."""
+        later = [moment for moment in self.moments(agent_id) if moment > at]
+        amounts = []
+        for moment in (at, *later):
+            n = self.free[agent_id, slot, device_id]
+            n += sum(held[slot, device_id] for end, held in self.gives[agent_id] if end <= moment)
+            for kept in self.kept[agent_id]:
+                begins = self.now if kept.start is None else kept.start
+                if begins <= moment < kept.end:
+                    n -= kept.cut[slot, device_id]
+            amounts.append(min(n, self.capacity[agent_id, slot, device_id]))
+        return max(0, min(amounts))
 
     def occupy(
         self,
@@ -197,16 +291,24 @@ class Cluster:
         kernels: Sequence[KernelRequest],
         until: float,
         session: SessionRequest,
+        shares: Iterable[DeviceShare] = (),
     ) -> None:
-        """Note that ``kernels`` start; their devices are cut by the caller."""
+        """Note that ``kernels`` start on ``shares``, which the caller takes from what is free."""
+        devices: Counter[tuple[str, str]] = Counter()
+        for share in shares:
+            devices[share.slot, share.device_id] += share.amount
         need = needs(kernels)
         self.containers[agent_id] += len(kernels)
         for kept in self.kept[agent_id]:
             if kept.start is None or until > kept.start:
                 for slot in set(kept.left) & set(need):
                     kept.left[slot] -= need[slot]
+                for place in set(kept.devices or ()) & set(devices):
+                    if kept.devices is not None:
+                        kept.devices[place] -= devices[place]
         if until < FOREVER:
             self.ends[agent_id].append((until, need))
+            self.gives[agent_id].append((until, devices))
         if session.session_group is not None:
             circle = (session.owner_id, session.session_group)
             self.circles.setdefault(circle, Counter())[agent_id] += 1
@@ -224,6 +326,7 @@ class Party:
         self.agents = [a for a, each in cluster.agents.items() if each.resource_group == name]
         self.kernels = parts_of(session)
         self.parts = [needs(kernels) for kernels in self.kernels]
+        self.rules = session.devices or (DeviceRules() if group is None else group.devices)
         self.defects = set() if group is None else _defects(session, group)
 
     def _capable(self, agent_id: str, number: int) -> bool:
@@ -234,7 +337,25 @@ class Party:
             return False
         if {kernel.architecture for kernel in self.kernels[number]} != {agent.architecture}:
             return False
-        return all(n <= self.cluster.total(agent_id, s) for s, n in self.parts[number].items())
+        if any(n > self.cluster.total(agent_id, s) for s, n in self.parts[number].items()):
+            return False
+        return self.cuttable(agent_id, self.kernels[number], self._whole(agent_id))
+
+    def _whole(self, agent_id: str) -> dict[tuple[str, str], int]:
+        return {(s, d): n for (a, s, d), n in self.cluster.capacity.items() if a == agent_id}
+
+    def cuttable(
+        self,
+        agent_id: str,
+        kernels: Sequence[KernelRequest],
+        room: Mapping[tuple[str, str], int],
+    ) -> bool:
+        """Can the kernels get their devices within ``room`` by the rules of the session?"""
+        return can_cut(self.cluster, agent_id, kernels, room, self.rules)
+
+    def picky(self, agent_id: str) -> bool:
+        """Do its rules ask for more than amounts?"""
+        return self.rules.unfragmented or self.rules.numa == "require"
 
     def eligible(self, agent_id: str, number: int) -> bool:
         """Could the agent run this part as soon as enough of it is free?"""
@@ -276,11 +397,27 @@ class Party:
             for agent_id, part in zip(seats, self.parts, strict=True):
                 together.setdefault(agent_id, Counter()).update(part)
             able = self._capable if empty else self.eligible
-            if all(able(a, number) for number, a in enumerate(seats)) and all(
-                all(n <= self.cluster.total(a, slot) for slot, n in need.items())
-                if empty
-                else self.cluster.spare(a, need, until)
-                for a, need in together.items()
+            if (
+                all(able(a, number) for number, a in enumerate(seats))
+                and all(
+                    all(n <= self.cluster.total(a, slot) for slot, n in need.items())
+                    if empty
+                    else self.cluster.spare(a, need, until)
+                    for a, need in together.items()
+                )
+                and all(
+                    self.cuttable(
+                        a,
+                        [
+                            k
+                            for at, each in zip(seats, self.kernels, strict=True)
+                            if at == a
+                            for k in each
+                        ],
+                        self._whole(a) if empty else self.cluster.room(a, until),
+                    )
+                    for a in together
+                )
             ):
                 return True
         return False
@@ -296,6 +433,8 @@ class Party:
                 )
             else:
                 fits = self.eligible(agent_id, 0) and self.cluster.spare(agent_id, need, until)
+            room = self._whole(agent_id) if empty else self.cluster.room(agent_id, until)
+            fits = fits and self.cuttable(agent_id, list(self.kernels[0]) * (count + 1), room)
             if not fits:
                 break
             count += 1
@@ -319,24 +458,26 @@ class Party:
     def may_take(self, agent_id: str, kernels: Sequence[KernelRequest], until: float) -> bool:
         """May the agent start these kernels now?"""
         mine = [n for n, part in enumerate(self.kernels) if any(k in kernels for k in part)]
-        return all(self.eligible(agent_id, n) for n in mine) and self.cluster.spare(
-            agent_id, needs(kernels), until
+        return (
+            all(self.eligible(agent_id, n) for n in mine)
+            and self.cluster.spare(agent_id, needs(kernels), until)
+            and self.cuttable(agent_id, kernels, self.cluster.room(agent_id, until))
         )
 
     def would_fit(self, agent_id: str, ended: Iterable[RunningSession]) -> bool:
         """Could it start on the agent if these sessions had ended?"""
-        back: Counter[str] = Counter()
-        for each in ended:
-            for kernel in each.kernels:
-                if kernel.agent_id == agent_id:
-                    back[ROOM] += 1
-                    for share in kernel.shares:
-                        back[share.slot] += _whole(share.slot, share.amount)
+        ended = list(ended)
+        back = self.cluster.back(agent_id, ended)
+        room = Counter(self.cluster.room(agent_id, FOREVER))
+        room.update(self.cluster.back_devices(agent_id, ended))
         for slot, n in self.parts[0].items():
             kept = [k.left[slot] for k in self.cluster.kept[agent_id] if slot in k.left]
             if max(0, min([self.cluster.has(agent_id, slot), *kept])) + back[slot] < n:
                 return False
-        return True
+            here = self.cluster.places(agent_id, slot) if slot != ROOM else []
+            if slot != ROOM and sum(room[slot, d] for d in here) < n:
+                return False
+        return self.cuttable(agent_id, self.kernels[0], room)
 
     def lane(self) -> frozenset[object]:
         """What it waits for in kind."""
@@ -365,13 +506,26 @@ class Party:
                     there = self.cluster.for_good(agent_id, slot, start)
                     if there < n:
                         yield f"reserves {n} of {slot} on {agent_id} where {there} will be"
+        for agent_id, cut in zip(reservation.agent_ids, reservation.cuts, strict=False):
+            for share in cut:
+                place = (agent_id, share.slot, share.device_id)
+                if share.amount > (
+                    self.cluster.capacity.get(place, 0)
+                    if start is None
+                    else self.cluster.device_for_good(*place, start)
+                ):
+                    yield f"reserves {share} on {agent_id}, which will not be there"
         if len(self.parts) > 1 or seized:
             return
         able = [a for a in self.agents if self.eligible(a, 0)]
         soonest = min((self._first(a) for a in able), default=FOREVER)
         if soonest != (FOREVER if start is None else start):
             yield f"reserves for {start}, could start at {soonest}"
-        if start is None and self._lack(reservation.agent_ids[0]) > min(map(self._lack, able)):
+        if (
+            start is None
+            and not self.picky("")
+            and self._lack(reservation.agent_ids[0]) > min(map(self._lack, able))
+        ):
             yield f"reserves on {reservation.agent_ids[0]}, others lack less"
 
     def _first(self, agent_id: str) -> float:
@@ -379,12 +533,23 @@ class Party:
         for at in self.cluster.moments(agent_id):
             if all(
                 self.cluster.for_good(agent_id, slot, at) >= n for slot, n in self.parts[0].items()
+            ) and (
+                not self.picky(agent_id)
+                or self.cuttable(
+                    agent_id,
+                    self.kernels[0],
+                    {
+                        (s, d): self.cluster.device_for_good(agent_id, s, d, at)
+                        for (a, s, d) in self.cluster.capacity
+                        if a == agent_id
+                    },
+                )
             ):
                 return at
         if all(
             self.cluster.for_good(agent_id, slot, self.cluster.now) >= n
             for slot, n in self.parts[0].items()
-        ):
+        ) and not self.picky(agent_id):
             return self.cluster.now
         return FOREVER
 
@@ -407,8 +572,7 @@ def parts_of(session: SessionRequest) -> list[tuple[KernelRequest, ...]]:
 
 def families(kernels: Iterable[KernelRequest]) -> frozenset[str]:
     """Families of accelerators asked for."""
-    names = {slot.split(".")[0].split(":")[0] for slot in amounts(kernels)}
-    return frozenset(names - {"cpu", "mem"})
+    return frozenset(slot.split(".")[0].split(":")[0] for slot in amounts(kernels)) - {"cpu", "mem"}
 
 
 def _defects(session: SessionRequest, group: GroupPolicy) -> set[str]:
@@ -422,15 +586,15 @@ def _defects(session: SessionRequest, group: GroupPolicy) -> set[str]:
                 found.add("amount")
             if amount and group.served_slots is not None and slot not in group.served_slots:
                 found.add("slot-kinds")
-        if any(not kernel.slots.get(slot) for slot in group.required_slots):
-            found.add("required-slots")
+        ways: dict[str, set[str]] = {}
+        for slot, amount in kernel.slots.items():
+            if amount and slot not in ("cpu", "mem"):
+                how = "mig" if slot.endswith("-mig") else slot.rpartition(".")[2]
+                ways.setdefault(slot.split(".")[0], set()).add(how)
+        found |= {"exclusive-family" for way in ways.values() if len(way) > 1}
+        found |= {"required-slots" for slot in group.required_slots if not kernel.slots.get(slot)}
         if any(kernel.slots.get(slot, 0) < least for slot, least in kernel.minimum.items()):
             found.add("image-minimum")
         if 0 < kernel.shared_memory >= kernel.slots.get("mem", 0):
             found.add("shared-memory")
     return found
-
-
-def _whole(slot: str, amount: int) -> int:
-    quantum = kind_of(slot).quantum
-    return max(0, amount) // quantum * quantum

@@ -7,20 +7,40 @@ what is known to end, minus what earlier reservations take. What has no known en
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from spawner.scheduler.model import Reservation, RunningSession
+from spawner.scheduler.cutting import Cut, cut
+from spawner.scheduler.devices import DeviceStock
+from spawner.scheduler.forecast import Forecast, Timeline
+from spawner.scheduler.model import DeviceShare, Reservation, RunningSession
 from spawner.scheduler.nodes import CONTAINERS, FOREVER, UNKNOWN, Claim, Need, Node
+from spawner.scheduler.seating import Suits, seat_all
 from spawner.scheduler.shapes import Outline, Shape
-from spawner.scheduler.slots import kind_of
 
-ATTEMPTS = 2000
-"""How many ways of seating unequal parts are tried."""
 GRACE = 300.0
 """Seconds that a session may be past its known end and still be expected to end at any moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """What is claimed of one node; ``cuts`` where the rules of ``parts`` ask for certain devices."""
+
+    node: Node
+    need: Need
+    cuts: tuple[Cut, ...] | None = None
+    room: Mapping[DeviceStock, int] | None = None
+    """What of each device will be free when it starts."""
+
+    @property
+    def shares(self) -> tuple[DeviceShare, ...]:
+        """The devices claimed, one entry for each."""
+        found: Counter[tuple[str, str]] = Counter()
+        for mine in self.cuts or ():
+            for slot, parts in mine.items():
+                found.update({(slot, device.device_id): part for device, part in parts})
+        return tuple(DeviceShare(*which, part) for which, part in sorted(found.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +49,20 @@ class Booking:
 
     starts_at: float
     """``UNKNOWN`` when nobody knows."""
-    seats: tuple[tuple[Node, Need], ...]
+    seats: tuple[Seat, ...]
 
     def reservation(self, session_id: str) -> Reservation:
         """The same for the plan."""
         at = None if self.starts_at == UNKNOWN else self.starts_at
-        seats = sorted(
-            ((node.agent_id, dict(need)) for node, need in self.seats), key=lambda seat: seat[0]
+        seats = sorted(self.seats, key=lambda seat: seat.node.agent_id)
+        cuts = tuple(seat.shares for seat in seats)
+        return Reservation(
+            session_id,
+            at,
+            tuple(seat.node.agent_id for seat in seats),
+            tuple(dict(seat.need) for seat in seats),
+            cuts if any(cuts) else (),
         )
-        agent_ids, amounts = zip(*seats, strict=True)
-        return Reservation(session_id, at, agent_ids, amounts)
 
 
 def expected_end(session: RunningSession, now: float) -> float:
@@ -51,60 +75,6 @@ def expected_end(session: RunningSession, now: float) -> float:
     if session.ends_at is None or session.ends_at < now - GRACE:
         return FOREVER
     return max(now, session.ends_at)
-
-
-def holdings(session: RunningSession) -> dict[str, Need]:
-    """What ``session`` gives back at its end, by agent."""
-    held: dict[str, Counter[str]] = {}
-    for kernel in session.kernels:
-        mine = held.setdefault(kernel.agent_id, Counter())
-        mine[CONTAINERS] += 1
-        for share in kernel.shares:
-            mine[share.slot] += (
-                share.amount // kind_of(share.slot).quantum * kind_of(share.slot).quantum
-            )
-    return {agent_id: tuple(sorted(mine.items())) for agent_id, mine in held.items()}
-
-
-class Timeline:
-    """What one node has free of the slots of ``need``, from each of its ``times`` on for good."""
-
-    __slots__ = ("_least", "times")
-
-    def __init__(self, node: Node, need: Need, now: float) -> None:
-        changes: dict[float, Counter[str]] = {now: Counter()}
-        wanted = [slot for slot, _ in need]
-        for at, gives in node.releases:
-            changes.setdefault(max(at, now), Counter()).update(dict(gives))
-        for claim in node.claims:
-            takes = dict(claim.need)
-            changes.setdefault(max(claim.starts_at, now), Counter()).subtract(takes)
-            if claim.ends_at < FOREVER:
-                changes.setdefault(claim.ends_at, Counter()).update(takes)
-        self.times = sorted(changes)
-        has = [node.free.get(slot, 0) for slot in wanted]
-        rows: list[list[int]] = []
-        for at in self.times:
-            has = [n + changes[at][slot] for n, slot in zip(has, wanted, strict=True)]
-            most = [node.capacity.get(slot, 0) for slot in wanted]
-            rows.append([min(n, top) for n, top in zip(has, most, strict=True)])
-        for later, row in zip(reversed(rows), list(reversed(rows))[1:], strict=False):
-            row[:] = [min(n, then) for n, then in zip(row, later, strict=True)]
-        self._least = [dict(zip(wanted, row, strict=True)) for row in rows]
-
-    def at(self, moment: float) -> dict[str, int]:
-        """What there is from ``moment`` on for good."""
-        index = bisect_left(self.times, moment)
-        if index < len(self.times) and self.times[index] == moment:
-            return self._least[index]
-        return self._least[max(0, index - 1)]
-
-    def first(self, need: Need) -> float:
-        """The first moment from which ``need`` is there for good, or ``FOREVER``."""
-        for at, has in zip(self.times, self._least, strict=True):
-            if all(has[slot] >= amount for slot, amount in need):
-                return at
-        return FOREVER
 
 
 def earliest(outline: Outline, eligible: Sequence[Sequence[Node]], now: float) -> Booking | None:
@@ -123,16 +93,13 @@ def earliest(outline: Outline, eligible: Sequence[Sequence[Node]], now: float) -
 def reserve(booking: Booking, session_id: str, now: float, run_time: float) -> None:
     """Lay claims on all nodes of ``booking`` for a session that runs ``run_time`` seconds."""
     ends_at = FOREVER if booking.starts_at == UNKNOWN else booking.starts_at + run_time
-    for node, need in booking.seats:
-        claim(node, session_id, need, booking.starts_at, ends_at, now)
+    for seat in booking.seats:
+        claim(seat, session_id, booking.starts_at, ends_at, now)
 
 
 def holders_of(booking: Booking, running: Iterable[RunningSession], now: float) -> tuple[str, ...]:
     """Running sessions that hold what is lacking where ``booking`` is, and that end until it starts."""
-    lacks = {
-        node.agent_id: {slot for slot, n in need if node.free.get(slot, 0) < n}
-        for node, need in booking.seats
-    }
+    lacks = {seat.node.agent_id: _lacking(seat) for seat in booking.seats}
     until = FOREVER if booking.starts_at == UNKNOWN else booking.starts_at
     return tuple(
         sorted(
@@ -140,24 +107,70 @@ def holders_of(booking: Booking, running: Iterable[RunningSession], now: float) 
             for each in running
             if expected_end(each, now) <= until
             and any(
-                slot in lacks.get(agent_id, ())
-                for agent_id, need in holdings(each).items()
-                for slot, _ in need
+                CONTAINERS in lacks.get(kernel.agent_id, ())
+                or any(
+                    share.slot in lacks.get(kernel.agent_id, ())
+                    or (share.slot, share.device_id) in lacks.get(kernel.agent_id, ())
+                    for share in kernel.shares
+                )
+                for kernel in each.kernels
             )
         )
     )
 
 
-def claim(
-    node: Node, session_id: str, need: Need, starts_at: float, ends_at: float, now: float
-) -> None:
-    """Lay a claim on ``node``: from now on later sessions leave ``need`` for it at ``starts_at``."""
+def _lacking(seat: Seat) -> set[object]:
+    """Slots of which the node has too little now, and devices that are claimed and not free."""
+    found: set[object] = {slot for slot, n in seat.need if seat.node.free.get(slot, 0) < n}
+    for mine in seat.cuts or ():
+        for slot, parts in mine.items():
+            found |= {(slot, device.device_id) for device, part in parts if device.free < part}
+    return found
+
+
+def claim(seat: Seat, session_id: str, starts_at: float, ends_at: float, now: float) -> None:
+    """Lay a claim: from now on later sessions leave what ``seat`` needs for it at ``starts_at``."""
+    node, need = seat.node, seat.need
     if starts_at == UNKNOWN:
         has = {slot: node.free.get(slot, 0) for slot, _ in need}
     else:
         has = Timeline(node, need, now).at(starts_at)
     left = {slot: max(0, has[slot] - amount) for slot, amount in need}
-    node.claims.append(Claim(session_id, need, starts_at, ends_at, left))
+    node.lay(Claim(session_id, need, starts_at, ends_at, left), seat.room or {}, seat.cuts)
+
+
+def seat_at(node: Node, shapes: Sequence[Shape], at: float, now: float) -> Seat:
+    """The place of ``shapes`` on ``node`` from ``at`` on, where they fit then."""
+    need = _sum(shapes)
+    picky = [shape for shape in shapes if node.is_picky(shape)]
+    if not picky:
+        return Seat(node, need)
+    slots = dict.fromkeys(slot for shape in shapes for slot in shape.wanted)
+    kernels = [kernel for shape in shapes for kernel in shape.kernels]
+    if at != UNKNOWN:
+        room = Forecast(node, slots, now).at(at)
+        cuts = cut(node.stock, kernels, picky[0].rules, room)
+        return Seat(node, need, None if cuts is None else tuple(cuts), room)
+    return aim(node, shapes, {})
+
+
+def aim(node: Node, shapes: Sequence[Shape], soon: Mapping[DeviceStock, int]) -> Seat:
+    """The place of ``shapes`` on ``node``, whose devices are to be waited for.
+
+    ``soon`` is what of its devices comes back for them. Those that lack least are chosen.
+    """
+    need = _sum(shapes)
+    picky = [shape for shape in shapes if node.is_picky(shape)]
+    if not picky:
+        return Seat(node, need)
+    slots = dict.fromkeys(slot for shape in shapes for slot in shape.wanted)
+    kernels = [kernel for shape in shapes for kernel in shape.kernels]
+    room = node.room(slots)
+    have = {device: n + soon.get(device, 0) for device, n in room.items()}
+    cuts = cut(node.stock, kernels, picky[0].rules, have)
+    if cuts is None:
+        cuts = cut(node.stock, kernels, picky[0].rules, node.whole(slots), have)
+    return Seat(node, need, None if cuts is None else tuple(cuts), room)
 
 
 def first_start(node: Node, need: Need, now: float) -> float:
@@ -165,8 +178,8 @@ def first_start(node: Node, need: Need, now: float) -> float:
     if not node.claims:
         lacks = {s: n - node.free.get(s, 0) for s, n in need if n > node.free.get(s, 0)}
         if not lacks and node.releases:
-            return min(max(at, now) for at, _ in node.releases)
-        for at, gives in sorted(node.releases):
+            return min(max(at, now) for at, _, _ in node.releases)
+        for at, gives, _ in sorted(node.releases, key=lambda each: each[0]):
             for slot, amount in gives:
                 if slot in lacks:
                     lacks[slot] -= amount
@@ -182,13 +195,33 @@ def first_start(node: Node, need: Need, now: float) -> float:
     return min((at for at in line.times if at > now), default=FOREVER)
 
 
+def first_cut(node: Node, shape: Shape, now: float) -> float:
+    """The same where the rules of ``shape`` ask for certain devices."""
+    line = Timeline(node, shape.need, now)
+    cast: Forecast | None = None
+    for at in line.times:
+        has = line.at(at)
+        if at <= now or any(has[slot] < amount for slot, amount in shape.need):
+            continue
+        cast = cast or Forecast(node, shape.wanted, now)
+        if cut(node.stock, shape.kernels, shape.rules, cast.at(at)) is not None:
+            return at
+    return FOREVER
+
+
 def _one(shape: Shape, nodes: Sequence[Node], now: float) -> Booking:
     need = shape.need
-    starts = [(first_start(node, need, now), place) for place, node in enumerate(nodes)]
+    starts = [
+        (
+            first_cut(node, shape, now) if node.is_picky(shape) else first_start(node, need, now),
+            place,
+        )
+        for place, node in enumerate(nodes)
+    ]
     at, place = min(starts)
     if at < FOREVER:
-        return Booking(at, ((nodes[place], need),))
-    return Booking(UNKNOWN, ((least_lacking(need, nodes), need),))
+        return Booking(at, (seat_at(nodes[place], (shape,), at, now),))
+    return Booking(UNKNOWN, (aim(least_lacking(need, nodes), (shape,), {}),))
 
 
 def least_lacking(need: Need, nodes: Iterable[Node]) -> Node:
@@ -211,64 +244,41 @@ def _several(parts: Sequence[Shape], eligible: Sequence[Sequence[Node]], now: fl
     slots: Need = tuple((slot, 0) for slot in sorted({slot for slot, _ in needs}))
     lines = {node.index: Timeline(node, slots, now) for nodes in eligible for node in nodes}
     moments = sorted({at for line in lines.values() for at in line.times if at > now})
+    casts: dict[int, Forecast] = {}
+
+    def suits_at(moment: float) -> Suits | None:
+        def suits(node: Node, here: Sequence[Shape]) -> bool:
+            picky = [shape for shape in here if node.is_picky(shape)]
+            if not picky:
+                return True
+            cast = casts.get(node.index)
+            if cast is None:
+                cast = casts[node.index] = Forecast(node, [s for s, _ in slots], now)
+            kernels = [kernel for shape in here for kernel in shape.kernels]
+            return cut(node.stock, kernels, picky[0].rules, cast.at(moment)) is not None
+
+        return None if all(part.plain for part in parts) else suits
+
     low, high = 0, len(moments)
     while low < high:
         middle = (low + high) // 2
         here = {index: line.at(moments[middle]) for index, line in lines.items()}
-        if seat_all(parts, eligible, here) is None:
+        if seat_all(parts, eligible, here, suits_at(moments[middle])).seats is None:
             low = middle + 1
         else:
             high = middle
     if low < len(moments):
         here = {index: line.at(moments[low]) for index, line in lines.items()}
-        seats = seat_all(parts, eligible, here)
+        seats = seat_all(parts, eligible, here, suits_at(moments[low])).seats
         if seats is not None:
-            return Booking(moments[low], _together(parts, seats))
+            return Booking(moments[low], _together(parts, seats, moments[low], now))
     free = {
         index: {slot: node.available(slot) for slot, _ in slots}
         for index, node in {n.index: n for nodes in eligible for n in nodes}.items()
     }
-    return Booking(UNKNOWN, _together(parts, _least_lacking_all(parts, eligible, free)))
-
-
-def seat_all(
-    parts: Sequence[Shape],
-    eligible: Sequence[Sequence[Node]],
-    free: Mapping[int, Mapping[str, int]],
-) -> list[Node] | None:
-    """A node for every part when ``free`` (by node index) is there, the largest part first; or None.
-
-    First fit is exact for equal parts. Others are tried in every way, ``ATTEMPTS`` at most.
-    """
-    in_turn = sorted(range(len(parts)), key=lambda n: parts[n].weight, reverse=True)
-    left = {index: dict(has) for index, has in free.items()}
-    seats: dict[int, Node] = {}
-    attempts = ATTEMPTS
-
-    def seat(place: int) -> bool:
-        nonlocal attempts
-        if place == len(in_turn):
-            return True
-        number = in_turn[place]
-        need = parts[number].need
-        for node in eligible[number]:
-            has = left[node.index]
-            if attempts <= 0 or any(has.get(slot, 0) < amount for slot, amount in need):
-                continue
-            for slot, amount in need:
-                has[slot] -= amount
-            seats[number] = node
-            if seat(place + 1):
-                return True
-            attempts -= 1
-            for slot, amount in need:
-                has[slot] += amount
-            if alike:
-                return False
-        return False
-
-    alike = all(part is parts[0] for part in parts)
-    return [seats[number] for number in range(len(parts))] if seat(0) else None
+    return Booking(
+        UNKNOWN, _together(parts, _least_lacking_all(parts, eligible, free), UNKNOWN, now)
+    )
 
 
 def _least_lacking_all(
@@ -291,11 +301,22 @@ def _least_lacking_all(
     return seats
 
 
-def _together(parts: Sequence[Shape], seats: Sequence[Node]) -> tuple[tuple[Node, Need], ...]:
+def _together(
+    parts: Sequence[Shape], seats: Sequence[Node], at: float, now: float
+) -> tuple[Seat, ...]:
     """The needs on each node as one, for nodes that seat several parts."""
-    sums: dict[int, Counter[str]] = {}
+    shapes: dict[int, list[Shape]] = {}
     nodes: dict[int, Node] = {}
     for part, node in zip(parts, seats, strict=True):
         nodes[node.index] = node
-        sums.setdefault(node.index, Counter()).update(dict(part.need))
-    return tuple((nodes[index], tuple(sorted(needs.items()))) for index, needs in sums.items())
+        shapes.setdefault(node.index, []).append(part)
+    return tuple(seat_at(nodes[index], some, at, now) for index, some in shapes.items())
+
+
+def _sum(shapes: Sequence[Shape]) -> Need:
+    if len(shapes) == 1:
+        return shapes[0].need
+    total: Counter[str] = Counter()
+    for shape in shapes:
+        total.update(dict(shape.need))
+    return tuple(sorted(total.items()))

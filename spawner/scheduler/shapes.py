@@ -24,6 +24,7 @@ from spawner.scheduler.slots import (
     human_bytes,
     is_accelerator,
     kind_of,
+    way_of,
 )
 
 Lane = frozenset[tuple[frozenset[str], frozenset[str], frozenset[str]]]
@@ -58,6 +59,8 @@ class Shape:
     """What must connect its node with those of the session's other containers."""
     circle: Circle | None
     rules: DeviceRules
+    plain: bool
+    """Its rules never ask for more than the sums of what is free."""
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -153,6 +156,7 @@ class Shapes:
         slots = _sum(kernels)
         strict = session.designation == "strict"
         nobody: frozenset[str] = frozenset()
+        rules = session.devices or self._policy.devices
         found = Shape(
             slots,
             ((CONTAINERS, len(kernels)), *slots),
@@ -163,7 +167,8 @@ class Shapes:
             nobody if strict else session.designated_agents,
             network,
             circle,
-            session.devices or self._policy.devices,
+            rules,
+            not rules.unfragmented and rules.numa != "require",
         )
         key = tuple(getattr(found, name) for name in Shape.__slots__)
         return self._shapes.setdefault(key, found)
@@ -188,6 +193,7 @@ def defects(session: SessionRequest, policy: GroupPolicy) -> Iterator[Reason]:
 
 def _kernel_defects(kernel: KernelRequest, policy: GroupPolicy) -> Iterator[Reason]:
     served = policy.served_slots
+    yield from _mixed(kernel)
     for slot, amount in kernel.slots.items():
         quantum = kind_of(slot).quantum
         if amount < 0 or amount % quantum:
@@ -223,6 +229,19 @@ def _kernel_defects(kernel: KernelRequest, policy: GroupPolicy) -> Iterator[Reas
         )
         data = {"shared_memory": kernel.shared_memory, "mem": memory}
         yield Reason("shared-memory", text, data=data)
+
+
+def _mixed(kernel: KernelRequest) -> Iterator[Reason]:
+    """An accelerator family taken in more than one way: whole, in shares or in partitions."""
+    ways: dict[str, dict[str, str]] = {}
+    for slot, amount in sorted(kernel.slots.items()):
+        if amount and is_accelerator(slot):
+            ways.setdefault(family_of(slot), {}).setdefault(way_of(slot), slot)
+    for family, found in sorted(ways.items()):
+        if len(found) > 1:
+            slots = " and ".join(sorted(found.values()))
+            text = f"a container cannot have {slots}: they divide the same {family} devices in different ways"
+            yield Reason("exclusive-family", text, data={"family": family})
 
 
 def _items(kernel: KernelRequest) -> tuple[tuple[str, int], ...]:

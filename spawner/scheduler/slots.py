@@ -2,12 +2,13 @@
 
 A *count* slot (``cpu``, ``cuda.device``, ``cuda.shares``) is counted in micro-units: ``"0.5"`` is
 500,000. A *bytes* slot (``mem``) is counted in bytes: ``"1g"`` is 1,073,741,824. A *unique* slot is a
-count that only takes whole numbers.
+count of devices each of which is given as a whole or not at all, such as the partitions of a GPU.
 """
 
 import enum
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 MICRO = 1_000_000
 INT64_MAX = 2**63 - 1
@@ -45,6 +46,8 @@ KINDS: dict[str, SlotKind] = {
         SlotKind("cuda.shares", SlotType.COUNT, "GPU share", "GPU share", MICRO // 100),
     )
 }
+PARTITION = "-mig"
+"""The end of the names of slots that are partitions of an accelerator, such as ``cuda.1g.10gb-mig``."""
 
 _BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?\s*", re.IGNORECASE)
 _COUNT = re.compile(r"\s*(\d+)(?:\.(\d{1,6})0*)?\s*")
@@ -65,14 +68,26 @@ def kind_of(slot: str) -> SlotKind:
 
     ``x.shares`` counts hundredths, ``x.device:<profile>-mig`` is unique, others count whole devices.
     """
-    known = KINDS.get(slot) or _LEARNED.get(slot)
-    if known is not None:
-        return known
-    if slot.endswith("-mig"):
-        return SlotKind(slot, SlotType.UNIQUE, slot, slot)
+    return KINDS.get(slot) or _LEARNED.get(slot) or _kind_by_name(slot)
+
+
+@lru_cache(maxsize=1024)
+def _kind_by_name(slot: str) -> SlotKind:
     if slot.endswith(".shares"):
         return SlotKind(slot, SlotType.COUNT, slot, slot, MICRO // 100)
+    if slot.endswith(PARTITION):
+        return SlotKind(slot, SlotType.UNIQUE, slot, slot)
     return SlotKind(slot, SlotType.COUNT, slot, slot)
+
+
+def way_of(slot: str) -> str:
+    """How a slot divides its family: ``device``, ``shares``, or ``partition`` for all of its profiles.
+
+    A kernel takes an accelerator family in one way only.
+    """
+    if slot.endswith(PARTITION):
+        return "partition"
+    return slot.partition(".")[2] or slot
 
 
 def family_of(slot: str) -> str:

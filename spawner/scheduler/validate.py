@@ -21,7 +21,6 @@ from spawner.scheduler.model import (
     Snapshot,
 )
 from spawner.scheduler.replay import FOREVER, Cluster, Party, amounts
-from spawner.scheduler.slots import kind_of
 
 OWN_LIMITS = frozenset(
     {"quota", "concurrency", "not-before", "resource-group", "dependency", "containers"}
@@ -303,7 +302,8 @@ class Replay:
                 self._fault(session, f"goes to {agent_id}, which cannot or may not take it")
         for agent_id in sorted(agent_ids):
             here = [kernels[k.kernel_id] for k in placement.kernels if k.agent_id == agent_id]
-            self._cluster.occupy(agent_id, here, self._until(session), session)
+            shares = [s for k in placement.kernels if k.agent_id == agent_id for s in k.shares]
+            self._cluster.occupy(agent_id, here, self._until(session), session, shares)
         for each in placement.kernels:
             self._cut(session, kernels[each.kernel_id], each)
         for scope in self._scopes(session):
@@ -313,7 +313,8 @@ class Replay:
     def _cut(self, session: SessionRequest, kernel: KernelRequest, placed: KernelPlacement) -> None:
         given: Counter[str] = Counter()
         for share in placed.shares:
-            if share.amount <= 0 or share.amount % kind_of(share.slot).quantum:
+            step = self._cluster.steps[placed.agent_id].get(share.slot, 1)
+            if share.amount <= 0 or share.amount % step:
                 self._fault(session, f"share {share}")
             place = (placed.agent_id, share.slot, share.device_id)
             free = self._cluster.free.get(place, 0)

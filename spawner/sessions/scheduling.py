@@ -8,6 +8,7 @@ import datetime as dt
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -26,6 +27,7 @@ from spawner.scheduler.model import (
 )
 from spawner.scheduler.plan import plan
 from spawner.scheduler.policies import BUILT_IN, Policies, PolicyError
+from spawner.scheduler.slots import human_amount
 from spawner.sessions import clusters, ledger, steps
 from spawner.sessions.failpoints import reach
 from spawner.sessions.metrics import Metrics
@@ -187,8 +189,9 @@ async def _place(change: Change, placement: Placement) -> bool:
         return False
     savepoint = await change.db.begin_nested()
     try:
+        here = Counter(each.agent_id for each in placement.kernels)
         for each in placement.kernels:
-            await _check_agent(change.db, session, each)
+            await _check_agent(change.db, session, each, here[each.agent_id])
             kernel = kernels[each.kernel_id]
             await ledger.allocate(
                 change.db, kernel.id, kernel.epoch + 1, each.agent_id, each.shares, change.now
@@ -231,15 +234,20 @@ async def _preempt(change: Change, preemption: Preemption) -> bool:
     return await steps.preempt(change, victim, preemption.for_session_id, preemption.action)
 
 
-async def _check_agent(db: AsyncSession, session: SessionRow, placement: KernelPlacement) -> None:
-    """Refuse an agent that left, closed, moved to another group or is full of containers."""
+async def _check_agent(
+    db: AsyncSession, session: SessionRow, placement: KernelPlacement, containers: int
+) -> None:
+    """Refuse an agent that left, closed, moved to another group or has no room for ``containers``.
+
+    All of a session's containers are counted at once: none of them holds its place before all do.
+    """
     agent = await db.get(AgentRow, placement.agent_id, with_for_update=True, populate_existing=True)
     full = False
     if agent is not None and agent.max_containers is not None:
         count = select(func.count()).where(
             KernelRow.agent_id == agent.id, KernelRow.status.in_(LIVE)
         )
-        full = (await db.scalar(count) or 0) >= agent.max_containers
+        full = (await db.scalar(count) or 0) + containers > agent.max_containers
     willing = agent is not None and agent.status == ALIVE and agent.schedulable and not full
     if not willing or agent is None or agent.resource_group != session.resource_group:
         share = placement.shares[0]
@@ -300,6 +308,12 @@ def describe(explanation: Explanation) -> dict[str, Any]:
         {"name": reason.name, "msg": reason.message} for reason in explanation.reasons
     ]
     answer["passed_predicates"] = []
+    for each in answer["missing"]:
+        each["human"] = human_amount(each["slot"], each["requested"] - each["available"])
+    if explanation.largest is not None:
+        answer["largest_human"] = {
+            slot: human_amount(slot, amount) for slot, amount in explanation.largest.items()
+        }
     return {name: plain(value) for name, value in answer.items()}
 
 

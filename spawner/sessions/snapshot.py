@@ -134,19 +134,9 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
         AgentDeviceRow.numa_node,
         AgentDeviceRow.attributes,
     )
-    for agent, slot, device, capacity, used, numa, facts in await db.execute(select(*columns)):
-        # What is reserved is no part of the capacity that agents report, so nothing is taken off here.
-        devices[agent].append(
-            Device(
-                slot,
-                device,
-                capacity,
-                capacity - used,
-                numa,
-                links=frozenset(facts.get("links", ())),
-                masked=bool(facts.get("masked", False)),
-            )
-        )
+    for agent, slot, device, capacity, used, numa, told in await db.execute(select(*columns)):
+        made = Device(slot, device, capacity, capacity - used, numa)
+        devices[agent].append(_told(made, told) if told else made)
     counts = await db.execute(
         select(KernelRow.agent_id, func.count())
         .where(KernelRow.status.in_(LIVE))
@@ -170,6 +160,20 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
             networks=networks.get(row.id, frozenset()),
         )
         for row in rows
+    )
+
+
+def _told(device: Device, attributes: Mapping[str, Any]) -> Device:
+    """``device`` with what its agent says beyond amounts; what cannot be understood is left out.
+
+    What is reserved is no part of the capacity that agents report, so nothing is taken off here.
+    """
+    links, quantum = attributes.get("links"), attributes.get("quantum")
+    return replace(
+        device,
+        links=frozenset(map(str, links)) if isinstance(links, list) else frozenset(),
+        masked=attributes.get("masked") is True,
+        quantum=quantum if type(quantum) is int and quantum > 0 else None,
     )
 
 
@@ -249,6 +253,7 @@ async def _quotas(db: AsyncSession, whose: set[Payer]) -> tuple[Quota, ...]:
             KeyPairRow.access_key,
             KeyPairPolicyRow.total_resource_slots,
             KeyPairPolicyRow.max_concurrent_sessions,
+            KeyPairPolicyRow.max_containers_per_session,
         )
         .join(KeyPairPolicyRow, KeyPairPolicyRow.name == KeyPairRow.policy)
         .where(KeyPairRow.access_key.in_(keys))
@@ -280,12 +285,12 @@ async def _quotas(db: AsyncSession, whose: set[Payer]) -> tuple[Quota, ...]:
 async def _limited(
     db: AsyncSession, scope: str, column: InstrumentedAttribute[Any], rows: Iterable[Any]
 ) -> list[Quota]:
-    """Quotas of the scopes that have a limit: rows of id, amounts and number of sessions."""
-    limits = {key: (slots, most) for key, slots, most in rows if (slots, most) != (None, None)}
+    """Quotas of the scopes that have a limit: rows of id, amounts, number of sessions, containers per session."""
+    limits = {key: limit for key, *limit in rows if any(each is not None for each in limit)}
     held, counts = await held_by(db, column, sorted(limits))
     return [
-        Quota(scope, str(key), slots, held[key], most, counts[key])
-        for key, (slots, most) in limits.items()
+        Quota(scope, str(key), slots, held[key], most, counts[key], *containers)
+        for key, (slots, most, *containers) in limits.items()
     ]
 
 

@@ -14,6 +14,7 @@ from spawner.scheduler.model import (
     Agent,
     Dependency,
     Device,
+    DeviceRules,
     DeviceShare,
     GroupPolicy,
     KernelPlacement,
@@ -77,6 +78,17 @@ SHAPES = st.sampled_from(
         (3, "multi-node"),
     )
 )
+RULES = st.sampled_from(
+    [DeviceRules()] * 3
+    + [
+        DeviceRules(fill, unfragmented, numa)
+        for fill in ("fill", "evenly")
+        for unfragmented in (False, True)
+        for numa in ("none", "prefer", "require")
+    ]
+)
+NUMA = st.sampled_from((None, None, 0, 1))
+SEQUENCERS = st.sampled_from(("fifo", "fifo", "lifo", "drf", "fair-share"))
 RUN_TIMES = st.sampled_from((None, 10.0, 20.0, 30.0, 40.0))
 ENDS = st.sampled_from((None, None, -1000.0, -5.0, 5.0, 10.0, 15.0, 25.0, 35.0))
 PARENTS = st.sampled_from(
@@ -107,6 +119,8 @@ def agent(draw: st.DrawFn, agent_id: str) -> Agent:
     alive, schedulable = draw(STATES)
     containers, most = draw(ROOM)
     found = [device for slot in STEP for device in draw(PEERS[slot])]
+    if draw(st.booleans()):
+        found = [draw(special(device)) for device in found]
     return Agent(
         agent_id,
         draw(st.sampled_from(GROUPS)),
@@ -119,6 +133,22 @@ def agent(draw: st.DrawFn, agent_id: str) -> Agent:
         images=draw(
             st.sampled_from((frozenset(), frozenset({"img1"}), frozenset({"img1", "img2"})))
         ),
+    )
+
+
+@st.composite
+def special(draw: st.DrawFn, device: Device) -> Device:
+    """``device`` on a NUMA node, linked, masked, or with a part that is the host's."""
+    step = STEP[device.slot]
+    extra = draw(st.sampled_from((0, 0, step)))
+    return replace(
+        device,
+        capacity=device.capacity + extra,
+        free=device.free + extra,
+        reserved=extra,
+        numa_node=draw(NUMA),
+        masked=draw(st.sampled_from((False, False, False, True))),
+        links=draw(st.sampled_from((frozenset(), frozenset({f"{device.slot}-1"})))),
     )
 
 
@@ -152,6 +182,7 @@ def session(draw: st.DrawFn, number: int) -> SessionRequest:
         dependencies=draw(PARENTS),
         failed_parents=draw(st.sampled_from(("wait", "cancel", "ignore"))),
         session_group=draw(CIRCLES),
+        devices=draw(st.sampled_from((None, None, draw(RULES)))),
     )
 
 
@@ -160,7 +191,7 @@ def residents(draw: st.DrawFn, home: Agent) -> tuple[RunningSession, ...]:
     """Sessions that hold some of what is not free on ``home``, one per device; some end, some may not."""
     found: list[RunningSession] = []
     for device in home.devices:
-        held = device.capacity - device.free
+        held = device.capacity - device.free  # what is reserved is free and nobody's
         if not held or draw(st.booleans()):
             continue
         ends = draw(ENDS)
@@ -213,7 +244,13 @@ def snapshots(draw: st.DrawFn, *, plain: bool = False, timeless: bool = False) -
     return Snapshot(
         NOW,
         tuple(
-            GroupPolicy(name, selector=draw(selectors), preemption=draw(PREEMPTION))
+            GroupPolicy(
+                name,
+                draw(SEQUENCERS),
+                draw(selectors),
+                devices=draw(RULES),
+                preemption=draw(PREEMPTION),
+            )
             for name in GROUPS
         ),
         agents,
