@@ -116,6 +116,8 @@ class SessionRequest:
     devices: DeviceRules | None = None
     """Overrides the group's rules."""
     preemptible: bool = True
+    eligible_since: float | None = None
+    """Since when nothing of its own (parents, limits) holds it back; None: since it was submitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +200,9 @@ class GroupPolicy:
     half_life: float = 7 * 86400.0
     """Seconds in which usage counts half in ``fair-share``."""
     ageing: float = 3 * 86400.0
-    """Seconds of waiting after which no session may be overtaken any more by later ones of its band or below."""
+    """Seconds of waiting after which a session is not overtaken any more by others of its band or below."""
+    rise: float | None = 7 * 86400.0
+    """Seconds of waiting after which a session comes before all bands, at least ``ageing``; None: never."""
     preemption: PreemptionRules | None = None
 
 

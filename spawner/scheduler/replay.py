@@ -67,7 +67,7 @@ class Cluster:
         self.containers = Counter({each.agent_id: each.containers for each in snapshot.agents})
         self.ends: dict[str, list[tuple[float, Counter[str]]]] = {a: [] for a in self.agents}
         self.kept: dict[str, list[Kept]] = {a: [] for a in self.agents}
-        self.circles: dict[tuple[str, object], Counter[str]] = {}
+        self.circles: dict[tuple[str, str], Counter[str]] = {}
         for session in snapshot.running:
             held: dict[str, Counter[str]] = {}
             for kernel in session.kernels:
@@ -84,7 +84,7 @@ class Cluster:
                 if end is not None and snapshot.now - end <= GRACE:
                     self.ends[agent_id].append((max(end, snapshot.now), mine))
                 if session.session_group is not None:
-                    circle = (session.owner_id, session.session_group)
+                    circle = (session.owner_id, session.session_group.name)
                     self.circles.setdefault(circle, Counter())[agent_id] += 1
 
     def hold_for_preemptors(self, snapshot: Snapshot) -> dict[str, str]:
@@ -208,7 +208,7 @@ class Cluster:
         if until < FOREVER:
             self.ends[agent_id].append((until, need))
         if session.session_group is not None:
-            circle = (session.owner_id, session.session_group)
+            circle = (session.owner_id, session.session_group.name)
             self.circles.setdefault(circle, Counter())[agent_id] += 1
 
 
@@ -250,7 +250,7 @@ class Party:
         group = self.session.session_group
         if group is None or not group.strict:
             return True
-        members = self.cluster.circles.get((self.session.owner_id, group), Counter())
+        members = self.cluster.circles.get((self.session.owner_id, group.name), Counter())
         here = members[agent.agent_id] > 0
         return here if group.rule == "pack" and members else not (here and group.rule == "spread")
 

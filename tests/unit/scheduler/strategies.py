@@ -98,7 +98,9 @@ PREEMPTION = st.sampled_from(
         )
     ]
 )
-AGES = st.sampled_from((0, 1, 2, 2, 2, -4 * 86400, -5 * 86400))
+AGES = st.sampled_from((0, 1, 2, 2, 2, -4 * 86400, -5 * 86400, -8 * 86400, -9 * 86400))
+ELIGIBLE = st.sampled_from((None, None, None, 0, -4 * 86400, -8 * 86400))
+RISES = st.sampled_from((7 * 86400.0, 7 * 86400.0, 86400.0, None))
 
 
 @st.composite
@@ -133,6 +135,7 @@ def session(draw: st.DrawFn, number: int) -> SessionRequest:
         for index in range(count)
     )
     owner = draw(st.sampled_from(OWNERS))
+    eligible = draw(ELIGIBLE)
     return SessionRequest(
         f"s{number}",
         owner,
@@ -152,6 +155,7 @@ def session(draw: st.DrawFn, number: int) -> SessionRequest:
         dependencies=draw(PARENTS),
         failed_parents=draw(st.sampled_from(("wait", "cancel", "ignore"))),
         session_group=draw(CIRCLES),
+        eligible_since=None if eligible is None else NOW + eligible,
     )
 
 
@@ -213,7 +217,9 @@ def snapshots(draw: st.DrawFn, *, plain: bool = False, timeless: bool = False) -
     return Snapshot(
         NOW,
         tuple(
-            GroupPolicy(name, selector=draw(selectors), preemption=draw(PREEMPTION))
+            GroupPolicy(
+                name, selector=draw(selectors), preemption=draw(PREEMPTION), rise=draw(RISES)
+            )
             for name in GROUPS
         ),
         agents,
