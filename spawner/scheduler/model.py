@@ -201,9 +201,9 @@ class GroupPolicy:
     """Seconds in which usage counts half in ``fair-share``."""
     ageing: float = 3 * 86400.0
     """Seconds of waiting after which a session is not overtaken any more by others of its band or below."""
+    preemption: PreemptionRules | None = None
     rise: float | None = 7 * 86400.0
     """Seconds of waiting after which a session comes before all bands, at least ``ageing``; None: never."""
-    preemption: PreemptionRules | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from authenticator.problems import (
     NotFound,
     QuotaExceeded,
 )
-from authenticator.tables import KeyPairPolicyRow, KeyPairRow, MembershipRow, ProjectRow
+from authenticator.tables import DomainRow, KeyPairPolicyRow, KeyPairRow, MembershipRow, ProjectRow
 from spawner.scheduler.model import SessionGroup
 from spawner.scheduler.slots import KINDS, human_amount, human_bytes, parse_amount
 from spawner.sessions.durations import moment, seconds_of
@@ -30,7 +30,6 @@ from spawner.sessions.requests import NewSession
 from spawner.sessions.states import Status, Target
 from spawner.sessions.tables import (
     AgentDeviceRow,
-    AgentRow,
     ImageRow,
     KernelRow,
     ResourceGroupRow,
@@ -83,6 +82,8 @@ class Facts:
     """Ids of the sessions it depends on."""
     bad_parents: Mapping[str, str] = field(default_factory=dict)
     """A sentence for each dependency that cannot be one."""
+    domain_active: bool = True
+    """Whether the owner's domain may be used."""
 
     @property
     def default_group(self) -> ResourceGroupRow | None:
@@ -141,6 +142,7 @@ async def read_facts(
         list(projects),
         tuple(dict.fromkeys(ids)),
         bad,
+        await db.scalar(select(DomainRow.is_active).where(DomainRow.name == owner.domain)) is True,
     )
 
 
@@ -185,6 +187,7 @@ class Checker:
 
     def check_offer(self) -> Draft:
         """Image, group and resources only, for a dry run; errors are in ``errors``."""
+        self._domain()
         if self.new.image:
             self._image()
         self._group()
@@ -208,7 +211,10 @@ class Checker:
         group = self.facts.groups.get(self.draft.group)
         defaults = {**REQUIRED, **(group.options.get("default_slots", {}) if group else {})}
         for slot, text in defaults.items():
-            if slot in REQUIRED and not self.draft.slots.get(slot):
+            if slot not in REQUIRED:
+                if self.new.slots.get(slot) is None:
+                    self.draft.slots[slot] = max(parse_amount(slot, text), least.get(slot, 0))
+            elif not self.draft.slots.get(slot):
                 if self.new.slots.get(slot) is not None:
                     if f"config.resources.{slot}" not in self.errors:
                         self._fault(f"config.resources.{slot}", "every session needs more than 0")
@@ -225,7 +231,23 @@ class Checker:
                     f"{asked} is less than this image needs: at least {human_amount(slot, amount)}",
                 )
         self.draft.slots = {slot: amount for slot, amount in self.draft.slots.items() if amount}
+        if group is not None:
+            self._served(group)
         self._shmem(group)
+
+    def _served(self, group: ResourceGroupRow) -> None:
+        """Slots that the group does not serve, and those that it demands."""
+        served: list[str] | None = group.options.get("served_slots")
+        demanded = group.options.get("required_slots") or ()
+        for slot in self.draft.slots if served is not None else ():
+            if slot not in (served or ()):
+                known = ", ".join(sorted(served or ())) or "nothing"
+                told = f"{group.name} does not serve it: it serves {known}"
+                self._fault(f"config.resources.{slot}", told)
+        for slot in demanded:
+            if slot not in self.draft.slots:
+                told = f"{group.name} requires every session to ask for it"
+                self._fault(f"config.resources.{slot}", told)
 
     def _shmem(self, group: ResourceGroupRow | None) -> None:
         for name in self.new.resource_opts:
@@ -260,6 +282,7 @@ class Checker:
             self._fault("tag", f"{len(new.tag)} characters: at most 64")
         if new.domain is not None and new.domain != self.owner.domain:
             self._fault("domain", f"{new.domain[:_SHOWN]!r}: yours is {self.owner.domain}")
+        self._domain()
         most = self.facts.policy.max_priority
         self.draft.priority = min(DEFAULT_PRIORITY, most) if new.priority is None else new.priority
         if not 0 <= self.draft.priority <= most:
@@ -270,6 +293,10 @@ class Checker:
             self._fault("bootstrap_script", "bootstrap scripts are not offered here: leave it out")
         if new.hub is not None and self.actor.via is not Via.HUB:
             self._fault("perijove", "only the hub may start its servers")
+
+    def _domain(self) -> None:
+        if not self.facts.domain_active:
+            self._fault("domain", f"{self.owner.domain!r} is switched off: it takes no sessions")
 
     def _image(self) -> None:
         rows = self.facts.images
@@ -429,7 +456,7 @@ class Checker:
         if given is None:
             return None
         name, rule, strict = given.get("name"), given.get("rule", "spread"), given.get("strict")
-        if not isinstance(name, str) or not NAME.match(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             self._fault("config.sessionGroup.name", f"{str(name)[:_SHOWN]!r}: {NAME_RULE}")
         if rule not in GROUP_RULES:
             allowed = ", ".join(GROUP_RULES)
@@ -463,47 +490,6 @@ def labelled_ports(labels: Mapping[str, str]) -> list[dict[str, Any]]:
         if name and number.isdecimal() and 0 < int(number) < 65536:
             ports.append(_port(name, int(number), protocol or "http"))
     return ports
-
-
-async def check_counts(
-    db: AsyncSession, owner: Principal, policy: KeyPairPolicyRow, slots: Mapping[str, int]
-) -> None:
-    """Raise ``QuotaExceeded`` when the owner's queue has too many sessions, or asks for too much.
-
-    ``slots`` is what one more session asks for.
-    """
-    most, cap = policy.max_pending_sessions, policy.max_pending_resource_slots
-    if most is None and cap is None:
-        return
-    query = select(SessionRow.requested_slots).where(
-        SessionRow.access_key == owner.access_key, SessionRow.status == Status.PENDING.value
-    )
-    queue = list(await db.scalars(query))
-    if most is not None and len(queue) >= most:
-        raise QuotaExceeded(
-            f"you have {len(queue)} sessions waiting and may have {most}:"
-            " wait for one to start, or cancel one"
-        )
-    for slot, limit in (cap or {}).items():
-        waiting = sum(int(asked.get(slot, 0)) for asked in queue)
-        amount = slots.get(slot, 0)
-        if amount and waiting + amount > int(limit):
-            raise QuotaExceeded(
-                f"your waiting sessions may ask for {human_amount(slot, int(limit))} together:"
-                f" {human_amount(slot, waiting)} wait, and this one asks for"
-                f" {human_amount(slot, amount)}"
-            )
-
-
-async def check_agents(db: AsyncSession, names: Iterable[str]) -> None:
-    """Raise ``InvalidParameters`` for designated agents that do not exist."""
-    wanted = set(names)
-    known = set(await db.scalars(select(AgentRow.id).where(AgentRow.id.in_(wanted))))
-    unknown = sorted(wanted - known)
-    if unknown:
-        raise InvalidParameters(
-            {"config.agentList": f"there is no agent {', '.join(unknown)[:200]}"}
-        )
 
 
 def rows(

@@ -52,7 +52,7 @@ class Kind:
 
 def name(value: Any) -> str:
     """The name of a record."""
-    if not isinstance(value, str) or not NAME.match(value):
+    if not isinstance(value, str) or not NAME.fullmatch(value):
         raise ValueError(
             f"{str(value)[:_SHOWN]!r}: 1 to 64 letters, digits, '.', '_' and '-', beginning and"
             " ending with a letter or digit"
@@ -106,7 +106,7 @@ def amounts(value: Any) -> dict[str, int]:
         raise ValueError(f'{str(value)[:_SHOWN]!r}: an object such as {{"cpu": 4, "mem": "8g"}}')
     parsed: dict[str, int] = {}
     for slot, amount in value.items():
-        if not isinstance(slot, str) or not SLOT.match(slot):
+        if not isinstance(slot, str) or not SLOT.fullmatch(slot):
             raise ValueError(f"{str(slot)[:_SHOWN]!r} is not the name of a slot, such as cpu")
         parsed[slot] = parse_amount(slot, amount)
     return parsed

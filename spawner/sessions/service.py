@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.principals import Principal, Scope, require
 from authenticator.problems import BadRequest, InvalidParameters, NotFound, SessionAlreadyExists
-from spawner.sessions import creation, progress, queries, steps
+from spawner.sessions import admission, creation, progress, queries, steps
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.events import Event, EventBus
 from spawner.sessions.failpoints import reach
@@ -66,7 +66,7 @@ class SessionService:
         async def look(db: AsyncSession) -> tuple[creation.Facts, SessionRow | None]:
             facts = await creation.read_facts(db, owner, new.image, new.dependencies)
             if new.designated_agents:
-                await creation.check_agents(db, new.designated_agents)
+                await admission.check_agents(db, new.designated_agents)
             return facts, await queries.live_by_name(db, owner.user_id, new.name)
 
         facts, live = await self._store.read(look)
@@ -77,7 +77,7 @@ class SessionService:
         session_id = uuid.uuid4()
 
         async def insert(change: Change) -> None:
-            await creation.check_counts(change.db, owner, facts.policy, draft.slots)
+            await admission.check_counts(change.db, owner, facts.policy, draft.slots)
             session, kernel = creation.rows(owner, new, draft, mounts, request_id, change.now)
             session.id = kernel.session_id = session_id
             change.db.add(session)

@@ -53,6 +53,7 @@ TEXTS = {".py", ".ts", ".tsx", ".js", ".css", ".html", ".md", ".sh", ".cfg", ".t
 BOUNDARIES = {
     "spawner/resuming.py",
     "spawner/sessions/control.py",
+    "spawner/sessions/scheduling.py",
     "store/database.py",
 }
 """Files with a place where any error is caught and handed on or logged: ends of tasks and processes.
