@@ -151,6 +151,8 @@ class Usage:
     slot_seconds: Mapping[str, float]
     at: float
     weight: float = 1.0
+    resource_group: str | None = None
+    """Where it was used; it counts there only. None: in every group."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,17 +148,29 @@ SLOTS = Field(
     "Amounts by slot; null, or a slot left out: unlimited; 0: nothing.",
     show=amounts_text,
 )
+
+
+def weight(value: Any) -> float:
+    """A share against others."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if not plain or not 0 < value < 1e9:
+        raise ValueError(f"{str(value)[:_SHOWN]!r}: a number above 0")
+    return float(value)
+
+
+WEIGHT = Field(weight, "Share in fair-share, against others beside it.", 1.0)
 COUNT = Field(or_null(whole(0)), "Sessions that may run at once; null: unlimited.")
 LIFE = Field(or_null(seconds), "Duration; null: unlimited.")
 
 
 LIMITS = {"total_resource_slots": SLOTS, "max_concurrent_sessions": COUNT}
-DOMAIN = {"name": NAMED, "description": TEXT, "is_active": ACTIVE, **LIMITS}
+DOMAIN = {"name": NAMED, "description": TEXT, "is_active": ACTIVE, "weight": WEIGHT, **LIMITS}
 PROJECT = {
     "name": NAMED,
     "domain": Field(name, "Its domain.", "default", fixed=True),
     "description": TEXT,
     "is_active": ACTIVE,
+    "weight": WEIGHT,
     **LIMITS,
 }
 POLICY = {
@@ -181,7 +193,7 @@ PRESET = {
     "resource_group": Field(or_null(name), "The only group it is offered in."),
     "rank": Field(whole(0), "Place in lists.", 0),
 }
-USER = {**LIMITS, "policy": Field(name, "Policy of all key pairs of the user.")}
+USER = {**LIMITS, "weight": WEIGHT, "policy": Field(name, "Policy of all key pairs of the user.")}
 
 
 def kinds(policies: Policies) -> dict[str, Kind]:

@@ -59,6 +59,7 @@ BOUNDARIES = {
 """Files with a place where any error is caught and handed on or logged: ends of tasks and processes.
 
 ``spawner/resuming.py``: the hub's proxy client may raise anything; the hub's next check adds the route.
+``spawner/sessions/scheduling.py``: plug-ins may raise anything; the pass goes on without their group.
 ``spawner/sessions/control.py``: the leader's loops are logged and started again whatever ends them.
 ``store/database.py``: whatever a caller's work raises goes to that caller, not to the committing task.
 """
