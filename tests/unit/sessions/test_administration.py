@@ -186,12 +186,13 @@ async def test_limits_and_policy_of_a_user(plane: Rig) -> None:
     records, root = await admin(plane)
     await plane.user("ada")
     await records.create(root, "keypair-policies", {"name": "guests"}, REQUEST)
-    given = {"total_resource_slots": {"cpu": 2}, "weight": 1.0, "policy": "guests"}
+    given = {"total_resource_slots": {"cpu": 2}, "policy": "guests"}
     changed = await records.update(root, "users", "ada", given, REQUEST)
     assert changed == {
         "name": "ada",
         "total_resource_slots": {"cpu": "2"},
         "max_concurrent_sessions": None,
+        "weight": 1.0,
         "policy": "guests",
     }
     with pytest.raises(InvalidParameters) as refused:
