@@ -134,6 +134,8 @@ class Costs:
         self._used: dict[tuple[str, str], float] = {}
         self._weights: dict[tuple[str, str], float] = {}
         for each in usage:
+            if each.resource_group not in (None, group.name):
+                continue
             scope = (each.scope, each.scope_id)
             kept = 0.5 ** (max(0.0, now - each.at) / group.half_life)
             part = self._normalised(each.slot_seconds) * kept

@@ -54,7 +54,7 @@ class Floor:
         self.nodes = [Node(agent, index) for index, agent in enumerate(by_id)]
         self.by_id = {node.agent_id: node for node in self.nodes}
         self._changed: list[Node] = []
-        self._members: dict[Circle, dict[int, int]] = {}
+        self._members: dict[tuple[str, str], dict[int, int]] = {}
         self._holders: dict[frozenset[str], frozenset[int]] = {}
         self._rankings: dict[Shape, Ranking] = {}
         self._classes: dict[Class, list[Shape]] = {}
@@ -101,7 +101,7 @@ class Floor:
             node.turn = (node.index - pointer) % len(self.nodes)
 
     def _join(self, circle: Circle, node: Node) -> None:
-        members = self._members.setdefault(circle, {})
+        members = self._members.setdefault(circle.members, {})
         members[node.index] = members.get(node.index, 0) + 1
 
     # Where a session could go.
@@ -226,7 +226,7 @@ class Floor:
         self._claimed.update((node.index, node) for node in nodes)
 
     def _circle_filter(self, shape: Shape) -> Filter:
-        return circle_filter(self._members.get(shape.circle, {}) if shape.circle else {})
+        return circle_filter(self._members.get(shape.circle.members, {}) if shape.circle else {})
 
     # What is taken.
 
@@ -302,7 +302,7 @@ class Floor:
             for node in nodes
         }
         toward = 0 if circle is None else 1 if circle.group.rule == "spread" else -1
-        members = self._members.setdefault(circle, {}) if circle else {}
+        members = self._members.setdefault(circle.members, {}) if circle else {}
 
         def key(node: Node) -> Key:
             elsewhere, spare, pull = preference[node.index]

@@ -124,6 +124,8 @@ class SessionRequest:
     preemptible: bool = True
     unlimited: bool = False
     """Counts against no limit (sessions of the platform itself)."""
+    eligible_since: float | None = None
+    """Since when nothing of its own (parents, limits) holds it back; None: since it was submitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,8 @@ class Usage:
     slot_seconds: Mapping[str, float]
     at: float
     weight: float = 1.0
+    resource_group: str | None = None
+    """Where it was used; it counts there only. None: in every group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +210,10 @@ class GroupPolicy:
     half_life: float = 7 * 86400.0
     """Seconds in which usage counts half in ``fair-share``."""
     ageing: float = 3 * 86400.0
-    """Seconds of waiting after which no session may be overtaken any more by later ones of its band or below."""
+    """Seconds of waiting after which a session is not overtaken any more by others of its band or below."""
     preemption: PreemptionRules | None = None
+    rise: float | None = 7 * 86400.0
+    """Seconds of waiting after which a session comes before all bands, at least ``ageing``; None: never."""
 
 
 @dataclass(frozen=True, slots=True)

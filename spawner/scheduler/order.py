@@ -49,10 +49,32 @@ def lifo(sessions: Sequence[SessionRequest], context: OrderContext) -> Iterable[
     return sorted(sessions, key=by_time, reverse=True)
 
 
+def waits_since(session: SessionRequest) -> float:
+    """Since when it could have started if there had been room: what its own rules cost does not count."""
+    began = session.submitted_at if session.eligible_since is None else session.eligible_since
+    return max(began, session.starts_at or 0.0)
+
+
+def by_age(session: SessionRequest) -> tuple[float, str]:
+    """Who has waited longest for room comes first."""
+    return waits_since(session), session.session_id
+
+
 def has_aged(session: SessionRequest, context: OrderContext) -> bool:
     """True when it has waited longer than its group lets anyone be overtaken."""
-    before = context.now - context.group.ageing
-    return session.submitted_at < before and (session.starts_at or 0.0) < before
+    return waits_since(session) < context.now - context.group.ageing
+
+
+def has_risen(session: SessionRequest, group: GroupPolicy, now: float) -> bool:
+    """True when it has waited so long that it comes before all bands."""
+    if group.rise is None:
+        return False
+    return waits_since(session) < now - max(group.rise, group.ageing)
+
+
+def may_precede(session: SessionRequest, group: GroupPolicy, now: float, priority: int) -> bool:
+    """Whether ``session`` may be looked at before one of ``priority`` that has not risen."""
+    return session.priority >= priority or has_risen(session, group, now)
 
 
 class SequencerError(ValueError):
@@ -62,17 +84,23 @@ class SequencerError(ValueError):
 def in_order(
     sessions: Iterable[SessionRequest], sequencer: Sequencer, context: OrderContext
 ) -> Iterator[SessionRequest]:
-    """All sessions of a group: bands of equal priority, the highest first, each in its own order.
+    """All sessions of a group: those that rose, then bands of equal priority, the highest first.
 
-    Inside a band those that have waited too long (``has_aged``) come first, by time. Raises
-    ``SequencerError`` when the sequencer does not give every other session back exactly once.
+    Those that rose (``has_risen``) go by the time they wait. So do, inside a band, those that have waited
+    too long (``has_aged``), before the others in the order of the sequencer. Raises ``SequencerError``
+    when the sequencer does not give every other session back exactly once.
     """
+    risen: list[SessionRequest] = []
     bands: dict[int, list[SessionRequest]] = {}
     for session in sessions:
-        bands.setdefault(session.priority, []).append(session)
+        if has_risen(session, context.group, context.now):
+            risen.append(session)
+        else:
+            bands.setdefault(session.priority, []).append(session)
+    yield from sorted(risen, key=by_age)
     for priority in sorted(bands, reverse=True):
         aged = [session for session in bands[priority] if has_aged(session, context)]
-        yield from sorted(aged, key=by_time)
+        yield from sorted(aged, key=by_age)
         gone = {session.session_id for session in aged}
         rest = tuple(bands[priority])
         if gone:

@@ -23,7 +23,7 @@ from spawner.scheduler.model import (
     Verdict,
 )
 from spawner.scheduler.nodes import FOREVER, UNKNOWN, Node
-from spawner.scheduler.order import OrderContext, Sequencer, has_aged, in_order
+from spawner.scheduler.order import OrderContext, Sequencer, has_aged, in_order, may_precede
 from spawner.scheduler.policies import BUILT_IN, Policies
 from spawner.scheduler.preempt import Hold, Preemptor, held_for
 from spawner.scheduler.reserve import Booking, Seat, aim, claim, earliest, holders_of, reserve
@@ -293,7 +293,7 @@ def fit_all(
         ahead = [
             each
             for each in snapshot.pending
-            if each.resource_group == name and each.priority >= priority
+            if each.resource_group == name and may_precede(each, policy, snapshot.now, priority)
         ]
         everyone = [*ahead, *(asked for _, asked in line)]
         accounts = Accounts(snapshot.quotas)
@@ -326,7 +326,8 @@ def why(snapshot: Snapshot, session_id: str, policies: Policies = BUILT_IN) -> V
     ahead = [
         each
         for each in snapshot.pending
-        if each.resource_group == policy.name and each.priority >= asked.priority
+        if each.resource_group == policy.name
+        and may_precede(each, policy, snapshot.now, asked.priority)
     ]
     accounts = Accounts(snapshot.quotas)
     group = GroupPass(policy, policies.selector(policy), snapshot, ahead, accounts)

@@ -83,7 +83,7 @@ class Cluster:
             a: [] for a in self.agents
         }
         self.kept: dict[str, list[Kept]] = {a: [] for a in self.agents}
-        self.circles: dict[tuple[str, object], Counter[str]] = {}
+        self.circles: dict[tuple[str, str], Counter[str]] = {}
         for session in snapshot.running:
             held = {kernel.agent_id: Counter[str]() for kernel in session.kernels}
             for agent_id, mine in held.items():
@@ -100,7 +100,7 @@ class Cluster:
                     self.ends[agent_id].append((at, mine))
                     self.gives[agent_id].append((at, self.back_devices(agent_id, [session])))
                 if session.session_group is not None:
-                    circle = (session.owner_id, session.session_group)
+                    circle = (session.owner_id, session.session_group.name)
                     self.circles.setdefault(circle, Counter())[agent_id] += 1
 
     def back(self, agent_id: str, sessions: Iterable[RunningSession]) -> Counter[str]:
@@ -310,7 +310,7 @@ class Cluster:
             self.ends[agent_id].append((until, need))
             self.gives[agent_id].append((until, devices))
         if session.session_group is not None:
-            circle = (session.owner_id, session.session_group)
+            circle = (session.owner_id, session.session_group.name)
             self.circles.setdefault(circle, Counter())[agent_id] += 1
 
 
@@ -371,7 +371,7 @@ class Party:
         group = self.session.session_group
         if group is None or not group.strict:
             return True
-        members = self.cluster.circles.get((self.session.owner_id, group), Counter())
+        members = self.cluster.circles.get((self.session.owner_id, group.name), Counter())
         here = members[agent.agent_id] > 0
         return here if group.rule == "pack" and members else not (here and group.rule == "spread")
 

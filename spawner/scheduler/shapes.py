@@ -38,6 +38,11 @@ class Circle:
     owner_id: str
     group: SessionGroup
 
+    @property
+    def members(self) -> tuple[str, str]:
+        """Who belongs to it, whatever rule each of them asks for."""
+        return self.owner_id, self.group.name
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shape:

@@ -26,6 +26,8 @@ OWN_LIMITS = frozenset(
     {"quota", "concurrency", "not-before", "resource-group", "dependency", "containers"}
 )
 AGED_RESERVATIONS = 64
+TOP = 100
+"""The highest priority."""
 
 
 class InvalidPlan(AssertionError):
@@ -88,7 +90,7 @@ class Replay:
             self.faults.append(f"{sorted(strays)} preempt or reserve and do not wait")
 
     def in_order(self) -> None:
-        """Bands descend in a group; in them the aged come first, by time; then as the sequencer says."""
+        """Who rose comes first; then bands descend, and in them the aged come first, both by waiting time."""
         last: dict[str, tuple[int, bool, float, str]] = {}
         for session_id in self._plan.order:
             session = self._sessions[session_id]
@@ -96,7 +98,9 @@ class Replay:
             if group is None:
                 continue
             aged = self._is_aged(session)
-            key = (-session.priority, not aged, session.submitted_at, session_id)
+            since = self._waits_since(session) if aged else session.submitted_at
+            band = -1 - TOP if self._has_risen(session) else -session.priority
+            key = (band, not aged, since, session_id)
             if not aged and group.sequencer not in ("fifo", "lifo"):
                 key = (*key[:2], 0.0, "")
             before = last.get(group.name, key)
@@ -272,8 +276,17 @@ class Replay:
 
     def _is_aged(self, session: SessionRequest) -> bool:
         group = self._groups[session.resource_group]
-        waits_since = max(session.submitted_at, session.starts_at or 0.0)
-        return self._snapshot.now - waits_since > group.ageing
+        return self._snapshot.now - self._waits_since(session) > group.ageing
+
+    def _has_risen(self, session: SessionRequest) -> bool:
+        rise = self._groups[session.resource_group].rise
+        waited = self._snapshot.now - self._waits_since(session)
+        return rise is not None and waited > rise and self._is_aged(session)
+
+    @staticmethod
+    def _waits_since(session: SessionRequest) -> float:
+        free = session.eligible_since
+        return max(session.submitted_at if free is None else free, session.starts_at or 0.0)
 
     def _until(self, session: SessionRequest) -> float:
         return FOREVER if session.run_time is None else self._snapshot.now + session.run_time

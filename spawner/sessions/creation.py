@@ -10,9 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from authenticator.principals import Principal, Via
 from authenticator.problems import (
     Forbidden,
@@ -20,14 +17,14 @@ from authenticator.problems import (
     NotFound,
     QuotaExceeded,
 )
-from authenticator.tables import KeyPairPolicyRow, ProjectRow
+from authenticator.tables import ProjectRow
 from spawner.scheduler.model import SessionGroup
 from spawner.scheduler.slots import human_amount, human_bytes, parse_amount
 from spawner.sessions import clusters
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.facts import Facts
 from spawner.sessions.image_rows import OWN_HOST
-from spawner.sessions.kinds import SYSTEM, TYPES, USUAL_TYPES, check_kind
+from spawner.sessions.kinds import TYPES, USUAL_TYPES, check_kind
 from spawner.sessions.registration import architecture
 from spawner.sessions.requests import NewSession
 from spawner.sessions.states import Status, Target
@@ -130,6 +127,7 @@ class Checker:
 
     def check_offer(self) -> Draft:
         """Image, group and resources only, for a dry run; errors are in ``errors``."""
+        self._domain()
         if self.new.image:
             self._image()
         self._group()
@@ -153,7 +151,10 @@ class Checker:
         group = self.facts.groups.get(self.draft.group)
         defaults = {**REQUIRED, **(group.options.get("default_slots", {}) if group else {})}
         for slot, text in defaults.items():
-            if slot in REQUIRED and not self.draft.slots.get(slot):
+            if slot not in REQUIRED:
+                if self.new.slots.get(slot) is None:
+                    self.draft.slots[slot] = max(parse_amount(slot, text), least.get(slot, 0))
+            elif not self.draft.slots.get(slot):
                 if self.new.slots.get(slot) is not None:
                     if f"config.resources.{slot}" not in self.errors:
                         self.fault(f"config.resources.{slot}", "every session needs more than 0")
@@ -170,7 +171,23 @@ class Checker:
                     f"{asked} is less than this image needs: at least {human_amount(slot, amount)}",
                 )
         self.draft.slots = {slot: amount for slot, amount in self.draft.slots.items() if amount}
+        if group is not None:
+            self._served(group)
         self._shmem(group)
+
+    def _served(self, group: ResourceGroupRow) -> None:
+        """Slots that the group does not serve, and those that it demands."""
+        served: list[str] | None = group.options.get("served_slots")
+        demanded = group.options.get("required_slots") or ()
+        for slot in self.draft.slots if served is not None else ():
+            if slot not in (served or ()):
+                known = ", ".join(sorted(served or ())) or "nothing"
+                told = f"{group.name} does not serve it: it serves {known}"
+                self.fault(f"config.resources.{slot}", told)
+        for slot in demanded:
+            if slot not in self.draft.slots:
+                told = f"{group.name} requires every session to ask for it"
+                self.fault(f"config.resources.{slot}", told)
 
     def _shmem(self, group: ResourceGroupRow | None) -> None:
         for name in self.new.resource_opts:
@@ -205,6 +222,7 @@ class Checker:
             self.fault("tag", f"{len(new.tag)} characters: at most 64")
         if new.domain is not None and new.domain != self.owner.domain:
             self.fault("domain", f"{new.domain[:_SHOWN]!r}: yours is {self.owner.domain}")
+        self._domain()
         most = self.facts.policy.max_priority
         self.draft.priority = min(DEFAULT_PRIORITY, most) if new.priority is None else new.priority
         if not 0 <= self.draft.priority <= most:
@@ -215,6 +233,10 @@ class Checker:
             self.fault("bootstrap_script", "bootstrap scripts are not offered here: leave it out")
         if new.hub is not None and self.actor.via is not Via.HUB:
             self.fault("perijove", "only the hub may start its servers")
+
+    def _domain(self) -> None:
+        if not self.facts.domain_active:
+            self.fault("domain", f"{self.owner.domain!r} is switched off: it takes no sessions")
 
     def _image(self) -> None:
         rows = self.facts.images
@@ -359,7 +381,7 @@ class Checker:
         if given is None:
             return None
         name, rule, strict = given.get("name"), given.get("rule", "spread"), given.get("strict")
-        if not isinstance(name, str) or not NAME.match(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             self.fault("config.sessionGroup.name", f"{str(name)[:_SHOWN]!r}: {NAME_RULE}")
         if rule not in GROUP_RULES:
             allowed = ", ".join(GROUP_RULES)
@@ -394,38 +416,6 @@ def labelled_ports(labels: Mapping[str, str]) -> list[dict[str, Any]]:
         if name and number.isdecimal() and 0 < int(number) < 65536:
             ports.append(_port(name, int(number), protocol or "http"))
     return ports
-
-
-async def check_counts(
-    db: AsyncSession, owner: Principal, policy: KeyPairPolicyRow, slots: Mapping[str, int]
-) -> None:
-    """Raise ``QuotaExceeded`` when the owner's queue has too many sessions, or asks for too much.
-
-    ``slots`` is what one more session asks for.
-    """
-    most, cap = policy.max_pending_sessions, policy.max_pending_resource_slots
-    if most is None and cap is None:
-        return
-    query = select(SessionRow.requested_slots).where(
-        SessionRow.access_key == owner.access_key,
-        SessionRow.status == Status.PENDING.value,
-        SessionRow.type != SYSTEM,
-    )
-    queue = list(await db.scalars(query))
-    if most is not None and len(queue) >= most:
-        raise QuotaExceeded(
-            f"you have {len(queue)} sessions waiting and may have {most}:"
-            " wait for one to start, or cancel one"
-        )
-    for slot, limit in (cap or {}).items():
-        waiting = sum(int(asked.get(slot, 0)) for asked in queue)
-        amount = slots.get(slot, 0)
-        if amount and waiting + amount > int(limit):
-            raise QuotaExceeded(
-                f"your waiting sessions may ask for {human_amount(slot, int(limit))} together:"
-                f" {human_amount(slot, waiting)} wait, and this one asks for"
-                f" {human_amount(slot, amount)}"
-            )
 
 
 def rows(

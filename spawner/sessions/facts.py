@@ -9,8 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.principals import Principal
-from authenticator.problems import AuthFailed, InvalidParameters
-from authenticator.tables import KeyPairPolicyRow, KeyPairRow, MembershipRow, ProjectRow
+from authenticator.problems import AuthFailed
+from authenticator.tables import DomainRow, KeyPairPolicyRow, KeyPairRow, MembershipRow, ProjectRow
 from spawner.scheduler.slots import KINDS
 from spawner.sessions.image_rows import holders
 from spawner.sessions.tables import AgentDeviceRow, AgentRow, ImageRow, ResourceGroupRow
@@ -35,6 +35,8 @@ class Facts:
     """Whether the image is switched off or somebody else's."""
     image_agents: tuple[str, ...] = ()
     """The only agents that have it, if it was made of a session."""
+    domain_active: bool = True
+    """Whether the owner's domain may be used."""
     unconnected: frozenset[str] = frozenset()
     """Resource groups none of whose agents can connect containers."""
 
@@ -79,6 +81,10 @@ async def read_facts(
         tuple(dict.fromkeys(ids)),
         bad,
         withheld=bool(images) and not found,
+        domain_active=await db.scalar(
+            select(DomainRow.is_active).where(DomainRow.name == owner.domain)
+        )
+        is True,
         unconnected=await _unconnected(db),
         image_agents=() if own is None else tuple(sorted((await holders(db)).get(own, ()))),
     )
@@ -90,14 +96,3 @@ async def _unconnected(db: AsyncSession) -> frozenset[str]:
     for group, features in await db.execute(select(AgentRow.resource_group, AgentRow.features)):
         groups[group] = groups.get(group, False) or bool((features or {}).get("clusters"))
     return frozenset(group for group, able in groups.items() if not able)
-
-
-async def check_agents(db: AsyncSession, names: Iterable[str]) -> None:
-    """Raise ``InvalidParameters`` for designated agents that do not exist."""
-    wanted = set(names)
-    known = set(await db.scalars(select(AgentRow.id).where(AgentRow.id.in_(wanted))))
-    unknown = sorted(wanted - known)
-    if unknown:
-        raise InvalidParameters(
-            {"config.agentList": f"there is no agent {', '.join(unknown)[:200]}"}
-        )

@@ -66,6 +66,7 @@ def read_options(name: str, given: Mapping[str, Any], policies: Policies) -> Gro
         half_life=reader.get("half_life", _positive_seconds, default.half_life),
         ageing=reader.get("ageing", _positive_seconds, default.ageing),
         preemption=reader.get("preemption", _preemption, default.preemption),
+        rise=reader.get("rise", _seconds_or_never, default.rise),
     )
     options = GroupOptions(
         policy,
@@ -171,6 +172,10 @@ def _positive_seconds(value: Any) -> float:
     if not seconds:
         raise ValueError("0: longer than that")
     return seconds
+
+
+def _seconds_or_never(value: Any) -> float | None:
+    return None if value == "never" else _positive_seconds(value)
 
 
 def _slot_name(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -128,7 +128,8 @@ class Offers:
         groups = {each.name: _usage(snapshot, each.name, slots) for each in snapshot.groups}
         answer["scaling_groups"] = groups
         answer["scaling_group_remaining"] = groups.get(group, {}).get("remaining", {})
-        requests = [_preset_request(p, principal, group, facts) for p in presets]
+        kind = _architecture_of(snapshot, group)
+        requests = [_preset_request(p, principal, group, facts, kind) for p in presets]
         verdicts = fit_all(snapshot, requests, self._policies)
         answer["presets"] = [
             {
@@ -164,7 +165,8 @@ class Offers:
         default = facts.default_group
         group = default.name if default else ""
         presets = [preset for preset in presets if preset.resource_group in (None, group)]
-        requests = [_preset_request(p, principal, group, facts) for p in presets]
+        kind = _architecture_of(snapshot, group)
+        requests = [_preset_request(p, principal, group, facts, kind) for p in presets]
         verdicts = fit_all(snapshot, requests, self._policies)
         there = {name for agent in snapshot.agents for name in agent.images}
         offered = [row for row in images if row.name in there]
@@ -230,8 +232,7 @@ class Offers:
         if checker.errors:
             errors = {_field(name): text for name, text in checker.errors.items()}
             return Check("never", "; ".join(errors.values()), errors)
-        machines = {agent.architecture for agent in snapshot.agents}
-        kind = draft.architecture or next(iter(sorted(machines)), "x86_64")
+        kind = draft.architecture or _architecture_of(snapshot, draft.group)
         request = _request(principal, draft.group, _project_of(facts, None), draft.slots, kind)
         verdict = fit(snapshot, request, self._policies)
         explained = verdict.explanation
@@ -386,11 +387,19 @@ def _group_offer(row: ResourceGroupRow, snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
+def _architecture_of(snapshot: Snapshot, group: str) -> str:
+    """What a request without image is taken to run on: what most nodes of the group are."""
+    there = Counter(
+        agent.architecture for agent in snapshot.agents if agent.resource_group == group
+    )
+    return min(there, key=lambda kind: (-there[kind], kind), default="x86_64")
+
+
 def _preset_request(
-    preset: PresetRow, principal: Principal, group: str, facts: Facts
+    preset: PresetRow, principal: Principal, group: str, facts: Facts, architecture: str
 ) -> SessionRequest:
     slots = {slot: int(amount) for slot, amount in preset.resource_slots.items()}
-    return _request(principal, group, _project_of(facts, None), slots, "x86_64")
+    return _request(principal, group, _project_of(facts, None), slots, architecture)
 
 
 def _request(

@@ -55,7 +55,7 @@ class Kind:
 
 def name(value: Any) -> str:
     """The name of a record."""
-    if not isinstance(value, str) or not NAME.match(value):
+    if not isinstance(value, str) or not NAME.fullmatch(value):
         raise ValueError(
             f"{str(value)[:_SHOWN]!r}: 1 to 64 letters, digits, '.', '_' and '-', beginning and"
             " ending with a letter or digit"
@@ -118,7 +118,7 @@ def amounts(value: Any) -> dict[str, int]:
         raise ValueError(f'{str(value)[:_SHOWN]!r}: an object such as {{"cpu": 4, "mem": "8g"}}')
     parsed: dict[str, int] = {}
     for slot, amount in value.items():
-        if not isinstance(slot, str) or not SLOT.match(slot):
+        if not isinstance(slot, str) or not SLOT.fullmatch(slot):
             raise ValueError(f"{str(slot)[:_SHOWN]!r} is not the name of a slot, such as cpu")
         parsed[slot] = parse_amount(slot, amount)
     return parsed
@@ -160,17 +160,29 @@ SLOTS = Field(
     "Amounts by slot; null, or a slot left out: unlimited; 0: nothing.",
     show=amounts_text,
 )
+
+
+def weight(value: Any) -> float:
+    """A share against others."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if not plain or not 0 < value < 1e9:
+        raise ValueError(f"{str(value)[:_SHOWN]!r}: a number above 0")
+    return float(value)
+
+
+WEIGHT = Field(weight, "Share in fair-share, against others beside it.", 1.0)
 COUNT = Field(or_null(whole(0)), "Sessions that may run at once; null: unlimited.")
 LIFE = Field(or_null(seconds), "Duration; null: unlimited.")
 
 
 LIMITS = {"total_resource_slots": SLOTS, "max_concurrent_sessions": COUNT}
-DOMAIN = {"name": NAMED, "description": TEXT, "is_active": ACTIVE, **LIMITS}
+DOMAIN = {"name": NAMED, "description": TEXT, "is_active": ACTIVE, "weight": WEIGHT, **LIMITS}
 PROJECT = {
     "name": NAMED,
     "domain": Field(name, "Its domain.", "default", fixed=True),
     "description": TEXT,
     "is_active": ACTIVE,
+    "weight": WEIGHT,
     **LIMITS,
 }
 POLICY = {
@@ -194,7 +206,7 @@ PRESET = {
     "resource_group": Field(or_null(name), "The only group it is offered in."),
     "rank": Field(whole(0), "Place in lists.", 0),
 }
-USER = {**LIMITS, "policy": Field(name, "Policy of all key pairs of the user.")}
+USER = {**LIMITS, "weight": WEIGHT, "policy": Field(name, "Policy of all key pairs of the user.")}
 
 
 REGISTRY = {

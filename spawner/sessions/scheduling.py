@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import datetime as dt
+import enum
 import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
 
-from sqlalchemy import Table, bindparam, func, select, update
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.scheduler.model import (
@@ -23,20 +24,20 @@ from spawner.scheduler.model import (
     Plan,
     Preemption,
     Reason,
+    SessionRequest,
     Snapshot,
 )
 from spawner.scheduler.plan import plan
-from spawner.scheduler.policies import BUILT_IN, Policies, PolicyError
-from spawner.scheduler.slots import human_amount
-from spawner.sessions import clusters, ledger, steps
+from spawner.scheduler.policies import BUILT_IN, Policies
+from spawner.sessions import clusters, ledger, steps, telling
 from spawner.sessions.failpoints import reach
 from spawner.sessions.metrics import Metrics
 from spawner.sessions.registration import ALIVE
 from spawner.sessions.snapshot import LIVE, Reading, read_snapshot
-from spawner.sessions.states import Status, Target
-from spawner.sessions.tables import AgentRow, KernelRow, SessionRow
+from spawner.sessions.states import IllegalTransition, Status, Target
+from spawner.sessions.tables import AgentRow, HistoryRow, KernelRow, SessionRow
+from spawner.sessions.telling import Telling
 from spawner.sessions.transitions import Change, Journal
-from store.database import StoreError
 
 DEBOUNCE = 0.002
 """Seconds in which further wake-ups join a pass; longer after a long pass, so that passes take half the time."""
@@ -44,12 +45,13 @@ THREAD_SIZE = 2_000
 """From so many pending sessions times agents on, the plan is made in a thread."""
 MAX_REFUSALS = 5
 """Passes in a row that follow a refused placement at once; after that the slow tick is awaited."""
-TOLD_PLACES = 20
-"""Places in line whose every move is told to the owner; others learn theirs every ``RETELL`` seconds."""
-RETELL = 30.0
-UNSTEADY = ("starts_at", "waits_for")
-"""Parts of an explanation whose change alone is not worth a write."""
+RETRY = 1.0
+"""Seconds before the next pass after one that failed; they double with each further one, up to the slow tick."""
+COUNTED_EVERY = 60.0
+"""Seconds after which the counts of passes are kept although nothing else is to be written."""
 REQUEST_ID = "scheduler"
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -82,23 +84,31 @@ class SchedulerLoop:
         self._woken = asyncio.Event()
         self._next_start: float | None = None
         self._pause = DEBOUNCE
+        self._uncounted: dict[str, int] = {}
+        """Passes by resource group that are not in rows yet."""
+        self._counted_at = 0.0
 
     def wake(self) -> None:
         """Something changed that may let a session start."""
         self._woken.set()
 
     async def run(self) -> None:
-        """Pass after pass until cancelled."""
-        refusals = 0
+        """Pass after pass until cancelled; one that fails is logged and made again, ever more patiently."""
+        refusals, failures = 0, 0
         self.wake()
         while True:
             await self._wait()
             self._woken.clear()
             try:
                 result = await self.run_once()
-            except (StoreError, PolicyError) as error:
-                log.error("a scheduling pass failed: %s", error)
+            except Exception as error:
+                failures += 1
+                delay = min(self._tick, RETRY * 2 ** (failures - 1))
+                log.exception("a scheduling pass failed, again in %g s: %s", delay, error)
+                await asyncio.sleep(delay)
+                self.wake()
                 continue
+            failures = 0
             refusals = refusals + 1 if result.refused else 0
             if 0 < refusals <= MAX_REFUSALS:
                 self.wake()
@@ -106,15 +116,13 @@ class SchedulerLoop:
     async def run_once(self) -> PassResult:
         """One pass."""
         started = time.perf_counter()
-        reading = await self._journal.store.read(
-            lambda db: read_snapshot(db, self._journal.now(), (), self._policies)
-        )
+        reading, counts = await self._journal.store.read(self._read)
         snapshot = reading.snapshot
         read = time.perf_counter()
         if len(snapshot.pending) * max(1, len(snapshot.agents)) >= THREAD_SIZE:
-            planned = await asyncio.to_thread(self._planner, snapshot, self._policies)
+            planned = await asyncio.to_thread(self._plan, reading)
         else:
-            planned = self._planner(snapshot, self._policies)
+            planned = self._plan(reading)
         decided = time.perf_counter()
         if planned.placements:
             await reach("schedule-planned")
@@ -123,19 +131,70 @@ class SchedulerLoop:
             default=None,
             key=lambda at: at or 0.0,
         )
-        news, quiet = _news(planned.waiting, reading)
-        result = PassResult(waiting=len(planned.waiting))
-        if planned.placements or planned.preemptions or planned.cancelled or news or quiet:
-            result = await self._journal.write(
-                REQUEST_ID, lambda change: apply(change, planned, news, quiet)
-            )
-            result.waiting = len(planned.waiting)
-            await reach("schedule-applied")
+        for group in {each.resource_group for each in snapshot.pending}:
+            self._uncounted[group] = self._uncounted.get(group, 0) + 1
+        passes = {group: counts.get(group, 0) + more for group, more in self._uncounted.items()}
+        result = await self._write(planned, telling.to_tell(planned.waiting, reading), passes)
+        result.waiting = len(planned.waiting)
         applied = time.perf_counter()
         self._pause = max(DEBOUNCE, min(applied - started, 1.0))
         phases = {"read": read - started, "plan": decided - read, "apply": applied - decided}
         self._metrics.scheduled(phases, result)
         return result
+
+    async def _read(self, db: AsyncSession) -> tuple[Reading, dict[str, int]]:
+        reading = await read_snapshot(db, self._journal.now(), (), self._policies)
+        counted = await telling.read_passes(db)
+        return reading, {group: count for group, (count, _) in counted.items()}
+
+    async def _write(
+        self, planned: Plan, tellings: Sequence[Telling], passes: Mapping[str, int]
+    ) -> PassResult:
+        """The plan in one write; then what people are told, in several, so that others can write between."""
+        acts = bool(planned.placements or planned.preemptions or planned.cancelled)
+        result = PassResult()
+        now = time.monotonic()
+        if acts or tellings or (passes and now - self._counted_at > COUNTED_EVERY):
+
+            async def work(change: Change) -> PassResult:
+                await telling.count_passes(change.db, passes, change.now)
+                return await apply(change, planned)
+
+            result = await self._journal.write(REQUEST_ID, work)
+            self._uncounted.clear()
+            self._counted_at = now
+        for start in range(0, len(tellings), telling.BATCH):
+            batch = tellings[start : start + telling.BATCH]
+            await self._journal.write(
+                REQUEST_ID, partial(telling.tell, tellings=batch, passes=passes)
+            )
+        if acts or tellings:
+            await reach("schedule-applied")
+        return result
+
+    def _plan(self, reading: Reading) -> Plan:
+        """The plan; a resource group whose policy fails waits, and keeps no other from going on."""
+        broken = dict(reading.broken)
+        snapshot = _without(reading.snapshot, broken)
+        try:
+            planned = self._planner(snapshot, self._policies)
+        except Exception:
+            for group in snapshot.groups:
+                only = _only(snapshot, group.name)
+                try:
+                    self._planner(only, self._policies)
+                except Exception as error:
+                    broken[group.name] = f"{type(error).__name__}: {error}"
+                    log.exception("resource group %s cannot be scheduled", group.name)
+            if len(broken) == len(reading.broken):
+                raise
+            planned = self._planner(_without(snapshot, broken), self._policies)
+        waiting = tuple(
+            _not_scheduled(each)
+            for each in reading.snapshot.pending
+            if each.resource_group in broken
+        )
+        return replace(planned, waiting=(*planned.waiting, *waiting)) if waiting else planned
 
     async def _wait(self) -> None:
         timeout = self._tick
@@ -150,67 +209,110 @@ class SchedulerLoop:
             pass  # the slow tick makes up for wake-ups that got lost
 
 
-async def apply(
-    change: Change,
-    planned: Plan,
-    news: Sequence[Explanation],
-    quiet: Sequence[Explanation] = (),
-) -> PassResult:
-    """Carry a plan out: each placement stands or falls alone, checked against rows as they are now.
+def _without(snapshot: Snapshot, groups: Mapping[str, str]) -> Snapshot:
+    if not groups:
+        return snapshot
+    return replace(
+        snapshot,
+        groups=tuple(each for each in snapshot.groups if each.name not in groups),
+        pending=tuple(each for each in snapshot.pending if each.resource_group not in groups),
+    )
 
-    Explanations in ``news`` are told to those who follow their session; ``quiet`` ones are only kept.
+
+def _only(snapshot: Snapshot, group: str) -> Snapshot:
+    return replace(
+        snapshot,
+        groups=tuple(each for each in snapshot.groups if each.name == group),
+        pending=tuple(each for each in snapshot.pending if each.resource_group == group),
+    )
+
+
+def _not_scheduled(session: SessionRequest) -> Explanation:
+    """For those in a resource group whose policy fails; what failed is in the log, for administrators."""
+    told = (
+        f"the scheduling policy of resource group {session.resource_group!r} fails:"
+        " an administrator has to repair it"
+    )
+    return Explanation(session.session_id, 1, f"waiting: {told}", (Reason("policy", told),))
+
+
+async def apply(change: Change, planned: Plan, told: Sequence[Explanation] = ()) -> PassResult:
+    """Carry a plan out: each part stands or falls alone, checked against rows as they are now.
+
+    ``told`` are explanations to be written along.
     """
     result = PassResult()
     for reason in planned.cancelled:
-        if await _cancel(change, reason):
+        if await _alone(change, "cancellation", partial(_cancel, change, reason)):
             result.cancelled.append(str(reason.data["session_id"]))
     for preemption in planned.preemptions:
-        if await _preempt(change, preemption):
+        if await _alone(change, "preemption", partial(_preempt, change, preemption)):
             result.preempted.append(preemption.victim_id)
     for placement in planned.placements:
-        started = await _place(change, placement)
-        (result.placed if started else result.refused).append(placement.session_id)
-    for explanation in news:
-        await _explain(change, explanation)
-    if quiet:
-        await _keep(change, quiet)
+        outcome = await _alone(change, "placement", partial(_place, change, placement))
+        if outcome is Outcome.PLACED:
+            result.placed.append(placement.session_id)
+        elif outcome is not Outcome.GONE:
+            result.refused.append(placement.session_id)
+    await telling.tell(change, [Telling(each, "") for each in told], {})
     return result
 
 
-async def _place(change: Change, placement: Placement) -> bool:
-    loaded = await steps.load(change.db, uuid.UUID(placement.session_id))
-    if loaded is None:
-        return True
-    session, rows = loaded
-    if session.status != Status.PENDING or session.target != Target.RUNNING:
-        return True  # ended meanwhile: nothing to place, and nothing to try again
-    kernels = {str(row.id): row for row in rows}
-    if set(kernels) != {each.kernel_id for each in placement.kernels}:
-        return False
+async def _alone(change: Change, what: str, work: Callable[[], Awaitable[T]]) -> T | None:
+    """Run a part of the plan in a SAVEPOINT; None when ledger, database or a rule of the engine refused it."""
+    kept = (list(change.events), set(change.agents), change.schedule)
     savepoint = await change.db.begin_nested()
     try:
-        here = Counter(each.agent_id for each in placement.kernels)
-        for each in placement.kernels:
-            await _check_agent(change.db, session, each, here[each.agent_id])
-            kernel = kernels[each.kernel_id]
-            await ledger.allocate(
-                change.db, kernel.id, kernel.epoch + 1, each.agent_id, each.shares, change.now
-            )
-    except ledger.AllocationRefused as refusal:
+        done = await work()
+        await savepoint.commit()
+    except (SQLAlchemyError, IllegalTransition, ledger.AllocationRefused) as error:
         await savepoint.rollback()
-        log.info("placement of session %s refused: %s", placement.session_id, refusal)
-        return False
-    await savepoint.commit()
+        change.events[:], change.agents, change.schedule = kept
+        level = logging.INFO if isinstance(error, ledger.AllocationRefused) else logging.ERROR
+        log.log(level, "a %s was refused: %s", what, error)
+        return None
+    return done
+
+
+class Outcome(enum.Enum):
+    """What became of a placement."""
+
+    PLACED = enum.auto()
+    REFUSED = enum.auto()
+    GONE = enum.auto()
+    """The session does not wait any more: nothing to place, and nothing to try again."""
+
+
+async def _place(change: Change, placement: Placement) -> Outcome:
+    loaded = await steps.load(change.db, uuid.UUID(placement.session_id))
+    if loaded is None:
+        return Outcome.GONE
+    session, rows = loaded
+    if session.status != Status.PENDING or session.target != Target.RUNNING:
+        return Outcome.GONE
+    kernels = {str(row.id): row for row in rows}
+    if set(kernels) != {each.kernel_id for each in placement.kernels}:
+        return Outcome.REFUSED
+    here = Counter(each.agent_id for each in placement.kernels)
+    for each in placement.kernels:
+        await _check_agent(change.db, session, each, here[each.agent_id])
+        kernel = kernels[each.kernel_id]
+        await ledger.allocate(
+            change.db, kernel.id, kernel.epoch + 1, each.agent_id, each.shares, change.now
+        )
     for each in placement.kernels:
         kernel = kernels[each.kernel_id]
         kernel.epoch += 1
         kernel.agent_id = each.agent_id
         await change.move_kernel(session, kernel, Status.SCHEDULED, "a node was chosen")
     clusters.connect(session, rows)
+    kept = session.status_data.get("scheduler")
+    if kept:
+        change.db.add(HistoryRow(**telling.ended_attempt(session, kept, change)))
     over = ("scheduler", "retry")
     session.status_data = {k: v for k, v in session.status_data.items() if k not in over}
     await change.move_session(session, Status.SCHEDULED, "resources were found", reason="scheduled")
-    return True
+    return Outcome.PLACED
 
 
 async def _cancel(change: Change, reason: Reason) -> bool:
@@ -252,100 +354,3 @@ async def _check_agent(
     if not willing or agent is None or agent.resource_group != session.resource_group:
         share = placement.shares[0]
         raise ledger.AllocationRefused(placement.agent_id, share)
-
-
-async def _explain(change: Change, explanation: Explanation) -> None:
-    """Tell a waiting session why; only while it still waits."""
-    session = await change.db.get(
-        SessionRow, uuid.UUID(explanation.session_id), populate_existing=True
-    )
-    if session is None or session.status != Status.PENDING:
-        return
-    told = session.status_info
-    session.status_info = explanation.message
-    session.status_data = {**session.status_data, "scheduler": _dated(explanation, change)}
-    if told != explanation.message:
-        change.note(session, explanation.message)
-
-
-async def _keep(change: Change, explanations: Sequence[Explanation]) -> None:
-    """Write many explanations in one statement; those who read them look at the row."""
-    table = cast("Table", SessionRow.__table__)
-    statement = (
-        update(table)
-        .where(table.c.id == bindparam("session"), table.c.status == Status.PENDING.value)
-        .values(status_info=bindparam("told"), status_data=bindparam("why"))
-    )
-    ids = [uuid.UUID(each.session_id) for each in explanations]
-    data = await change.db.execute(
-        select(SessionRow.id, SessionRow.status_data).where(SessionRow.id.in_(ids))
-    )
-    before = {session_id: dict(kept) for session_id, kept in data}
-    connection = await change.db.connection()
-    await connection.execute(
-        statement,
-        [
-            {
-                "session": session_id,
-                "told": each.message,
-                "why": {**before.get(session_id, {}), "scheduler": _dated(each, change)},
-            }
-            for session_id, each in zip(ids, explanations, strict=True)
-        ],
-    )
-
-
-def _dated(explanation: Explanation, change: Change) -> dict[str, Any]:
-    return {**describe(explanation), "last_try": change.now.isoformat()}
-
-
-def describe(explanation: Explanation) -> dict[str, Any]:
-    """The structured explanation as it is kept in ``status_data`` under ``scheduler``."""
-    answer = dataclasses.asdict(explanation)
-    del answer["session_id"]
-    answer["msg"] = explanation.message
-    answer["failed_predicates"] = [
-        {"name": reason.name, "msg": reason.message} for reason in explanation.reasons
-    ]
-    answer["passed_predicates"] = []
-    for each in answer["missing"]:
-        each["human"] = human_amount(each["slot"], each["requested"] - each["available"])
-    if explanation.largest is not None:
-        answer["largest_human"] = {
-            slot: human_amount(slot, amount) for slot, amount in explanation.largest.items()
-        }
-    return {name: plain(value) for name, value in answer.items()}
-
-
-def plain(value: Any) -> Any:
-    """JSON values of nested mappings and sequences."""
-    if isinstance(value, dict):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(each) for each in value]
-    return value
-
-
-def _steady(described: Mapping[str, Any]) -> dict[str, Any]:
-    """An explanation without what is a little different in every pass."""
-    return {name: value for name, value in described.items() if name not in UNSTEADY}
-
-
-def _news(
-    waiting: Sequence[Explanation], reading: Reading
-) -> tuple[list[Explanation], list[Explanation]]:
-    """Explanations that say something else than before: to be told, and to be kept quietly."""
-    news: list[Explanation] = []
-    quiet: list[Explanation] = []
-    for each in waiting:
-        told = reading.waiting.get(each.session_id)
-        kept = {} if told is None else dict(told.status_data.get("scheduler", {}))
-        last = kept.pop("last_try", None)
-        same = told is not None and told.status_info == each.message
-        if same and _steady(kept) == _steady(describe(each)):
-            continue
-        if last is None or each.position <= TOLD_PLACES or each.unsatisfiable:
-            news.append(each)
-        elif reading.snapshot.now - dt.datetime.fromisoformat(last).timestamp() > RETELL:
-            quiet.append(each)
-    return news, quiet

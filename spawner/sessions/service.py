@@ -14,10 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.principals import Principal, Scope, require
 from authenticator.problems import BadRequest, InvalidParameters, NotFound, SessionAlreadyExists
-from spawner.sessions import creation, progress, queries, restarts, retries, runs, steps
+from spawner.sessions import admission, creation, progress, queries, restarts, retries, runs, steps
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.events import Event, EventBus
-from spawner.sessions.facts import Facts, check_agents, read_facts
+from spawner.sessions.facts import Facts, read_facts
 from spawner.sessions.failpoints import reach
 from spawner.sessions.kinds import SYSTEM
 from spawner.sessions.requests import Created, NewSession, ProgressEvent, SessionDetail
@@ -69,7 +69,7 @@ class SessionService:
         async def look(db: AsyncSession) -> tuple[Facts, SessionRow | None]:
             facts = await read_facts(db, owner, new.image, new.dependencies)
             if new.designated_agents:
-                await check_agents(db, new.designated_agents)
+                await admission.check_agents(db, new.designated_agents)
             return facts, await queries.live_by_name(db, owner.user_id, new.name)
 
         facts, live = await self._store.read(look)
@@ -83,7 +83,8 @@ class SessionService:
             await self._folders.still_there(change.db, mounts)
             session, kernels = creation.rows(owner, new, draft, mounts, request_id, change.now)
             if new.type != SYSTEM:
-                await creation.check_counts(change.db, owner, facts.policy, session.requested_slots)
+                slots = session.requested_slots
+                await admission.check_counts(change.db, owner, facts.policy, slots)
             session.id = session_id
             change.db.add(session)
             await change.db.flush()

@@ -6,7 +6,7 @@ import datetime as dt
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import func, select
@@ -26,7 +26,7 @@ from spawner.scheduler.model import (
 )
 from spawner.scheduler.policies import BUILT_IN, Policies
 from spawner.sessions import ledger, slotkinds
-from spawner.sessions.groups import read_options
+from spawner.sessions.groups import OptionsError, read_options
 from spawner.sessions.holdings import read_running
 from spawner.sessions.losses import Rules, read_rules
 from spawner.sessions.registration import ALIVE, REMOVED
@@ -66,6 +66,7 @@ class Waiting:
 
     status_info: str
     status_data: Mapping[str, Any]
+    eligible_since: dt.datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ class Reading:
 
     snapshot: Snapshot
     waiting: Mapping[str, Waiting]
+    broken: Mapping[str, str] = field(default_factory=dict)
+    """Resource groups whose options cannot be used, with a sentence each; they are not in the snapshot."""
 
 
 async def read_snapshot(
@@ -84,12 +87,12 @@ async def read_snapshot(
 ) -> Reading:
     """Everything a scheduling pass may know; quotas of all that wait and of ``payers``.
 
-    Raises ``PolicyError`` (an ``OptionsError``) when a resource group's options cannot be used.
+    A resource group whose options cannot be used is left out, and named in ``broken``.
     """
     await slotkinds.refresh(db)
-    groups = await read_groups(db, policies)
+    groups, broken = await read_sound_groups(db, policies)
     run_times = await read_run_times(db)
-    pending, waiting = await _pending(db, groups, run_times)
+    pending, waiting = await _pending(db, groups, run_times, now)
     whose = {Payer(p.access_key, p.project_id, p.domain, p.owner_id) for p in pending} | set(payers)
     half_lives = {name: policy.half_life for name, policy in groups.items()}
     fair = any(policy.sequencer == FAIR_SHARE for policy in groups.values())
@@ -102,15 +105,33 @@ async def read_snapshot(
         running=await read_running(db, now, run_times) if whose else (),
         usage=await read_usage(db, now, half_lives) if fair and whose else (),
     )
-    return Reading(snapshot, waiting)
+    return Reading(snapshot, waiting, broken)
 
 
 async def read_groups(db: AsyncSession, policies: Policies) -> dict[str, GroupPolicy]:
     """How each active resource group orders and places. Raises ``OptionsError``."""
-    rows = await db.scalars(
-        select(ResourceGroupRow).where(ResourceGroupRow.is_active).order_by(ResourceGroupRow.name)
-    )
-    return {row.name: read_options(row.name, row.options, policies).policy for row in rows}
+    return {
+        row.name: read_options(row.name, row.options, policies).policy for row in await _groups(db)
+    }
+
+
+async def read_sound_groups(
+    db: AsyncSession, policies: Policies
+) -> tuple[dict[str, GroupPolicy], dict[str, str]]:
+    """Active resource groups whose options can be used, and a sentence for each of the others."""
+    sound: dict[str, GroupPolicy] = {}
+    broken: dict[str, str] = {}
+    for row in await _groups(db):
+        try:
+            sound[row.name] = read_options(row.name, row.options, policies).policy
+        except OptionsError as error:
+            broken[row.name] = str(error)
+    return sound, broken
+
+
+async def _groups(db: AsyncSession) -> list[ResourceGroupRow]:
+    query = select(ResourceGroupRow).where(ResourceGroupRow.is_active)
+    return list(await db.scalars(query.order_by(ResourceGroupRow.name)))
 
 
 async def read_loss_rules(db: AsyncSession) -> dict[str, Rules]:
@@ -178,7 +199,7 @@ def _told(device: Device, attributes: Mapping[str, Any]) -> Device:
 
 
 async def _pending(
-    db: AsyncSession, groups: Mapping[str, GroupPolicy], run_times: RunTimes
+    db: AsyncSession, groups: Mapping[str, GroupPolicy], run_times: RunTimes, now: dt.datetime
 ) -> tuple[list[SessionRequest], dict[str, Waiting]]:
     rows = await db.execute(
         select(SessionRow, KernelRow)
@@ -208,19 +229,26 @@ async def _pending(
         wish = wishes[row.id]
         learned = run_times.get((str(row.owner_id), row.image)) if row.type == "batch" else None
         default = groups.get(row.resource_group) or GroupPolicy(row.resource_group)
-        request = _request(row, tuple(kernels[row.id]), wish, default)
+        request = _request(row, tuple(kernels[row.id]), wish, default, now)
         request = replace(
             request,
             run_time=learned if wish.run_time is None else wish.run_time,
             dependencies=tuple(Dependency(each, states[each]) for each in wish.dependencies),
         )
         requests.append(request)
-    told = {str(row.id): Waiting(row.status_info, row.status_data) for row in sessions.values()}
+    told = {
+        str(row.id): Waiting(row.status_info, row.status_data, row.eligible_since)
+        for row in sessions.values()
+    }
     return requests, told
 
 
 def _request(
-    row: SessionRow, kernels: tuple[KernelRequest, ...], wishes: Wishes, group: GroupPolicy
+    row: SessionRow,
+    kernels: tuple[KernelRequest, ...],
+    wishes: Wishes,
+    group: GroupPolicy,
+    now: dt.datetime,
 ) -> SessionRequest:
     return SessionRequest(
         session_id=str(row.id),
@@ -242,6 +270,7 @@ def _request(
         devices=device_rules(group.devices, row.resource_opts),
         preemptible=wishes.preemptible and row.type != UNCOUNTED,
         unlimited=row.type == UNCOUNTED,
+        eligible_since=(row.eligible_since or now).timestamp(),
     )
 
 

@@ -20,6 +20,8 @@ from spawner.sessions.transitions import Change
 
 MAX_RETRIES = 3
 """How often a session whose kernel could not be created goes back to the queue."""
+FAILED_AGENTS = "failed_agents"
+"""In ``status_data`` until it runs: where its kernels could not be created, once for each time."""
 ON_THE_WAY = (Status.SCHEDULED, Status.PREPARING, Status.CREATING, Status.RUNNING)
 CAUSES = {
     Status.PREPARING: "getting the image and the folders ready",
@@ -82,9 +84,9 @@ def ask_to_end(session: SessionRow, reason: str, cause: str) -> None:
 
 async def give_back(change: Change, session: SessionRow, kernel: KernelRow, why: str) -> bool:
     """Put a kernel that could not be created back to the queue; False when it had its chances."""
-    tried: list[str] = list(session.status_data.get("failed_agents", []))
+    tried: list[str] = list(session.status_data.get(FAILED_AGENTS, []))
     tried.append(str(kernel.agent_id))
-    session.status_data = {**session.status_data, "failed_agents": tried}
+    session.status_data = {**session.status_data, FAILED_AGENTS: tried}
     if len(tried) > MAX_RETRIES or session.target == Target.TERMINATED:
         return False
     cause = f"{why}: trying again (retry {len(tried)} of {MAX_RETRIES})"
@@ -106,7 +108,8 @@ async def preempt(change: Change, session_id: uuid.UUID, for_session_id: str, ac
         return False
     if session.status == Status.PREEMPTED or CLAIM in session.status_data:
         return False
-    session.status_data = {**session.status_data, CLAIM: for_session_id}
+    kept = {k: v for k, v in session.status_data.items() if k != FAILED_AGENTS}
+    session.status_data = {**kept, CLAIM: for_session_id}
     if action == "terminate" or session.status == Status.RUNNING_DEGRADED:
         cause = "ended to make room for a session of higher priority"
         if await retries.try_again(change, session, kernels, retries.PREEMPTED, cause):
@@ -212,6 +215,8 @@ async def _follow(change: Change, session: SessionRow, statuses: Sequence[Status
     goal = ON_THE_WAY[reached]
     if goal not in TRANSITIONS[old]:
         await change.move_session(session, Status.PREPARING, CAUSES[Status.PREPARING])
+    if goal is Status.RUNNING:
+        session.status_data = {k: v for k, v in session.status_data.items() if k != FAILED_AGENTS}
     await change.move_session(session, goal, CAUSES[goal])
 
 

@@ -249,6 +249,8 @@ class SessionRow(Base):
     """Who asked: ``{"hub": "<hub id>", "server": "<server name>"}`` or ``{}``."""
     request_id: Mapped[str] = mapped_column(String(64))
     starts_at: Mapped[dt.datetime | None]
+    eligible_since: Mapped[dt.datetime | None]
+    """Since when it waits for room only; None: its own limits or parents hold it, or no pass saw it yet."""
     scheduling: Mapped[JsonDict | None]
     """What it asks of the scheduler besides resources (``spawner.sessions.wishes``)."""
     ends_at: Mapped[dt.datetime | None]
@@ -385,6 +387,18 @@ class UsageRow(Base):
     slot: Mapped[str] = mapped_column(String(64), primary_key=True)
     slot_seconds: Mapped[float] = mapped_column(Double)
     """Base units times seconds."""
+    at: Mapped[dt.datetime]
+
+
+class PassRow(Base):
+    """How many passes the scheduler made for a resource group, so that attempts need no counters of their own."""
+
+    __tablename__ = "scheduler_passes"
+
+    resource_group: Mapped[str] = mapped_column(
+        ForeignKey("resource_groups.name", ondelete="CASCADE"), primary_key=True
+    )
+    passes: Mapped[int] = mapped_column(BigInteger, default=0)
     at: Mapped[dt.datetime]
 
 

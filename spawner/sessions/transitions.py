@@ -72,6 +72,8 @@ class Change:
             limit = wishes_of(session.scheduling).run_time
             session.ends_at = None if limit is None else self.now + dt.timedelta(seconds=limit)
         elif to is Status.PENDING:
+            if session.started_at is not None:  # it had its turn; who never ran keeps its age
+                session.eligible_since = None
             session.started_at = session.ends_at = None
         elif to in FINAL:
             session.terminated_at = self.now
@@ -134,6 +136,21 @@ class Change:
         status = Status(session.status)
         self._write("progress", str(session.id), session.id, status, status, message, None)
         self.events.append(_event(session, PROGRESS, message))
+
+    def told(self, session: SessionRow, message: str) -> dict[str, Any]:
+        """``note`` for many: the event, and the values of the history row for the caller to insert."""
+        self.events.append(_event(session, PROGRESS, message))
+        return {
+            "kind": "progress",
+            "object_id": str(session.id),
+            "session_id": session.id,
+            "at": self.now,
+            "from_status": session.status,
+            "to_status": session.status,
+            "cause": message,
+            "request_id": self.request_id[:REQUEST_ID_LENGTH],
+            "data": {},
+        }
 
     def note_agent(self, agent_id: str, old: str | None, new: str, cause: str) -> None:
         """History of an agent."""

@@ -16,6 +16,7 @@ from typing import Literal, cast
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from authenticator.tables import DomainRow, MembershipRow, ProjectRow, UserRow
 from spawner.scheduler.model import Usage
 from spawner.sessions import ledger
 from spawner.sessions.tables import AllocationRow, KernelRow, LostRunRow, SessionRow, UsageRow
@@ -130,14 +131,36 @@ async def _add(
 async def read_usage(
     db: AsyncSession, now: dt.datetime, half_lives: Mapping[str, float]
 ) -> tuple[Usage, ...]:
-    """What every scope has used in all groups together, each decayed to ``now``."""
-    totals: dict[tuple[Scope, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    """What every scope has used in each group, decayed to ``now``, with its weight.
+
+    Scopes that have used nothing are named when their weight is not 1.
+    """
+    weights = await _weights(db)
+    totals: dict[tuple[str, Scope, str], dict[str, float]] = defaultdict(dict)
     for row in await db.scalars(select(UsageRow)):
         age, half_life = (now - row.at).total_seconds(), half_lives.get(row.resource_group)
         left = decayed(row.slot_seconds, age, half_life or HALF_LIFE)
-        totals[(cast("Scope", row.scope), row.scope_id)][row.slot] += left
+        totals[(row.resource_group, cast("Scope", row.scope), row.scope_id)][row.slot] = left
+    for (scope, scope_id), weight in weights.items():
+        for group in half_lives if weight != 1.0 else ():
+            totals.setdefault((group, scope, scope_id), {})
     at = now.timestamp()
     return tuple(
-        Usage(scope, scope_id, dict(slots), at)
-        for (scope, scope_id), slots in sorted(totals.items())
+        Usage(scope, scope_id, slots, at, weights.get((scope, scope_id), 1.0), group)
+        for (group, scope, scope_id), slots in sorted(totals.items())
     )
+
+
+async def _weights(db: AsyncSession) -> dict[tuple[Scope, str], float]:
+    """Weights of domains, projects, and people in each of their projects."""
+    found: dict[tuple[Scope, str], float] = {}
+    for name, weight in await db.execute(select(DomainRow.name, DomainRow.weight)):
+        found[("domain", name)] = weight
+    for project, weight in await db.execute(select(ProjectRow.id, ProjectRow.weight)):
+        found[("project", str(project))] = weight
+    members = select(MembershipRow.project_id, UserRow.id, UserRow.weight).join(
+        UserRow, UserRow.id == MembershipRow.user_id
+    )
+    for project, user, weight in await db.execute(members):
+        found[("user", f"{project}/{user}")] = weight
+    return found

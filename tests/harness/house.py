@@ -55,6 +55,7 @@ BOUNDARIES = {
     "spawner/agent/runner.py",
     "spawner/resuming.py",
     "spawner/sessions/control.py",
+    "spawner/sessions/scheduling.py",
     "store/database.py",
 }
 """Files with a place where any error is caught and handed on or logged: ends of tasks and processes.
@@ -62,6 +63,7 @@ BOUNDARIES = {
 ``spawner/accelerators/registry.py``: a plug-in is foreign code; the others must go on without it.
 ``spawner/agent/runner.py``: engines and plug-ins of others may raise anything; the start has failed then.
 ``spawner/resuming.py``: the hub's proxy client may raise anything; the hub's next check adds the route.
+``spawner/sessions/scheduling.py``: plug-ins may raise anything; the pass goes on without their group.
 ``spawner/sessions/control.py``: the leader's loops are logged and started again whatever ends them.
 ``store/database.py``: whatever a caller's work raises goes to that caller, not to the committing task.
 """

@@ -110,7 +110,9 @@ PREEMPTION = st.sampled_from(
         )
     ]
 )
-AGES = st.sampled_from((0, 1, 2, 2, 2, -4 * 86400, -5 * 86400))
+AGES = st.sampled_from((0, 1, 2, 2, 2, -4 * 86400, -5 * 86400, -8 * 86400, -9 * 86400))
+ELIGIBLE = st.sampled_from((None, None, None, 0, -4 * 86400, -8 * 86400))
+RISES = st.sampled_from((7 * 86400.0, 7 * 86400.0, 86400.0, None))
 
 
 @st.composite
@@ -163,6 +165,7 @@ def session(draw: st.DrawFn, number: int) -> SessionRequest:
         for index in range(count)
     )
     owner = draw(st.sampled_from(OWNERS))
+    eligible = draw(ELIGIBLE)
     return SessionRequest(
         f"s{number}",
         owner,
@@ -183,6 +186,7 @@ def session(draw: st.DrawFn, number: int) -> SessionRequest:
         failed_parents=draw(st.sampled_from(("wait", "cancel", "ignore"))),
         session_group=draw(CIRCLES),
         devices=draw(st.sampled_from((None, None, draw(RULES)))),
+        eligible_since=None if eligible is None else NOW + eligible,
     )
 
 
@@ -250,6 +254,7 @@ def snapshots(draw: st.DrawFn, *, plain: bool = False, timeless: bool = False) -
                 draw(selectors),
                 devices=draw(RULES),
                 preemption=draw(PREEMPTION),
+                rise=draw(RISES),
             )
             for name in GROUPS
         ),

@@ -192,6 +192,7 @@ async def test_limits_and_policy_of_a_user(plane: Rig) -> None:
         "name": "ada",
         "total_resource_slots": {"cpu": "2"},
         "max_concurrent_sessions": None,
+        "weight": 1.0,
         "policy": "guests",
     }
     with pytest.raises(InvalidParameters) as refused:

@@ -176,7 +176,7 @@ async def _history_count(db: AsyncSession) -> int:
 async def test_the_end_of_a_long_line_is_told_now_and_then(
     plane: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spawner.sessions.scheduling.TOLD_PLACES", 1)
+    monkeypatch.setattr("spawner.sessions.telling.TOLD_PLACES", 1)
     await plane.agent()
     ids = await _waiting(plane, 4, cpu="4")
     ada = await plane.user()

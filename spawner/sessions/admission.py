@@ -1,0 +1,59 @@
+"""Checks at submission that need the rows of others: the owner's queue, and designated agents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from authenticator.principals import Principal
+from authenticator.problems import InvalidParameters, QuotaExceeded
+from authenticator.tables import KeyPairPolicyRow
+from spawner.scheduler.slots import human_amount
+from spawner.sessions.kinds import SYSTEM
+from spawner.sessions.states import Status
+from spawner.sessions.tables import AgentRow, SessionRow
+
+
+async def check_counts(
+    db: AsyncSession, owner: Principal, policy: KeyPairPolicyRow, slots: Mapping[str, int]
+) -> None:
+    """Raise ``QuotaExceeded`` when the owner's queue has too many sessions, or asks for too much.
+
+    ``slots`` is what one more session asks for.
+    """
+    most, cap = policy.max_pending_sessions, policy.max_pending_resource_slots
+    if most is None and cap is None:
+        return
+    query = select(SessionRow.requested_slots).where(
+        SessionRow.access_key == owner.access_key,
+        SessionRow.status == Status.PENDING.value,
+        SessionRow.type != SYSTEM,
+    )
+    queue = list(await db.scalars(query))
+    if most is not None and len(queue) >= most:
+        raise QuotaExceeded(
+            f"you have {len(queue)} sessions waiting and may have {most}:"
+            " wait for one to start, or cancel one"
+        )
+    for slot, limit in (cap or {}).items():
+        waiting = sum(int(asked.get(slot, 0)) for asked in queue)
+        amount = slots.get(slot, 0)
+        if amount and waiting + amount > int(limit):
+            raise QuotaExceeded(
+                f"your waiting sessions may ask for {human_amount(slot, int(limit))} together:"
+                f" {human_amount(slot, waiting)} wait, and this one asks for"
+                f" {human_amount(slot, amount)}"
+            )
+
+
+async def check_agents(db: AsyncSession, names: Iterable[str]) -> None:
+    """Raise ``InvalidParameters`` for designated agents that do not exist."""
+    wanted = set(names)
+    known = set(await db.scalars(select(AgentRow.id).where(AgentRow.id.in_(wanted))))
+    unknown = sorted(wanted - known)
+    if unknown:
+        raise InvalidParameters(
+            {"config.agentList": f"there is no agent {', '.join(unknown)[:200]}"}
+        )
