@@ -61,6 +61,8 @@ def test_a_dry_run_says_what_the_plan_does(case: Snapshot, data: st.DataObject) 
     """Take one session out, ask ``fit`` for it, and compare with the plan that has it last in its band."""
     if not case.pending:
         return
+    # Other sequencers may have it earlier: a dry run promises what the last in the band gets.
+    case = replace(case, groups=tuple(replace(each, sequencer="fifo") for each in case.groups))
     chosen = data.draw(st.sampled_from(case.pending))
     others = replace(case, pending=tuple(each for each in case.pending if each is not chosen))
     asked = replace(chosen, submitted_at=case.now + 100)
