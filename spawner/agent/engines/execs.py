@@ -29,6 +29,9 @@ exec "$@"
 """
 """Joins the control groups of the run before the program begins."""
 
+_USUAL = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE)
+"""Signals that mean what they usually do, whatever the agent itself ignores."""
+
 
 class ProcessExec(Exec):
     """A child of the agent that carries the mark of its run, so that it ends with it."""
@@ -121,7 +124,9 @@ class ProcessExec(Exec):
         try:
             for descriptor in {self._input, self._output}:
                 os.set_blocking(descriptor, False)
-            self._pid = os.posix_spawn(_SHELL, command, environ, setsid=True, file_actions=actions)
+            self._pid = os.posix_spawn(
+                _SHELL, command, environ, setsid=True, setsigdef=_USUAL, file_actions=actions
+            )
         finally:
             for descriptor in theirs:
                 os.close(descriptor)

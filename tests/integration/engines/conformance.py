@@ -383,9 +383,9 @@ class EngineConformance:
     ) -> None:
         state = await self.run(engine, self.spec(image, SLEEP), mounts)
         program = await engine.execute(state.identity, ("sh", "-i"), terminal=True)
-        await program.write(b"trap 'touch hung-up; exit' HUP; echo re''ady\r")
-        await output_of(program, b"ready\r")
-        await program.write(b"while :; do sleep 0.1; done\r")
+        wait = b"trap 'touch hung-up; exit' HUP; echo wai''ting; while :; do sleep 0.1; done\r"
+        await program.write(wait)
+        await output_of(program, b"waiting\r")
         await program.close()
         await until((home / "hung-up").exists, "no SIGHUP came")
         assert await code_of(program) is not None
