@@ -382,10 +382,16 @@ class EngineConformance:
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...], home: Path
     ) -> None:
         state = await self.run(engine, self.spec(image, SLEEP), mounts)
-        program = await engine.execute(state.identity, ("sh", "-i"), terminal=True)
-        wait = b"trap 'touch hung-up; exit' HUP; echo wai''ting; while :; do sleep 0.1; done\r"
-        await program.write(wait)
-        await output_of(program, b"waiting\r")
+        script = (
+            "import pathlib, signal, sys, time\n"
+            "def end(*_):\n"
+            "    pathlib.Path('hung-up').touch(); sys.exit(0)\n"
+            "signal.signal(signal.SIGHUP, end)\n"
+            "print('waiting', flush=True)\n"
+            "time.sleep(600)\n"
+        )
+        program = await engine.execute(state.identity, ("python3", "-c", script), terminal=True)
+        await output_of(program, b"waiting")
         await program.close()
         await until((home / "hung-up").exists, "no SIGHUP came")
         assert await code_of(program) is not None
