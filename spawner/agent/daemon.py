@@ -20,10 +20,12 @@ from typing import Any
 import aiohttp
 
 from spawner.accelerators.registry import Accelerators
+from spawner.agent.apps import Apps
 from spawner.agent.calls import Calls
 from spawner.agent.config import AgentConfig
 from spawner.agent.engines.base import Engine, EngineError
 from spawner.agent.kernels import Kernels
+from spawner.agent.ports import PortPool, parse_range
 from spawner.agent.protocol import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
@@ -71,11 +73,13 @@ class AgentDaemon:
                 address=config.address,
                 max_pids=config.max_pids,
                 stop_grace=config.stop_grace,
-                changed=self._changed.put_nowait,
+                changed=self._noticed,
             ),
             config.orphan_grace,
         )
         self._calls = Calls(engine, self._kernels)
+        pool = PortPool(parse_range(config.app_ports), config.app_port_rest)
+        self._apps = Apps(engine, self._calls, config.address, pool)
         self._features: dict[str, Any] = {}
         self._offered: tuple[tuple[DeviceReport, ...], tuple[ImageReport, ...]] = ((), ())
 
@@ -100,8 +104,14 @@ class AgentDaemon:
                 tasks.create_task(self._relist())
                 tasks.create_task(self._stay_connected())
         finally:
+            await self._apps.close()
             await self._kernels.close()
             await self._engine.close()
+
+    def _noticed(self, report: KernelReport) -> None:
+        """A kernel has a new report."""
+        self._changed.put_nowait(report)
+        self._apps.noticed(report)
 
     async def _stay_connected(self) -> None:
         """Dial the manager again whenever the connection ends, with growing random pauses."""
