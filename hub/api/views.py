@@ -42,16 +42,25 @@ def slots_human(slots: Mapping[str, int]) -> str:
 
 def service_ports(detail: SessionDetail) -> list[dict[str, Any]]:
     """The ports that people may open in the main kernel."""
+    ports = [
+        (port["name"], port.get("protocol", "http"), port["container_port"])
+        for port in detail.main.spec.get("ports", ())
+        if port.get("protocol") != "preopen"
+    ]
+    main = {name for name, *_ in ports}
+    for app in detail.main.spec.get("apps", ()):
+        if app["name"] not in main:
+            ports.append((app["name"], app["protocol"], app["port"]))
     return [
         {
-            "name": port["name"],
-            "protocol": port.get("protocol", "http"),
-            "ports": [port["container_port"]],
+            "name": name,
+            "protocol": protocol,
+            "ports": [number],
             "url_template": None,
             "allowed_arguments": None,
             "allowed_envs": None,
         }
-        for port in detail.main.spec.get("ports", ())
+        for name, protocol, number in ports
     ]
 
 

@@ -15,6 +15,7 @@ from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.events import EventBus
 from spawner.sessions.metrics import Metrics
 from spawner.sessions.offers import Offers, bootstrap
+from spawner.sessions.opening import AppService
 from spawner.sessions.reconciler import Reconciler
 from spawner.sessions.scheduling import SchedulerLoop
 from spawner.sessions.service import SessionService
@@ -68,6 +69,7 @@ class ControlPlane:
             call_timeout=self.settings.call_timeout,
         )
         self.sessions = SessionService(self.journal, self.agents, folders, now)
+        self.apps = AppService(store, self.agents)
         self.offers = Offers(self.journal, self.agents, now, policies)
         self.scheduler = SchedulerLoop(self.journal, self.metrics, self.settings.tick, policies)
         self.reconciler = Reconciler(
