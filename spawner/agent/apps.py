@@ -55,6 +55,8 @@ for signal in TERM TERM TERM TERM TERM KILL; do
 done
 """
 """Ends all processes that carry a mark in their environment, as an app's descendants do."""
+Key = tuple[str, str, int]
+"""Kernel id, name and port of an app."""
 log = logging.getLogger(__name__)
 
 
@@ -77,8 +79,8 @@ class Apps:
     address: str
     pool: PortPool
     start_timeout: float = START_TIMEOUT
-    _opened: dict[tuple[str, str], _Opened] = field(default_factory=dict)
-    _locks: dict[tuple[str, str], asyncio.Lock] = field(default_factory=dict)
+    _opened: dict[Key, _Opened] = field(default_factory=dict)
+    _locks: dict[Key, asyncio.Lock] = field(default_factory=dict)
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -112,12 +114,12 @@ class Apps:
             raise ValueError(f"app: {error}") from error
         if not _NAME.fullmatch(app.name):
             raise ValueError(f"app.name is {app.name!r}: letters, digits, '_', '-' and '.'")
-        key = (identity.kernel_id, app.name)
+        key = (identity.kernel_id, app.name, app.port)
         async with self._locks.setdefault(key, asyncio.Lock()):
             if app.protocol != "pty":
                 await self._ensure(identity, app)
             opened = self._opened.get(key)
-            if opened is not None and (opened.identity, opened.app.port) != (identity, app.port):
+            if opened is not None and opened.identity != identity:
                 await self._close(key)
                 opened = None
             if opened is None:
@@ -132,16 +134,17 @@ class Apps:
     async def _stop_app(self, params: Mapping[str, Any]) -> None:
         identity = self.calls.running(params)
         name = str(params.get("name"))
-        async with self._locks.setdefault((identity.kernel_id, name), asyncio.Lock()):
-            await self._close((identity.kernel_id, name))
-            argv = ("sh", "-c", _END, "sh", f"{MARK}={_mark(identity, name)}")
-            await _output(await self.engine.execute(identity, argv))
+        for key in [each for each in self._opened if each[:2] == (identity.kernel_id, name)]:
+            async with self._locks.setdefault(key, asyncio.Lock()):
+                await self._close(key)
+        argv = ("sh", "-c", _END, "sh", f"{MARK}={_mark(identity, name)}")
+        await _output(await self.engine.execute(identity, argv))
 
     async def _list_apps(self, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         kernel_id = self.calls.running(params).kernel_id
         return [
             {"name": name, "port": opened.port, "connections": opened.relay.connections}
-            for (owner, name), opened in sorted(self._opened.items())
+            for (owner, name, _), opened in list(self._opened.items())
             if owner == kernel_id
         ]
 
@@ -167,7 +170,7 @@ class Apps:
             return _Opened(identity, app, relay, port)
         raise EngineError("no port of this node's app_ports can be listened on")
 
-    async def _close(self, key: tuple[str, str]) -> None:
+    async def _close(self, key: Key) -> None:
         opened = self._opened.pop(key, None)
         if opened is not None:
             await opened.relay.close()
@@ -175,11 +178,14 @@ class Apps:
 
     async def _ensure(self, identity: Identity, app: App) -> None:
         """Make the app's port answer. Raises ``EngineError`` with the end of what it printed."""
+        if not app.argv:
+            if not await _answers(*await self.engine.reach(identity, app.port)):
+                raise EngineError(f"nothing listens on port {app.port} of the session yet")
+            return
+        # Before the port is asked: where kernels share ports, this is what chooses one of their own.
+        tokens = await self.engine.tokens(identity, app.port)
         if await _answers(*await self.engine.reach(identity, app.port)):
             return
-        if not app.argv:
-            raise EngineError(f"nothing listens on port {app.port} of the session yet")
-        tokens = await self.engine.tokens(identity, app.port)
         log.info("starting %s in kernel %s", app.name, identity.kernel_id)
         environ = {**tokens.environ(app.environ), MARK: _mark(identity, app.name)}
         words = [tokens.text(word) for word in app.argv]

@@ -23,16 +23,15 @@ _ITEM = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9_.-]{0,63}):([a-z]+):(\d+|\[\d+(?:
 _SSHD = r"""
 dir=${JUPYTER_RUNTIME_DIR:-/tmp}; [ -w "$dir" ] || dir=/tmp; dir=$dir/perijove-sshd
 umask 077; mkdir -p "$dir"; : > "$dir/authorized_keys"
-[ -n "$PERIJOVE_AUTHORIZED_KEYS" ] && printf '%s\n' "$PERIJOVE_AUTHORIZED_KEYS" >> "$dir/authorized_keys"
 cat /home/config/ssh/authorized_keys >> "$dir/authorized_keys" 2>/dev/null
 server=$(command -v sshd || ls /usr/sbin/sshd 2>/dev/null)
 [ -n "$server" ] || { echo "there is no SSH server in this image" >&2; exit 127; }
 [ -f "$dir/host_key" ] || ssh-keygen -q -t ed25519 -N '' -f "$dir/host_key" || exit 1
 sftp=$(ls /usr/lib/openssh/sftp-server /usr/libexec/openssh/sftp-server 2>/dev/null | head -n 1)
-unset PERIJOVE_AUTHORIZED_KEYS; umask 022
+umask 022
 exec "$server" -D -e -f /dev/null -p "$2" -h "$dir/host_key" -o ListenAddress="$1" -o PidFile=none \
   -o UsePAM=no -o PasswordAuthentication=no -o KbdInteractiveAuthentication=no -o StrictModes=no \
-  -o PermitRootLogin=prohibit-password -o AuthorizedKeysFile="$dir/authorized_keys" \
+  -o PermitRootLogin=prohibit-password -o AuthorizedKeysFile="$dir/authorized_keys .ssh/authorized_keys" \
   -o Subsystem="sftp ${sftp:-internal-sftp}" -o AllowTcpForwarding=local -o X11Forwarding=no
 """
 KNOWN: dict[str, tuple[str, ...]] = {
@@ -87,23 +86,23 @@ def labelled_services(text: str) -> tuple[list[tuple[str, str, int]], list[str]]
 
 def apps_of(labels: Mapping[str, str], preopened: Iterable[int], main: int) -> list[dict[str, Any]]:
     """All apps of a session as rows keep them; ``main`` is the port of its own command, which starts none."""
-    apps: dict[str, dict[str, Any]] = {TERMINAL: _app(TERMINAL, "pty", 0)}
+    apps = [_app(TERMINAL, "pty", 0)]
     services, _ = labelled_services(labels.get(PORTS_LABEL, ""))
     for name, protocol, port in services:
         own = _own_start(labels, name) or {}
         argv = () if port == main else own.get("argv") or KNOWN.get(name, ())
-        if name not in apps and protocol != "internal":
-            apps[name] = _app(name, protocol, port, () if protocol == "preopen" else argv)
+        if name != TERMINAL and protocol != "internal":
+            apps.append(_app(name, protocol, port, () if protocol == "preopen" else argv))
+    named = {app["name"] for app in apps}
     for label in labels:
         name = label.removeprefix(APP_LABEL)
-        if label.startswith(APP_LABEL) and name not in apps:
+        if label.startswith(APP_LABEL) and name not in named:
             start = _own_start(labels, name)
             if start is not None:
-                apps[name] = _app(name, start["protocol"], start["port"], start["argv"])
-    apps.setdefault("sshd", _app("sshd", "tcp", SSHD_PORT, KNOWN["sshd"]))
-    for port in preopened:
-        apps[str(port)] = _app(str(port), "preopen", port)
-    return list(apps.values())
+                apps.append(_app(name, start["protocol"], start["port"], start["argv"]))
+    if "sshd" not in {app["name"] for app in apps}:
+        apps.append(_app("sshd", "tcp", SSHD_PORT, KNOWN["sshd"]))
+    return apps + [_app(str(port), "preopen", port) for port in preopened]
 
 
 def label_warnings(labels: Mapping[str, str]) -> list[str]:
