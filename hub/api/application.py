@@ -9,6 +9,7 @@ from tornado.web import Application
 
 from hub.api import (
     administration,
+    apps,
     connections,
     discovery,
     folders,
@@ -30,6 +31,7 @@ HANDLERS: tuple[type[Base], ...] = (
     *pages.HANDLERS,
     *discovery.HANDLERS,
     *sessions.HANDLERS,
+    *apps.HANDLERS,
     *resources.HANDLERS,
     *administration.HANDLERS,
     *folders.HANDLERS,

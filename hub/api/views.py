@@ -44,16 +44,25 @@ def slots_human(slots: Mapping[str, int]) -> str:
 
 def service_ports(detail: SessionDetail) -> list[dict[str, Any]]:
     """The ports that people may open in the main kernel."""
+    ports: dict[tuple[str, str], list[int]] = {}
+    for port in detail.main.spec.get("ports", ()):
+        if port.get("protocol") != "preopen":
+            of_its_own = (port["name"], port.get("protocol", "http"))
+            ports.setdefault(of_its_own, []).append(port["container_port"])
+    for app in detail.main.spec.get("apps", ()):
+        numbers = ports.setdefault((app["name"], app["protocol"]), [])
+        if app["port"] not in numbers:
+            numbers.append(app["port"])
     return [
         {
-            "name": port["name"],
-            "protocol": port.get("protocol", "http"),
-            "ports": [port["container_port"]],
+            "name": name,
+            "protocol": protocol,
+            "ports": numbers,
             "url_template": None,
             "allowed_arguments": None,
             "allowed_envs": None,
         }
-        for port in detail.main.spec.get("ports", ())
+        for (name, protocol), numbers in ports.items()
     ]
 
 

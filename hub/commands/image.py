@@ -130,7 +130,9 @@ class ImageList(Command):
     description = "List the images that this machine's Docker engine has for sessions."
 
     def act(self, *arguments: str) -> None:
-        """One line per tag."""
+        """One line per tag, then what cannot be understood of the labels."""
+        from spawner.sessions.apps import label_warnings
+
         images = _docker_client().images.list(filters={"label": "ai.perijove.image"})
         rows = [
             (tag, image.short_id.removeprefix("sha256:"), f"{image.attrs['Size'] / 1e6:.0f} MB")
@@ -138,6 +140,9 @@ class ImageList(Command):
             for tag in image.tags
         ]
         say(table(("IMAGE", "ID", "SIZE"), sorted(rows)))
+        for image in images:
+            for sentence in label_warnings(image.labels):
+                say(f"warning: {', '.join(image.tags)}: {sentence}")
 
 
 class ImageGroup(Group):

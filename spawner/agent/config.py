@@ -13,6 +13,8 @@ from typing import Any
 from traitlets import Bool, Dict, Enum, Float, Integer, TraitError, Unicode, default, validate
 from traitlets.config import Configurable
 
+from spawner.agent.ports import parse_range
+
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -63,6 +65,14 @@ class AgentConfig(Configurable):
     address = Unicode(
         "127.0.0.1",
         help="Address at which the proxy reaches the sessions of this node; their ports are published on it.",
+    ).tag(config=True)
+    app_ports = Unicode(
+        "30000-31000",
+        help="""Ports of this node, FIRST-LAST, at which the manager reaches apps of sessions: one for
+        each app that is open. Nobody else is let in, but the manager must be able to reach them.""",
+    ).tag(config=True)
+    app_port_rest = Float(
+        60.0, min=0, help="Seconds that a port of `app_ports` rests before another app gets it."
     ).tag(config=True)
     max_containers = Integer(
         None, allow_none=True, min=1, help="Most kernels on this node at once; none: no such limit."
@@ -124,6 +134,14 @@ class AgentConfig(Configurable):
         if not _ID.fullmatch(value):
             raise TraitError(f"agent_id is {value!r}: 1 to 64 letters, digits, '.', '_' and '-'")
         return value
+
+    @validate("app_ports")
+    def _valid_app_ports(self, proposal: dict[str, Any]) -> str:
+        try:
+            parse_range(proposal["value"])
+        except ValueError as error:
+            raise TraitError(str(error)) from error
+        return str(proposal["value"])
 
     @validate("manager_url")
     def _valid_manager_url(self, proposal: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ import aiohttp
 
 from spawner.accelerators.registry import Accelerators, PluginError
 from spawner.agent import leases
+from spawner.agent.apps import Apps
 from spawner.agent.calls import Calls
 from spawner.agent.config import AgentConfig
 from spawner.agent.engines.base import Engine, EngineError
@@ -31,6 +32,7 @@ from spawner.agent.leases import Leases
 from spawner.agent.logs import frames
 from spawner.agent.membership import Membership
 from spawner.agent.networks import NetworkKeeper
+from spawner.agent.ports import PortPool, parse_range
 from spawner.agent.protocol import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
@@ -79,7 +81,7 @@ class AgentDaemon:
                 address=config.address,
                 max_pids=config.max_pids,
                 stop_grace=config.stop_grace,
-                changed=self._changed.put_nowait,
+                changed=self._noticed,
             ),
             config.orphan_grace,
         )
@@ -88,6 +90,8 @@ class AgentDaemon:
         """Set when the next sign of life should not wait: the images may be others."""
         self._images = ImageTasks(engine, self._calls, self.images_changed.set)
         self._leases = Leases(Path(config.state_dir) / "leases.json")
+        pool = PortPool(parse_range(config.app_ports), config.app_port_rest)
+        self._apps = Apps(engine, self._calls, config.address, pool)
         self._features: dict[str, Any] = {}
         self._offered: tuple[tuple[DeviceReport, ...], tuple[ImageReport, ...]] = ((), ())
 
@@ -114,8 +118,14 @@ class AgentDaemon:
                 tasks.create_task(self._stay_connected())
         finally:
             await self._images.close()
+            await self._apps.close()
             await self._kernels.close()
             await self._engine.close()
+
+    def _noticed(self, report: KernelReport) -> None:
+        """A kernel has a new report."""
+        self._changed.put_nowait(report)
+        self._apps.noticed(report)
 
     async def _stay_connected(self) -> None:
         """Dial the manager again whenever the connection ends, with growing random pauses."""

@@ -130,14 +130,15 @@ class Cluster(msgspec.Struct, frozen=True):
 
 
 class App(msgspec.Struct, frozen=True):
-    """A program of a kernel that is started when somebody opens it first."""
+    """A program of a kernel that is started when somebody opens it first; it travels in the call."""
 
     name: str
     protocol: str
+    """``http``, ``tcp`` and so on; ``pty``: a shell for each connection, started by the agent itself."""
     port: int
-    """Port inside the kernel; 0: one that the agent chooses."""
+    """Port inside the kernel; 0 with ``pty``."""
     argv: tuple[str, ...] = ()
-    """Empty: it listens already, or the agent serves it itself (terminal)."""
+    """Empty: it listens already."""
     environ: dict[str, str] = msgspec.field(default_factory=dict)
 
 
@@ -188,7 +189,6 @@ class KernelSpec(msgspec.Struct, frozen=True):
     """Path beneath ``/home/config`` of a script that runs before the command; empty: none."""
     seccomp: str | None = None
     """Name of a seccomp profile; None: the engine's default."""
-    apps: tuple[App, ...] = ()
     health: HealthCheck | None = None
     pull: ImagePull | None = None
     """None: anonymously, whatever comes."""

@@ -155,12 +155,18 @@ class AgentRegistry:
         """The wanted sets of any agents may have changed."""
         self.wake(tuple(self._links))
 
-    async def call(self, agent_id: str | None, method: str, params: dict[str, Any]) -> Any:
-        """Ask an agent. Raises ``AgentUnavailable``."""
+    async def call(
+        self,
+        agent_id: str | None,
+        method: str,
+        params: dict[str, Any],
+        timeout: float | None = None,
+    ) -> Any:
+        """Ask an agent, and wait ``timeout`` seconds if that is not the usual. Raises ``AgentUnavailable``."""
         link = self._links.get(agent_id or "")
         if link is None:
             raise AgentUnavailable("the session's node is not connected")
-        return await link.call(method, params, self._call_timeout)
+        return await link.call(method, params, timeout or self._call_timeout)
 
     async def serve(
         self, connection: AgentConnection, token: str, names: frozenset[str] | None = None

@@ -18,6 +18,7 @@ from spawner.sessions.images import ImageService
 from spawner.sessions.metrics import Metrics
 from spawner.sessions.nodes import NodeService
 from spawner.sessions.offers import Offers, bootstrap
+from spawner.sessions.opening import AppService
 from spawner.sessions.reconciler import Reconciler
 from spawner.sessions.scheduling import SchedulerLoop
 from spawner.sessions.service import SessionService
@@ -73,6 +74,7 @@ class ControlPlane:
         self.sessions = SessionService(self.journal, self.agents, folders, now)
         self.nodes = NodeService(self.journal, self.agents.is_connected)
         self.images = ImageService(self.journal, self.agents, now)
+        self.apps = AppService(store, self.agents)
         self.offers = Offers(self.journal, self.agents, now, policies)
         self.scheduler = SchedulerLoop(self.journal, self.metrics, self.settings.tick, policies)
         self.reconciler = Reconciler(

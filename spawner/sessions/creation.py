@@ -21,6 +21,7 @@ from authenticator.tables import ProjectRow
 from spawner.scheduler.model import SessionGroup
 from spawner.scheduler.slots import human_amount, human_bytes, parse_amount
 from spawner.sessions import clusters
+from spawner.sessions.apps import PORTS_LABEL, apps_of, labelled_services
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.facts import Facts
 from spawner.sessions.image_rows import OWN_HOST
@@ -484,7 +485,16 @@ def _spec(new: NewSession, draft: Draft, mounts: Iterable[FolderMount]) -> dict[
         "ports": draft.ports,
         "shm_bytes": draft.shmem,
         "labels": {},
+        "apps": _apps(draft),
     }
+
+
+def _apps(draft: Draft) -> list[dict[str, Any]]:
+    """What can be opened in the session; its own command listens on the first port."""
+    main = draft.ports[0]["container_port"] if draft.ports else 0
+    opened = [port["container_port"] for port in draft.ports if port["protocol"] == "preopen"]
+    named = {name for name, *_ in labelled_services(draft.labels.get(PORTS_LABEL, ""))[0]}
+    return apps_of(draft.labels, (n for n in opened if str(n) not in named), main)
 
 
 def _port(name: str, number: int, protocol: str = "http") -> dict[str, Any]:

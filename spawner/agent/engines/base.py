@@ -15,6 +15,7 @@ from typing import Any
 from spawner.accelerators.specification import DeviceNode, HostMount, RuntimeRequest
 from spawner.agent.logs import pack
 from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec, Network, Share
+from spawner.agent.substitution import Substitution
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +242,13 @@ class Engine(abc.ABC):
 
     async def reach(self, identity: Identity, port: int) -> tuple[str, int]:
         """Host and port at which this host (nobody else) reaches a port inside a running kernel."""
+        raise self._cannot("reach further ports of a session")
+
+    async def tokens(self, identity: Identity, port: int) -> Substitution:
+        """The tokens of a program that shall listen on a port inside a running kernel.
+
+        ``reach`` of the same port leads to it, also for another object of the engine.
+        """
         raise self._cannot("reach further ports of a session")
 
     async def measure(self) -> Mapping[Identity, Measured]:

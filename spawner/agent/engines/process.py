@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,12 @@ from spawner.agent.engines.base import (
     EngineError,
     EngineEvent,
     EngineState,
+    Exec,
     Identity,
     Limits,
 )
 from spawner.agent.engines.cgroups import ControlGroups
+from spawner.agent.engines.execs import ProcessExec
 from spawner.agent.engines.scratch import UNFINISHED, Run, Scratch
 from spawner.agent.logs import pack
 from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec
@@ -204,6 +206,7 @@ class ProcessEngine(Engine):
         run = scratch.read()
         if run is not None:
             self._reserved.difference_update(endpoint.port for endpoint in run.endpoints)
+            self._reserved.difference_update(scratch.ports().values())
         if self._groups is not None:
             await asyncio.to_thread(self._groups.remove, scratch.mark)
         await asyncio.to_thread(shutil.rmtree, _sockets(scratch.mark), ignore_errors=True)
@@ -217,6 +220,7 @@ class ProcessEngine(Engine):
             if run is None:
                 continue  # removed while we looked
             self._reserved.update(endpoint.port for endpoint in run.endpoints)
+            self._reserved.update(scratch.ports().values())
             state = self._state(scratch, run)
             if state.phase == "running":
                 self._watch(scratch)
@@ -261,6 +265,42 @@ class ProcessEngine(Engine):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK):
                     await self._changed.wait()
+
+    async def execute(
+        self,
+        identity: Identity,
+        argv: Sequence[str],
+        *,
+        environ: Mapping[str, str] | None = None,
+        terminal: bool = False,
+    ) -> Exec:
+        """Start a program with the environment and the limits of the run."""
+        scratch, run = self._running(identity)
+        program = ProcessExec(run, scratch.mark, terminal=terminal)
+        program.start(argv, environ or {})
+        return program
+
+    async def reach(self, identity: Identity, port: int) -> tuple[str, int]:
+        """On the host's loopback: at the port of the run's own choice, or at that very port."""
+        scratch, run = self._running(identity)
+        given = {endpoint.container_port: endpoint.port for endpoint in run.endpoints}
+        return LOOPBACK, (given | scratch.ports()).get(port, port)
+
+    async def tokens(self, identity: Identity, port: int) -> Substitution:
+        """All sessions share the host's ports: a free one is chosen, once for each run."""
+        scratch, run = self._running(identity)
+        ports = scratch.ports()
+        if port not in ports:
+            ports[port] = self._free_port()
+            scratch.write_ports(ports)
+        return Substitution(LOOPBACK, ports[port], run.cwd, LOOPBACK)
+
+    def _running(self, identity: Identity) -> tuple[Scratch, Run]:
+        scratch = self._of(identity)
+        run = scratch.read()
+        if run is None or self._state(scratch, run).phase != "running":
+            raise EngineError("the session does not run")
+        return scratch, run
 
     def _look_after(self, scratch: Scratch) -> None:
         """Bound the log; without control groups, end a run that uses more memory than it asked for."""

@@ -102,6 +102,20 @@ class Scratch:
         body["argv"], body["cgroups"] = tuple(body["argv"]), tuple(body["cgroups"])
         return Run(**body)
 
+    def ports(self) -> dict[int, int]:
+        """Ports that were chosen for programs of the run: number inside the kernel to number here."""
+        try:
+            text = (self.folder / "ports.json").read_text()
+        except FileNotFoundError:
+            return {}
+        return {int(inside): int(here) for inside, here in json.loads(text).items()}
+
+    def write_ports(self, ports: dict[int, int]) -> None:
+        """Remember ``ports`` whole, or not at all. Raises ``OSError``."""
+        new = self.folder / "ports.new"
+        new.write_text(json.dumps(ports))
+        new.rename(self.folder / "ports.json")
+
     def launch(self, run: Run, *, limit_data: bool) -> int:
         """Start the first process, which writes ``process`` before it starts the command; its id.
 

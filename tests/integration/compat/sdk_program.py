@@ -4,6 +4,7 @@ Prints one JSON object: what each call answered. Endpoint and keys come from the
 """
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 
 from ai.backend.client.config import APIConfig
 from ai.backend.client.exceptions import BackendAPIError
+from ai.backend.client.request import Request
 from ai.backend.client.session import AsyncSession, Session
 
 IMAGE = os.environ["PERIJOVE_TEST_IMAGE"]
@@ -77,6 +79,38 @@ def keep(session):
     return told
 
 
+async def tunnel(made, app):
+    """What an app says to a first line through a tunnel."""
+    async with made.stream_pty() as terminal:
+        typed = base64.b64encode(b"echo $((40 + 2))\n").decode()
+        await terminal.send_str(json.dumps({"type": "stdin", "chars": typed}))
+        seen = b""
+        async for message in terminal:
+            told = json.loads(message.data)
+            seen += base64.b64decode(told.get("data", ""))
+            if b"42" in seen:
+                break
+    path = f"/stream/session/{made.id}/tcpproxy"
+    request = Request("GET", path, params={"app": app}, content_type="application/octet-stream")
+    async with request.connect_websocket() as socket:
+        await socket.send_bytes(b"GET /api HTTP/1.0\r\n\r\n")
+        answer = b""
+        async for message in socket:
+            answer += message.data
+    return [b"42" in seen, answer.split(b"\r\n")[0].decode()]
+
+
+async def open_apps():
+    """A terminal and a tunnel to the session's server."""
+    async with AsyncSession() as session:
+        made = await session.ComputeSession.get_or_create(
+            IMAGE, name="sdk-apps", resources=RESOURCES
+        )
+        told = await tunnel(made, "jupyterlab")
+        await made.destroy()
+        return told
+
+
 async def watch():
     """Events of a session that is forced to end, through the asynchronous client."""
     async with AsyncSession() as session:
@@ -105,6 +139,7 @@ def main():
     with Session() as session:
         for part in (ask, live, keep):
             told[part.__name__] = part(session)
+    told["apps"] = asyncio.run(open_apps())
     told["watch"] = asyncio.run(watch())
     with Session(config=APIConfig(secret_key="x" * 40)) as stranger:
         told["wrong_key"] = refused(stranger.Resource.list)

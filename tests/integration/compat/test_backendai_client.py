@@ -132,5 +132,12 @@ def test_folders(told: dict[str, Any]) -> None:
     }
 
 
+def test_a_terminal_and_a_tunnel_to_an_app(told: dict[str, Any]) -> None:
+    shell_answered, status_line = told["apps"]
+    assert shell_answered
+    assert status_line.startswith("HTTP/1.")
+    assert status_line.endswith("200 OK")
+
+
 def test_events(told: dict[str, Any]) -> None:
     assert told["watch"][-1] == "session_terminated"

@@ -21,6 +21,7 @@ from spawner.agent.engines.base import (
     Engine,
     EngineError,
     EngineState,
+    Exec,
     Identity,
     Limits,
 )
@@ -42,6 +43,28 @@ async def until(condition: Callable[[], Any], what: str, seconds: float = 30) ->
                 return answer
             await asyncio.sleep(0.05)
     raise AssertionError(what)
+
+
+async def output_of(program: Exec, until_text: bytes | None = None, seconds: float = 20) -> bytes:
+    """All that a program writes, or all up to a text."""
+    data = b""
+    async with asyncio.timeout(seconds):
+        while until_text is None or until_text not in data:
+            more = await program.read()
+            if not more:
+                break
+            data += more
+    return data
+
+
+async def code_of(program: Exec) -> int:
+    """Its exit status, once it has one."""
+
+    async def ended() -> tuple[int] | None:
+        code = await program.exit_code()
+        return None if code is None else (code,)
+
+    return int((await until(ended, "it never ended"))[0])
 
 
 class EngineConformance:
@@ -326,3 +349,121 @@ class EngineConformance:
             await engine.start(Identity(str(uuid.uuid4()), "s", 1))
         assert await engine.inspect(Identity(str(uuid.uuid4()), "s", 1)) is None
         assert await engine.logs(Identity(str(uuid.uuid4()), "s", 1), 5) == ""
+
+    async def test_a_further_program_has_streams_environment_and_an_exit_code(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        state = await self.run(engine, self.spec(image, SLEEP), mounts)
+        script = 'read line; echo "$WORD $line"; echo fault >&2; exit 3'
+        program = await engine.execute(
+            state.identity, ("sh", "-c", script), environ={"WORD": "hello"}
+        )
+        await program.write(b"there\n")
+        assert sorted((await output_of(program)).split()) == [b"fault", b"hello", b"there"]
+        assert await code_of(program) == 3
+        await program.close()
+
+    async def test_a_terminal_is_one(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        state = await self.run(engine, self.spec(image, SLEEP), mounts)
+        program = await engine.execute(state.identity, ("sh", "-i"), terminal=True)
+        await program.resize(33, 111)
+        await program.write(b"tty | tr a-z A-Z; stty size; echo do''ne\r")
+        text = await output_of(program, b"done\r")
+        assert {b"/DEV/PTS/" in text, b"33 111" in text} == {True}
+        await program.write(b"exit 5\r")
+        await output_of(program)
+        assert await code_of(program) == 5
+        await program.close()
+
+    async def test_closing_a_terminal_ends_what_runs_in_it(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...], home: Path
+    ) -> None:
+        state = await self.run(engine, self.spec(image, SLEEP), mounts)
+        script = (
+            "import pathlib, signal, sys, time\n"
+            "def end(*_):\n"
+            "    pathlib.Path('hung-up').touch(); sys.exit(0)\n"
+            "signal.signal(signal.SIGHUP, end)\n"
+            "print('waiting', flush=True)\n"
+            "time.sleep(600)\n"
+        )
+        program = await engine.execute(state.identity, ("python3", "-c", script), terminal=True)
+        await output_of(program, b"waiting")
+        await program.close()
+        await until((home / "hung-up").exists, "no SIGHUP came")
+        assert await code_of(program) is not None
+
+    async def test_further_programs_outlive_the_agent_and_end_with_the_kernel(
+        self,
+        engine: Engine,
+        settings: Mapping[str, Any],
+        image: str,
+        mounts: tuple[BoundMount, ...],
+        home: Path,
+    ) -> None:
+        state = await self.run(engine, self.spec(image, SLEEP), mounts)
+        script = "while :; do date +%N > beat; sleep 0.05; done >/dev/null 2>&1"
+        program = await engine.execute(state.identity, ("sh", "-c", script))
+        await until((home / "beat").exists, "it never began")
+        await program.close()
+        await engine.close()
+        await engine.open(settings)
+        before = (home / "beat").stat().st_mtime_ns
+        await until(lambda: (home / "beat").stat().st_mtime_ns > before, "it ended")
+        await engine.stop(state.identity, 0)
+        last = (home / "beat").stat().st_mtime_ns
+        await asyncio.sleep(0.3)
+        assert (home / "beat").stat().st_mtime_ns == last
+        with pytest.raises(EngineError):
+            await engine.execute(state.identity, ("true",))
+
+    async def test_a_program_that_is_not_there_is_an_error_or_ends(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        state = await self.run(engine, self.spec(image, SLEEP), mounts)
+        refused = ""
+        try:
+            program = await engine.execute(state.identity, ("no-such-program",))
+        except EngineError as error:
+            refused = str(error)
+        else:
+            await output_of(program)
+            assert await code_of(program) in (126, 127)
+            await program.close()
+        assert not refused or "no-such-program" in refused
+        with pytest.raises(EngineError):
+            await engine.execute(Identity(str(uuid.uuid4()), "s", 1), ("true",))
+
+    async def test_a_further_port_is_reached_from_this_host(
+        self,
+        engine: Engine,
+        fresh: Callable[[], Engine],
+        settings: Mapping[str, Any],
+        image: str,
+        mounts: tuple[BoundMount, ...],
+        home: Path,
+    ) -> None:
+        (home / "hello.txt").write_text("from inside")
+        state = await self.run(engine, self.spec(image, SLEEP), mounts)
+        tokens = await engine.tokens(state.identity, 6006)
+        program = await engine.execute(state.identity, [tokens.text(word) for word in SERVE])
+        other = fresh()
+        await other.open(settings)
+        try:
+            host, port = await other.reach(state.identity, 6006)
+            assert (host, port) == await engine.reach(state.identity, 6006)
+        finally:
+            await other.close()
+
+        def fetched() -> bytes | None:
+            try:
+                with urllib.request.urlopen(f"http://{host}:{port}/hello.txt", timeout=2) as answer:
+                    data: bytes = answer.read()
+                    return data
+            except OSError:
+                return None
+
+        assert await until(lambda: asyncio.to_thread(fetched), "nothing answers") == b"from inside"
+        await program.close()

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,20 @@ from spawner.agent.engines.base import (
     EngineError,
     EngineEvent,
     EngineState,
+    Exec,
     Identity,
     Limits,
 )
 from spawner.agent.engines.docker import clusters
 from spawner.agent.engines.docker.calls import Calls, Conflict, Missing
 from spawner.agent.engines.docker.config_files import ConfigFiles
+from spawner.agent.engines.docker.execs import DockerExec
 from spawner.agent.engines.docker.images import Images
 from spawner.agent.engines.docker.manifest import (
     HOME,
     LABEL,
     ROOT_LABEL,
+    address_in,
     container_name,
     environment,
     host_options,
@@ -290,6 +293,35 @@ class DockerEngine(Engine):
     async def keep_networks(self, networks: tuple[Network, ...], deployment: str) -> bool:
         """Bridges of this agent's sessions, overlays of the deployment's."""
         return await self._networks.keep(networks, deployment)
+
+    async def execute(
+        self,
+        identity: Identity,
+        argv: Sequence[str],
+        *,
+        environ: Mapping[str, str] | None = None,
+        terminal: bool = False,
+    ) -> Exec:
+        """Start a program in the container, with its user and environment."""
+        program = DockerExec(self._calls, container_name(identity), terminal=terminal)
+        await program.start(argv, environ or {})
+        return program
+
+    async def reach(self, identity: Identity, port: int) -> tuple[str, int]:
+        """At the container's own address, to which this host has a route."""
+        client = self._calls.client
+        try:
+            facts = await self._calls.run(client.api.inspect_container, container_name(identity))
+        except Missing as error:
+            raise EngineError("the session's container is gone") from error
+        address = address_in(facts)
+        if address is None:
+            raise EngineError("the session does not run")
+        return address, port
+
+    async def tokens(self, identity: Identity, port: int) -> Substitution:
+        """A container has all ports for itself."""
+        return Substitution("0.0.0.0", port, HOME, self._gateway)  # noqa: S104 - inside the container
 
     def _ours(self) -> tuple[str, ...]:
         """Labels that all containers of this agent carry, and no others."""

@@ -130,6 +130,14 @@ def phase_of(status: str) -> str:
     return {"created": "created", "running": "running", "paused": "running"}.get(status, "exited")
 
 
+def address_in(facts: Mapping[str, Any]) -> str | None:
+    """The address at which the host reaches a running container, on the sessions' network if it is in it."""
+    networks: Mapping[str, Any] = facts["NetworkSettings"]["Networks"] or {}
+    ordered = sorted(networks.items(), key=lambda item: item[0] != NETWORK)
+    found = [str(each["IPAddress"]) for _, each in ordered if each.get("IPAddress")]
+    return found[0] if found and facts["State"]["Running"] else None
+
+
 def container_name(identity: Identity) -> str:
     """The name of a run's container."""
     return f"perijove-{identity.kernel_id}-{identity.epoch}"

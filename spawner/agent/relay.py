@@ -1,0 +1,93 @@
+"""A listener in front of one app: lets in who knows its token, then carries bytes until both sides are done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+
+from spawner.agent import preamble
+
+CHUNK = 65536
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""Serves a connection that was let in; says ``ok`` or a refusal first."""
+log = logging.getLogger(__name__)
+
+
+class Relay:
+    """Listens on one port. Connections are counted, so that idle sessions can be told."""
+
+    def __init__(self, token: str, serve: Serve) -> None:
+        self.token = token
+        self.connections = 0
+        self._serve = serve
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self, host: str, port: int) -> None:
+        """Listen. Raises ``OSError``."""
+        self._server = await asyncio.start_server(self._accept, host, port, limit=CHUNK)
+
+    async def close(self) -> None:
+        """Stop listening and end all connections."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._handle(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if not await self._admits(reader):
+                log.warning("somebody without the token of an app was refused")
+                writer.write(preamble.refusal("wrong token"))
+                return
+            self.connections += 1
+            try:
+                await self._serve(reader, writer)
+            finally:
+                self.connections -= 1
+        except OSError as error:
+            log.debug("a connection to an app broke: %s", error)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _admits(self, reader: asyncio.StreamReader) -> bool:
+        try:
+            async with asyncio.timeout(preamble.PATIENCE):
+                line = await reader.readline()
+        except (TimeoutError, ValueError):  # silent, or no line within the limit
+            return False
+        return preamble.fits(line, self.token)
+
+
+async def pipe(
+    one: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    other: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+) -> None:
+    """Carry bytes both ways; the end of one direction is passed on, and both must end."""
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(CHUNK):
+            writer.write(data)
+            await writer.drain()
+        if writer.can_write_eof():
+            writer.write_eof()
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(carry(one[0], other[1]))
+            tasks.create_task(carry(other[0], one[1]))
+    except* OSError:
+        pass  # one side is gone, so the other is done

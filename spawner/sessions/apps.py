@@ -1,0 +1,143 @@
+"""Apps of sessions: what the labels of an image say can be opened, and how it is started.
+
+``ai.backend.service-ports`` is ``name:protocol:port[,...]`` with one port or several in brackets.
+``ai.perijove.app.<name>`` is ``{"argv": [...], "protocol": "http", "port": N}``; where it is missing, well-known
+names have a start of their own. A label that cannot be read binds nobody; ``label_warnings`` tells of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+APP_LABEL = "ai.perijove.app."
+PORTS_LABEL = "ai.backend.service-ports"
+MINIMUM_LABEL = "ai.backend.resource.min."
+PROTOCOLS = ("http", "https", "tcp", "preopen", "vnc", "rdp", "internal", "pty")
+ROLES = ("COMPUTE", "INFERENCE", "SYSTEM", "SERVICE")
+TERMINAL = "terminal"
+SSHD_PORT = 2200
+_ITEM = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9_.-]{0,63}):([a-z]+):(\d+|\[\d+(?:,\d+)*\])\s*")
+_SSHD = r"""
+dir=${JUPYTER_RUNTIME_DIR:-/tmp}; [ -w "$dir" ] || dir=/tmp; dir=$dir/perijove-sshd
+umask 077; mkdir -p "$dir"; : > "$dir/authorized_keys"
+cat /home/config/ssh/authorized_keys >> "$dir/authorized_keys" 2>/dev/null
+server=$(command -v sshd || ls /usr/sbin/sshd 2>/dev/null)
+[ -n "$server" ] || { echo "there is no SSH server in this image" >&2; exit 127; }
+[ -f "$dir/host_key" ] || ssh-keygen -q -t ed25519 -N '' -f "$dir/host_key" || exit 1
+sftp=$(ls /usr/lib/openssh/sftp-server /usr/libexec/openssh/sftp-server 2>/dev/null | head -n 1)
+umask 022
+exec "$server" -D -e -f /dev/null -p "$2" -h "$dir/host_key" -o ListenAddress="$1" -o PidFile=none \
+  -o UsePAM=no -o PasswordAuthentication=no -o KbdInteractiveAuthentication=no -o StrictModes=no \
+  -o PermitRootLogin=prohibit-password -o AuthorizedKeysFile="$dir/authorized_keys .ssh/authorized_keys" \
+  -o Subsystem="sftp ${sftp:-internal-sftp}" -o AllowTcpForwarding=local -o X11Forwarding=no
+"""
+KNOWN: dict[str, tuple[str, ...]] = {
+    "jupyterlab": (
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--ip={bind_host}",
+        "--port={bind_port}",
+        "--ServerApp.root_dir={home}",
+        "--IdentityProvider.token=",
+        "--ServerApp.allow_remote_access=True",
+    ),
+    "tensorboard": ("tensorboard", "--host={bind_host}", "--port={bind_port}", "--logdir={home}"),
+    "vscode": (
+        "code-server",
+        "--bind-addr={bind_host}:{bind_port}",
+        "--auth=none",
+        "--disable-telemetry",
+        "--disable-update-check",
+        "{home}",
+    ),
+    "sshd": ("sh", "-c", _SSHD, "sh", "{bind_host}", "{bind_port}"),
+}
+"""How well-known apps are started where the image does not say."""
+
+
+def labelled_services(text: str) -> tuple[list[tuple[str, str, int]], list[str]]:
+    """Name, protocol and port of each entry of the label, and a sentence for each that is none."""
+    found: list[tuple[str, str, int]] = []
+    faults: list[str] = []
+    taken: set[int] = set()
+    for part in re.split(r",(?![^\[]*\])", text):
+        if not part.strip():
+            continue
+        match = _ITEM.fullmatch(part)
+        if match is None:
+            faults.append(f"{part.strip()[:80]!r} is not name:protocol:port")
+            continue
+        name, protocol, ports = match.groups()
+        if protocol not in PROTOCOLS:
+            faults.append(f"{name}: {protocol!r} is none of {', '.join(PROTOCOLS)}")
+            continue
+        for number in map(int, ports.strip("[]").split(",")):
+            if not 1 <= number <= 65535 or number in taken:
+                faults.append(f"{name}: port {number} is taken twice or beyond 65535")
+            elif protocol != "pty":
+                taken.add(number)
+                found.append((name, protocol, number))
+    return found, faults
+
+
+def apps_of(labels: Mapping[str, str], preopened: Iterable[int], main: int) -> list[dict[str, Any]]:
+    """All apps of a session as rows keep them; ``main`` is the port of its own command, which starts none."""
+    apps = [_app(TERMINAL, "pty", 0)]
+    services, _ = labelled_services(labels.get(PORTS_LABEL, ""))
+    for name, protocol, port in services:
+        own = _own_start(labels, name) or {}
+        argv = () if port == main else own.get("argv") or KNOWN.get(name, ())
+        if name != TERMINAL and protocol != "internal":
+            apps.append(_app(name, protocol, port, () if protocol == "preopen" else argv))
+    named = {app["name"] for app in apps}
+    for label in labels:
+        name = label.removeprefix(APP_LABEL)
+        if label.startswith(APP_LABEL) and name not in named:
+            start = _own_start(labels, name)
+            if start is not None:
+                apps.append(_app(name, start["protocol"], start["port"], start["argv"]))
+    if "sshd" not in {app["name"] for app in apps}:
+        apps.append(_app("sshd", "tcp", SSHD_PORT, KNOWN["sshd"]))
+    return apps + [_app(str(port), "preopen", port) for port in preopened]
+
+
+def label_warnings(labels: Mapping[str, str]) -> list[str]:
+    """What an image's labels say that cannot be understood: sentences for whoever made the image."""
+    _, faults = labelled_services(labels.get(PORTS_LABEL, ""))
+    warnings = [f"{PORTS_LABEL}: {fault}" for fault in faults]
+    for label, text in labels.items():
+        if (
+            label.startswith(APP_LABEL)
+            and _own_start(labels, label.removeprefix(APP_LABEL)) is None
+        ):
+            warnings.append(f'{label}: give {{"argv": [...], "protocol": "http", "port": N}}')
+        if label.startswith(MINIMUM_LABEL) and not re.fullmatch(
+            r"\d+(\.\d+)?[bkmgtp]?", text.lower()
+        ):
+            warnings.append(f"{label}: {text[:80]!r} is no amount")
+    role = labels.get("ai.backend.role", "COMPUTE")
+    if role not in ROLES:
+        warnings.append(f"ai.backend.role: {role[:80]!r} is none of {', '.join(ROLES)}")
+    return warnings
+
+
+def _own_start(labels: Mapping[str, str], name: str) -> dict[str, Any] | None:
+    """What the image's own label says of an app, None where there is none that can be read."""
+    try:
+        start = json.loads(labels.get(f"{APP_LABEL}{name}", ""))
+        argv = [str(word) for word in start["argv"]] if isinstance(start["argv"], list) else []
+        port, protocol = int(start["port"]), str(start.get("protocol", "http"))
+    except (ValueError, KeyError, TypeError):
+        return None
+    fits = argv and 1 <= port <= 65535 and protocol in PROTOCOLS
+    if not fits or not _ITEM.fullmatch(f"{name}:{protocol}:{port}"):
+        return None
+    return {"argv": argv, "port": port, "protocol": protocol}
+
+
+def _app(name: str, protocol: str, port: int, argv: Iterable[str] = ()) -> dict[str, Any]:
+    return {"name": name, "protocol": protocol, "port": port, "argv": list(argv)}

@@ -1,0 +1,100 @@
+"""Opening apps of sessions: whose they are, what they are, and where their node lets the manager in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from authenticator.principals import Principal, Scope, require
+from authenticator.problems import AgentUnavailable, BadRequest, InvalidParameters, NotFound
+from spawner.agent import preamble
+from spawner.sessions import queries
+from spawner.sessions.agents import AgentRegistry
+from spawner.sessions.states import Status
+from spawner.sessions.tables import KernelRow
+from store.database import Store
+
+START_TIMEOUT = 75.0
+"""Seconds that an app may take to answer; its node gives up a little sooner."""
+CONNECT_TIMEOUT = 10.0
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Which app, and what to start it with besides."""
+
+    name: str
+    port: int | None = None
+    arguments: Sequence[str] = ()
+    environ: Mapping[str, str] | None = None
+
+
+class AppService:
+    """Apps of users' sessions. Every method authorizes its principal."""
+
+    def __init__(self, store: Store, agents: AgentRegistry) -> None:
+        self._store, self._agents = store, agents
+
+    async def start(self, principal: Principal, ref: str, wish: Wish) -> dict[str, Any]:
+        """Make an app run; where it is reached: ``{"host", "port", "token", "protocol"}``.
+
+        Raises ``NotFound`` for the session or the app, ``BadRequest``, ``AgentUnavailable``.
+        """
+        kernel = await self._kernel(principal, ref)
+        apps = [app for app in kernel.spec.get("apps", ()) if app["name"] == wish.name]
+        app = next((app for app in apps if wish.port in (None, app["port"])), None)
+        if app is None:
+            known = ", ".join(each["name"] for each in kernel.spec.get("apps", ()))
+            raise NotFound("app service", f"{wish.name[:64]!r}: this session has {known}")
+        if wish.arguments and not app["argv"]:
+            raise InvalidParameters(
+                {"arguments": f"{wish.name} takes none: it is not started here"}
+            )
+        call = {**app, "argv": [*app["argv"], *wish.arguments], "environ": dict(wish.environ or {})}
+        params = {"kernel_id": str(kernel.id), "app": call}
+        answer = await self._agents.call(kernel.agent_id, "start_app", params, START_TIMEOUT)
+        return dict(answer)
+
+    async def stop(self, principal: Principal, ref: str, name: str) -> None:
+        """End an app; the next who opens it starts it again."""
+        kernel = await self._kernel(principal, ref)
+        if name not in {app["name"] for app in kernel.spec.get("apps", ())}:
+            raise NotFound("app service", f"there is no app {name[:64]!r} in this session")
+        params = {"kernel_id": str(kernel.id), "name": name}
+        await self._agents.call(kernel.agent_id, "stop_app", params, START_TIMEOUT)
+
+    async def connect(self, principal: Principal, ref: str, wish: Wish) -> Streams:
+        """A connection to an app, which is started if need be. Raises as ``start``."""
+        opened = await self.start(principal, ref, wish)
+        writer: asyncio.StreamWriter | None = None
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                reader, writer = await asyncio.open_connection(opened["host"], opened["port"])
+                await preamble.introduce(reader, writer, opened["token"])
+        except OSError as error:
+            if writer is not None:
+                writer.close()
+            raise AgentUnavailable(f"{wish.name} cannot be reached: {error}") from error
+        return reader, writer
+
+    async def _kernel(self, principal: Principal, ref: str) -> KernelRow:
+        """The main kernel of a session that runs, as its row is."""
+        require(principal, Scope.SESSIONS)
+
+        async def work(db: AsyncSession) -> KernelRow:
+            row = await queries.resolve(db, principal, ref, Scope.SESSIONS)
+            query = select(KernelRow).where(
+                KernelRow.session_id == row.id, KernelRow.cluster_role == "main"
+            )
+            return (await db.scalars(query)).one()
+
+        kernel = await self._store.read(work)
+        if kernel.status != Status.RUNNING:
+            raise BadRequest(f"the session does not run: it is {kernel.status}")
+        return kernel

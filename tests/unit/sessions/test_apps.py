@@ -1,0 +1,66 @@
+"""What labels of images say about apps; a label that cannot be read binds nobody and is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from spawner.sessions.apps import KNOWN, apps_of, label_warnings, labelled_services
+
+
+def test_all_forms_of_service_ports() -> None:
+    text = "lab:http:8888, db:tcp:[5432,5433],mine:preopen:9000,hidden:internal:9001,old:pty:7000"
+    found, faults = labelled_services(text)
+    assert faults == []
+    assert found == [
+        ("lab", "http", 8888),
+        ("db", "tcp", 5432),
+        ("db", "tcp", 5433),
+        ("mine", "preopen", 9000),
+        ("hidden", "internal", 9001),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["bad", "x::80", "x:smtp:25", "x:tcp:99999", "a:tcp:1,b:tcp:1", "x:tcp:[1"]
+)
+def test_broken_service_ports_are_told(text: str) -> None:
+    labels = {"ai.backend.service-ports": text}
+    assert len(label_warnings(labels)) == 1
+    assert {app["name"] for app in apps_of(labels, (), 0)} <= {"terminal", "sshd", "a"}
+
+
+def test_apps_of_an_image() -> None:
+    labels = {
+        "ai.backend.service-ports": "jupyterlab:http:8888,tensorboard:http:6006,inner:internal:1",
+        "ai.perijove.app.files": '{"argv": ["serve", "{bind_port}"], "port": 8000}',
+        "ai.perijove.app.tensorboard": '{"argv": ["tb"], "port": 6006}',
+    }
+    apps = {app["name"]: app for app in apps_of(labels, (9000,), 8888)}
+    assert list(apps) == ["terminal", "jupyterlab", "tensorboard", "files", "sshd", "9000"]
+    assert apps["jupyterlab"]["argv"] == []  # the session's own command
+    assert apps["tensorboard"]["argv"] == ["tb"]
+    assert apps["files"] == {
+        "name": "files",
+        "protocol": "http",
+        "port": 8000,
+        "argv": ["serve", "{bind_port}"],
+    }
+    assert apps["sshd"]["argv"] == list(KNOWN["sshd"])
+    assert apps["9000"] == {"name": "9000", "protocol": "preopen", "port": 9000, "argv": []}
+
+
+def test_other_labels_that_cannot_be_read() -> None:
+    labels = {
+        "ai.perijove.app.x": "{}",
+        "ai.perijove.app.y": '{"argv": ["y"], "port": 70000}',
+        "ai.backend.resource.min.cpu": "some",
+        "ai.backend.resource.min.mem": "256m",
+        "ai.backend.role": "KITCHEN",
+    }
+    told = label_warnings(labels)
+    assert [sentence.partition(": ")[0] for sentence in told] == [
+        "ai.perijove.app.x",
+        "ai.perijove.app.y",
+        "ai.backend.resource.min.cpu",
+        "ai.backend.role",
+    ]
