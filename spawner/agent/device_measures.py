@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from spawner.accelerators.registry import Accelerators
 
-UNITS = frozenset({"bytes", "Celsius", "bps", "pct", "watts"})
+UNITS = {"percent": "pct", "celsius": "Celsius"}
+"""Units of plug-ins that Backend.AI's clients know by another name."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceValue:
-    """One value of one device; ``unit`` is one of ``UNITS``."""
+    """One value of one device, in the units of Backend.AI's clients (bytes, Celsius, bps, pct)."""
 
     current: float
     capacity: float | None
@@ -29,20 +29,13 @@ async def read_devices(accelerators: Accelerators) -> Mapping[str, Mapping[str, 
         return {}
     try:
         answer = await measure()
-    except Exception as error:
+    except Exception as error:  # foreign code
         log.warning("the accelerators cannot be measured: %s", error)
         return {}
-    return {
-        device: {name: _value(name, given) for name, given in values.items()}
-        for device, values in answer.items()
-    }
-
-
-def _value(name: str, given: Any) -> DeviceValue:
-    if isinstance(given, int | float):
-        unit = {"util": "pct", "mem": "bytes", "power": "watts", "temperature": "Celsius"}
-        suffix = name.rpartition("_")[2]
-        return DeviceValue(float(given), 100.0 if suffix == "util" else None, unit.get(suffix, "pct"))
-    capacity = getattr(given, "capacity", None)
-    unit = str(getattr(given, "unit", None) or getattr(given, "unit_hint", "pct"))
-    return DeviceValue(float(given.current), None if capacity is None else float(capacity), unit)
+    found: dict[str, dict[str, DeviceValue]] = {}
+    for measure in answer:
+        unit = UNITS.get(str(measure.unit), str(measure.unit))
+        for device, reading in measure.devices.items():
+            value = DeviceValue(reading.value, reading.capacity, unit)
+            found.setdefault(device, {})[measure.name] = value
+    return found

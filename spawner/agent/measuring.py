@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,9 +42,10 @@ class Measuring:
         *,
         folder: str,
         interval: float,
+        running: Callable[[Mapping[str, Any]], Identity],
     ) -> None:
         self._engine, self._kernels, self._accelerators = engine, kernels, accelerators
-        self._folder, self._interval = folder, interval
+        self._folder, self._interval, self._running = folder, interval, running
         self._runs: dict[Identity, _Kernel] = {}
         self._node = Record()
         self._devices: dict[str, Record] = {}
@@ -99,7 +100,7 @@ class Measuring:
 
     async def processes(self, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Call ``processes``: ``{"kernel_id"}`` -> its processes, those that used most CPU time first."""
-        identity = self._kernels.identity(params.get("kernel_id"))
+        identity = self._running(params)
         found = await self._engine.processes(identity)
         busiest = sorted(found, key=lambda each: (-each.cpu_seconds, each.pid))
         return [

@@ -190,6 +190,8 @@ class KernelReport(msgspec.Struct, frozen=True):
     started_at: float | None = None
     healthy: bool | None = None
     """Of kernels with a health check: whether the last checks passed."""
+    last_stat: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Of a kernel that ended: what was measured last, by name of the measure."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="kind"):

@@ -23,11 +23,13 @@ from spawner.agent.engines.base import (
     EngineState,
     Identity,
     Limits,
+    Measured,
 )
 from spawner.agent.protocol import KernelSpec, Port, Share
 
 MIB = 1024 * 1024
 SERVE = ("python3", "-m", "http.server", "--bind", "{bind_host}", "{bind_port}")
+BUSY = ("python3", "-c", "while True: pass")
 SLEEP = ("python3", "-c", "import time; time.sleep(600)")
 
 
@@ -42,6 +44,14 @@ async def until(condition: Callable[[], Any], what: str, seconds: float = 30) ->
                 return answer
             await asyncio.sleep(0.05)
     raise AssertionError(what)
+
+
+async def _at_least(count: Callable[[], Any], least: int) -> bool:
+    return (await count() or 0) >= least
+
+
+async def _none(count: Callable[[], Any]) -> bool:
+    return await count() == 0
 
 
 class EngineConformance:
@@ -109,6 +119,53 @@ class EngineConformance:
         offered = {report.name: report for report in await engine.images()}
         assert "ai.perijove.image" in offered[image].labels
         assert [sentence async for sentence in engine.ensure_image(image)] == []
+
+    async def test_a_running_kernel_is_measured(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        spec = self.spec(image, BUSY)
+        state = await self.run(engine, spec, mounts)
+
+        async def busy() -> Measured | None:
+            measured = (await engine.measure()).get(state.identity)
+            return measured if measured is not None and measured.cpu_seconds > 0.3 else None
+
+        measured = await until(busy, "its CPU time was never counted")
+        assert MIB < measured.memory_bytes < 256 * MIB
+        assert measured.processes is None or measured.processes >= 1
+        assert measured.connections == 0
+        commands = [process.command for process in await engine.processes(state.identity)]
+        assert any("while True" in command for command in commands), commands
+        await engine.stop(state.identity, 0)
+        assert state.identity not in await engine.measure()
+
+    async def test_a_connection_from_outside_is_counted(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        state = await self.run(engine, self.spec(image, SERVE), mounts)
+        endpoint = state.endpoints[0]
+
+        async def connections() -> int | None:
+            measured = (await engine.measure()).get(state.identity)
+            return None if measured is None else measured.connections
+
+        async def answers() -> asyncio.StreamWriter | None:
+            try:
+                reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                if await reader.read(5) == b"HTTP/":
+                    return writer
+                writer.close()
+            except OSError:
+                pass
+            return None
+
+        (await until(answers, "it never answered")).close()
+        _, open_one = await asyncio.open_connection(endpoint.host, endpoint.port)
+        assert await until(lambda: _at_least(connections, 1), "the connection was not counted")
+        assert await connections() == 1
+        open_one.close()
+        await until(lambda: _none(connections), "the closed connection still counts")
 
     async def test_a_missing_image_is_named(self, engine: Engine) -> None:
         with pytest.raises(EngineError, match="no-such-image"):
