@@ -55,7 +55,9 @@ METRICS: Mapping[str, Metric] = {
     for metric in (
         Metric("cpu_used", Kind.ACCUMULATION, "msec", "CPU time used."),
         Metric("cpu_util", Kind.UTILIZATION, "percent", "Part of the CPU time that it may use."),
-        Metric("mem", Kind.USAGE, "bytes", "Memory in use, without cache that is given back at once."),
+        Metric(
+            "mem", Kind.USAGE, "bytes", "Memory in use, without cache that is given back at once."
+        ),
         Metric("disk", Kind.USAGE, "bytes", "Space of the file system of the agent's folder."),
         Metric("io_read", Kind.ACCUMULATION, "bytes", "Read from disks."),
         Metric("io_write", Kind.ACCUMULATION, "bytes", "Written to disks."),

@@ -63,7 +63,7 @@ def lines(text: str) -> Iterator[Line]:
     """Sockets of a ``/proc/net/tcp`` or ``tcp6``."""
     for row in text.splitlines()[1:]:
         fields = row.split(None, 4)
-        if len(fields) < 4:
+        if len(fields) < 4 or ":" not in fields[1]:  # a second file's title
             continue
         local, port = _address(fields[1])
         other, other_port = _address(fields[2])

@@ -16,7 +16,10 @@ class RunCounters:
         self._incoming: dict[Identity, connections.Incoming] = {}
 
     def read(
-        self, states: Sequence[EngineState], groups: ControlGroups | None, scratch: Mapping[str, int]
+        self,
+        states: Sequence[EngineState],
+        groups: ControlGroups | None,
+        scratch: Mapping[str, int],
     ) -> Mapping[Identity, Measured]:
         """Counters of the running ones; ``scratch`` has bytes by mark. Blocks for small files."""
         marks = {} if groups is not None else process_table.by_mark()
