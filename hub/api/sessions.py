@@ -285,8 +285,10 @@ class Session(ApiHandler):
     async def get(self, session: str, given: Owner) -> None:
         """As Backend.AI's clients read it."""
         principal = await self.acting_for(given.owner_access_key)
-        detail = await self.services.control.sessions.get(principal, session)
-        self.answer(views.session_info(detail, self.services.now()))
+        service = self.services.control.sessions
+        detail = await service.get(principal, session)
+        live = await service.measures(principal, str(detail.session.id))
+        self.answer(views.session_info(detail, self.services.now(), live.get(detail.main.id)))
 
     @endpoint("End a session", scope=Scope.SESSIONS, parameters=Ending)
     async def delete(self, session: str, given: Ending) -> None:
@@ -333,6 +335,19 @@ class SessionLogs(ApiHandler):
         principal = await self.acting_for(given.owner_access_key)
         text = await self.services.control.sessions.logs(principal, session, given.tail)
         self.answer({"result": {"logs": text}})
+
+
+class SessionStatistics(ApiHandler):
+    """What it uses."""
+
+    paths = ("/session/{session}/stats",)
+
+    @endpoint("Newest measures of a session", scope=Scope.SESSIONS_READ, parameters=Owner)
+    async def get(self, session: str, given: Owner) -> None:
+        """By kernel and metric; after the end the last ones."""
+        principal = await self.acting_for(given.owner_access_key)
+        found = await self.services.control.sessions.measures(principal, session)
+        self.answer({"kernels": {str(kernel): metrics for kernel, metrics in found.items()}})
 
 
 class SessionHistory(ApiHandler):
@@ -476,6 +491,7 @@ HANDLERS = (
     Session,
     SessionRename,
     SessionLogs,
+    SessionStatistics,
     SessionHistory,
     SessionWhy,
     SessionProgress,

@@ -29,7 +29,7 @@ async def read_devices(accelerators: Accelerators) -> Mapping[str, Mapping[str, 
         return {}
     try:
         answer = await measure()
-    except Exception as error:  # foreign code
+    except (OSError, ValueError) as error:
         log.warning("the accelerators cannot be measured: %s", error)
         return {}
     found: dict[str, dict[str, DeviceValue]] = {}

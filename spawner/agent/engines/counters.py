@@ -50,7 +50,7 @@ def place_of(pid: int, root: str = ROOT, proc: str = PROC) -> Place | None:
         for controller in controllers.split(","):
             folders[controller] = path
     if os.path.exists(f"{root}/cgroup.controllers"):
-        found = _unified(f"{root}{folders.get('', '/')}".rstrip("/"))
+        found: Place | None = _unified(f"{root}{folders.get('', '/')}".rstrip("/"))
     else:
         found = _split(folders, root)
     return found if found is not None and os.path.isdir(found.cpu) else None
@@ -104,11 +104,12 @@ def traffic(pid: int, proc: str = PROC) -> tuple[int, int]:
 def temporary_bytes(pid: int, proc: str = PROC) -> int | None:
     """What lies in the ``/tmp`` of ``pid``, where that is a file system of its own."""
     root = f"{proc}/{pid}/root"
+    folder = f"{root}/tmp"  # noqa: S108 - only looked at
     try:
-        below, above = os.lstat(f"{root}/tmp"), os.stat(root)
+        below, above = os.lstat(folder), os.stat(root)
         if not stat.S_ISDIR(below.st_mode) or below.st_dev == above.st_dev:
             return None
-        system = os.statvfs(f"{root}/tmp")
+        system = os.statvfs(folder)
     except OSError:
         return None
     return (system.f_blocks - system.f_bfree) * system.f_frsize
