@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from authenticator.problems import NotFound
 from spawner.agent.protocol import Measures, ProtocolError
 from spawner.sessions.statistics import MOST_METRICS, Statistics
+from tests.harness.plane import Rig, until
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 SHAPE = {"current": "1"}
@@ -41,3 +43,28 @@ def test_the_newest_measures_replace_the_others() -> None:
 def test_wrong_measures_are_named(facts: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ProtocolError, match=sentence):
         Statistics().take("node", measures(**facts), NOW)
+
+
+async def test_owners_and_prometheus_see_live_measures(plane: Rig) -> None:
+    agent = await plane.agent()
+    ada, bob = await plane.user(), await plane.user("bob")
+    detail = await plane.run(ada)
+    kernel = str(detail.main.id)
+    foreign = str(uuid.uuid4())
+    shape = {"current": "512", "capacity": "1024", "pct": "50"}
+    agent.say(
+        measures(node={"mem": shape}, kernels={kernel: {"mem": shape}, foreign: {"mem": shape}})
+    )
+
+    async def told() -> Any:
+        return (await plane.plane.sessions.measures(ada, detail.session.name))[detail.main.id]
+
+    assert await until(told, lambda metrics: metrics == {"mem": shape})
+    with pytest.raises(NotFound):
+        await plane.plane.sessions.measures(bob, str(detail.session.id))
+    text = (await plane.plane.render_metrics()).decode()
+    assert 'perijove_node_measure{agent="node-1",metric="mem",value="pct"} 50.0' in text
+    [line] = [each for each in text.splitlines() if kernel in each and 'value="current"' in each]
+    assert 'user="ada"' in line
+    assert line.endswith(" 512.0")
+    assert foreign not in text, "a kernel that is not there makes no series"
