@@ -307,8 +307,10 @@ class Session(ApiHandler):
     async def get(self, session: str, given: Owner) -> None:
         """As Backend.AI's clients read it."""
         principal = await self.acting_for(given.owner_access_key)
-        detail = await self.services.control.sessions.get(principal, session)
-        self.answer(views.session_info(detail, self.services.now()))
+        service = self.services.control.sessions
+        detail = await service.get(principal, session)
+        live = await service.measures(principal, str(detail.session.id))
+        self.answer(views.session_info(detail, self.services.now(), live.get(detail.main.id)))
 
     @endpoint(
         "Restart a running interactive session", scope=Scope.SESSIONS, parameters=Owner, status=204
@@ -395,6 +397,19 @@ class SessionLogs(ApiHandler):
             principal, session, given.tail, attempt=given.attempt, kernel=given.kernel
         )
         self.answer({"result": {"logs": text}})
+
+
+class SessionStatistics(ApiHandler):
+    """What it uses."""
+
+    paths = ("/session/{session}/stats",)
+
+    @endpoint("Newest measures of a session", scope=Scope.SESSIONS_READ, parameters=Owner)
+    async def get(self, session: str, given: Owner) -> None:
+        """By kernel and metric; after the end the last ones."""
+        principal = await self.acting_for(given.owner_access_key)
+        found = await self.services.control.sessions.measures(principal, session)
+        self.answer({"kernels": {str(kernel): metrics for kernel, metrics in found.items()}})
 
 
 class SessionHistory(ApiHandler):
@@ -540,6 +555,7 @@ HANDLERS = (
     SessionRename,
     SessionAttempts,
     SessionLogs,
+    SessionStatistics,
     SessionHistory,
     SessionWhy,
     SessionProgress,

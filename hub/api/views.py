@@ -93,8 +93,10 @@ def age(detail: SessionDetail, now: dt.datetime) -> dt.timedelta:
     return (detail.session.terminated_at or now) - detail.session.created_at
 
 
-def session_info(detail: SessionDetail, now: dt.datetime) -> dict[str, Any]:
-    """The answer to ``GET /session/{s}``."""
+def session_info(
+    detail: SessionDetail, now: dt.datetime, live: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The answer to ``GET /session/{s}``; ``live`` are the main kernel's newest measures."""
     session, kernel = detail.session, detail.main
     requested, occupied = slots_text(session.requested_slots), slots_text(detail.occupied)
     registry, _, _ = session.image.rpartition("/")
@@ -127,7 +129,7 @@ def session_info(detail: SessionDetail, now: dt.datetime) -> dict[str, Any]:
         "creationTime": session.created_at.isoformat(),
         "terminationTime": session.terminated_at.isoformat() if session.terminated_at else None,
         "numQueriesExecuted": 0,
-        "lastStat": kernel.last_stat or None,
+        "lastStat": live or kernel.last_stat or None,
         "idleChecks": None,
         "servicePorts": service_ports(detail),
         "clusterMode": session.cluster_mode,

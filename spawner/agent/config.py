@@ -103,6 +103,9 @@ class AgentConfig(Configurable):
     relist_interval = Float(
         10.0, min=0.1, help="Seconds between looks at all kernels, in case an event was lost."
     ).tag(config=True)
+    measure_interval = Float(
+        10.0, min=0.1, help="Seconds between measures of the node and its sessions."
+    ).tag(config=True)
     accelerators = Dict(
         help="""Settings of accelerator plug-ins by name, e.g. {"cpu": {"reserved": "1"},
         "mem": {"reserved": "2g"}, "mock": {"file": "devices.toml"}}."""

@@ -30,6 +30,7 @@ from spawner.agent.images import ImageTasks
 from spawner.agent.kernels import Kernels
 from spawner.agent.leases import Leases
 from spawner.agent.logs import frames
+from spawner.agent.measuring import Measuring
 from spawner.agent.membership import Membership
 from spawner.agent.networks import NetworkKeeper
 from spawner.agent.ports import PortPool, parse_range
@@ -82,10 +83,20 @@ class AgentDaemon:
                 max_pids=config.max_pids,
                 stop_grace=config.stop_grace,
                 changed=self._noticed,
+                last_stat=lambda identity: self.measuring.last(identity),
             ),
             config.orphan_grace,
         )
         self._calls = Calls(engine, self._kernels)
+        self.measuring = Measuring(
+            engine,
+            self._kernels,
+            accelerators,
+            folder=config.state_dir,
+            interval=config.measure_interval,
+            running=self._calls.running,
+        )
+        self._calls.offer("processes", self.measuring.processes)
         self.images_changed = asyncio.Event()
         """Set when the next sign of life should not wait: the images may be others."""
         self._images = ImageTasks(engine, self._calls, self.images_changed.set)
@@ -115,6 +126,7 @@ class AgentDaemon:
                 tasks.create_task(self._follow_events())
                 tasks.create_task(self._relist())
                 tasks.create_task(self._keep_leases())
+                tasks.create_task(self.measuring.run())
                 tasks.create_task(self._stay_connected())
         finally:
             await self._images.close()
@@ -296,6 +308,7 @@ class _Conversation:
             asyncio.create_task(self._networks.run()),
             asyncio.create_task(self._send_reports()),
             asyncio.create_task(self._beat(welcome.heartbeat_interval)),
+            asyncio.create_task(self._send_measures()),
         ]
         try:  # one that fails ends them all: half a conversation would go unnoticed
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -347,6 +360,10 @@ class _Conversation:
             self._sequence += 1
             self._unacknowledged.append((self._sequence, part))
             await self._send(Report(self._sequence, part, is_whole))
+
+    async def _send_measures(self) -> None:
+        while True:
+            await self._send(await self._daemon.measuring.following())
 
     async def _beat(self, interval: float) -> None:
         while True:

@@ -223,6 +223,8 @@ class KernelReport(msgspec.Struct, frozen=True):
     """Of kernels with a health check: whether the last checks passed."""
     log: bytes = b""
     """Of a run that ended: its output compressed by zlib (``spawner.agent.logs``)."""
+    last_stat: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Of a kernel that ended: what was measured last, by name of the measure."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="kind"):

@@ -50,6 +50,8 @@ class Surroundings:
     stop_grace: float
     changed: Callable[[KernelReport], None]
     """Called with each new report."""
+    last_stat: Callable[[Identity], dict[str, Any]] = lambda identity: {}
+    """What was measured of a run last."""
     creating: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
 
@@ -399,6 +401,8 @@ class KernelRunner:
 
     def _say(self, status: str, **facts: object) -> None:
         """Set and hand on a new report; facts that are not named stay as they were."""
+        if status == "TERMINATED":
+            facts.setdefault("last_stat", self._around.last_stat(self.identity))
         old = {name: getattr(self.report, name) for name in self.report.__struct_fields__}
         report = KernelReport(**{**old, "status": status, **facts})
         if report != self.report or status == "TERMINATED":

@@ -25,6 +25,7 @@ from spawner.agent.protocol import (
     Hello,
     ImagePull,
     KernelSpec,
+    Measures,
     Message,
     Mount,
     Port,
@@ -43,6 +44,7 @@ from spawner.sessions.losses import hand_over, lease_of
 from spawner.sessions.retries import attempt_of
 from spawner.sessions.snapshot import read_loss_rules
 from spawner.sessions.states import IllegalTransition, Status
+from spawner.sessions.statistics import Statistics
 from spawner.sessions.tables import AgentRow, AllocationRow, KernelRow, SessionRow
 from spawner.sessions.tokens import JOIN, TokenRefused, find, still_good, use
 from spawner.sessions.transitions import Change, Journal
@@ -138,6 +140,7 @@ class AgentRegistry:
         self._sync_interval = sync_interval
         self._call_timeout = call_timeout
         self._links: dict[str, AgentLink] = {}
+        self.statistics = Statistics()
         self._serving: set[asyncio.Task[Any]] = set()
 
     def is_connected(self, agent_id: str) -> bool:
@@ -259,6 +262,7 @@ class AgentRegistry:
         finally:
             if self._links.get(hello.agent_id) is link:
                 del self._links[hello.agent_id]
+                self.statistics.forget(hello.agent_id)
             link.fail_calls()
             pusher.cancel()
             reader.cancel()
@@ -278,6 +282,9 @@ class AgentRegistry:
                 REQUEST_ID,
                 lambda change: registration.heartbeat(change, link.agent_id, message),
             )
+        elif isinstance(message, Measures):
+            if self._links.get(link.agent_id) is link:
+                self.statistics.take(link.agent_id, message, self._journal.now())
         elif isinstance(message, Answer):
             link.answer(message)
         else:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from spawner.scheduler.policies import BUILT_IN, Policies
+from spawner.sessions import live_metrics
 from spawner.sessions.administration import Administration
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.clusters import deployment_id
@@ -115,7 +116,8 @@ class ControlPlane:
 
     async def render_metrics(self) -> bytes:
         """Prometheus text of the engine's metrics."""
-        return await self.metrics.render(self._store, self._now())
+        own = await self.metrics.render(self._store, self._now())
+        return own + await live_metrics.render(self.agents.statistics, self._store)
 
     def _committed(self, change: Change) -> None:
         """Wake whoever a committed change concerns."""

@@ -26,6 +26,7 @@ HOLDING = [status.value for status in HOLDS]
 NOT_FOR_USERS = ("agent_id", "agent", "waits_for")
 """Parts of explanations that name agents or other people's sessions."""
 _ID_PREFIX = re.compile(r"[0-9a-fA-F-]{4,36}")
+NEWEST_FIRST = (SessionRow.created_at.desc(), SessionRow.id)
 
 
 def as_uuid(text: str) -> uuid.UUID | None:
@@ -191,6 +192,16 @@ async def history(db: AsyncSession, session_id: uuid.UUID, after: int = 0) -> li
     return list(await db.scalars(query))
 
 
+async def told(db: AsyncSession, session_id: uuid.UUID, *, show_agents: bool) -> list[HistoryRow]:
+    """``history`` as detached copies, for whoever may (not) see the names of agents."""
+    rows = await history(db, session_id)
+    for row in rows:
+        db.expunge(row)
+        if not show_agents:
+            row.data = without_agents(row.data)
+    return rows
+
+
 async def mounted(db: AsyncSession, volume: str, path: str) -> bool:
     """Whether a session that has not ended mounts ``path`` of ``volume``, or something under it."""
     specs = await db.scalars(select(KernelRow.spec).where(KernelRow.status.not_in(ENDED)))
@@ -200,6 +211,27 @@ async def mounted(db: AsyncSession, volume: str, path: str) -> bool:
         for spec in specs
         for mount in spec.get("mounts", ())
     )
+
+
+async def servers(db: AsyncSession, hub_id: str) -> list[SessionRow]:
+    """Live sessions that a hub started, oldest first."""
+    query = select(SessionRow).where(
+        SessionRow.status.not_in(ENDED), SessionRow.origin["hub"].as_string() == hub_id
+    )
+    return list(await db.scalars(query.order_by(SessionRow.created_at)))
+
+
+async def server(
+    db: AsyncSession, hub_id: str, owner_id: uuid.UUID, name: str
+) -> SessionRow | None:
+    """The newest session of a name that a hub started for a user, also when it ended."""
+    query = select(SessionRow).where(
+        SessionRow.owner_id == owner_id,
+        SessionRow.name == name,
+        SessionRow.origin["hub"].as_string() == hub_id,
+    )
+    newest = query.order_by(SessionRow.created_at.desc(), SessionRow.id).limit(1)
+    return (await db.scalars(newest)).one_or_none()
 
 
 async def dependents(db: AsyncSession, row: SessionRow) -> list[SessionRow]:

@@ -12,6 +12,7 @@ from spawner.agent.protocol import KernelReport, ProtocolError
 from spawner.scheduler.slots import human_amount
 from spawner.sessions import health, retries, runs, steps
 from spawner.sessions.states import FINAL, Status
+from spawner.sessions.statistics import check_metrics
 from spawner.sessions.tables import KernelRow, SessionRow
 from spawner.sessions.transitions import Change
 
@@ -40,6 +41,7 @@ def check(report: KernelReport) -> uuid.UUID:
             f"report of kernel {report.kernel_id[:64]}: status {report.status[:32]!r} is not one of"
             f" {', '.join(sorted(STATUSES))}"
         )
+    check_metrics(f"last_stat of {report.kernel_id[:36]}", report.last_stat)
     try:
         return uuid.UUID(report.kernel_id)
     except ValueError:
@@ -146,6 +148,7 @@ async def _ended(
 ) -> None:
     old = Status(kernel.status)
     kernel.exit_code = report.exit_code
+    kernel.last_stat = report.last_stat or kernel.last_stat
     kernel.last_log = report.log_tail[-LOG_TAIL:]
     why, cause = _why(kernel, report), retries.cause_of(session, report)
     asked = session.status_data.get("retry", {}).get("cause")

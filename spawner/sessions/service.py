@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.exc import IntegrityError
@@ -133,14 +134,8 @@ class SessionService:
             )
 
         async def work(db: AsyncSession) -> Details:
-            query = (
-                select(SessionRow)
-                .where(*conditions)
-                .order_by(SessionRow.created_at.desc(), SessionRow.id)
-                .limit(limit)
-                .offset(offset)
-            )
-            found = list(await db.scalars(query))
+            newest = select(SessionRow).where(*conditions).order_by(*queries.NEWEST_FIRST)
+            found = list(await db.scalars(newest.limit(limit).offset(offset)))
             return await queries.details(db, found, show_agents=principal.is_superadmin)
 
         return await self._store.read(work)
@@ -280,6 +275,23 @@ class SessionService:
         )
         return answer if isinstance(answer, str) else ""
 
+    async def measures(self, principal: Principal, ref: str) -> dict[uuid.UUID, Mapping[str, Any]]:
+        """What was measured last of each kernel: live where this manager has it, else what was kept."""
+        require(principal, Scope.SESSIONS_READ)
+
+        async def work(db: AsyncSession) -> list[KernelRow]:
+            row = await queries.resolve(db, principal, ref, Scope.SESSIONS_READ)
+            return list(await db.scalars(select(KernelRow).where(KernelRow.session_id == row.id)))
+
+        live = self._agents.statistics
+        return {
+            kernel.id: (
+                (Status(kernel.status) not in FINAL and live.kernel(kernel.agent_id, kernel.id))
+                or kernel.last_stat
+            )
+            for kernel in await self._store.read(work)
+        }
+
     async def wait(
         self, session_id: uuid.UUID, statuses: frozenset[Status], timeout: float | None
     ) -> SessionDetail:
@@ -338,12 +350,7 @@ class SessionService:
 
         async def work(db: AsyncSession) -> Histories:
             session = await queries.resolve(db, principal, ref, Scope.SESSIONS_READ)
-            found = await queries.history(db, session.id)
-            for row in found:
-                db.expunge(row)
-                if not principal.is_superadmin:
-                    row.data = queries.without_agents(row.data)
-            return found
+            return await queries.told(db, session.id, show_agents=principal.is_superadmin)
 
         return await self._store.read(work)
 
@@ -351,10 +358,7 @@ class SessionService:
         """All live sessions that this hub started (for the hub itself)."""
 
         async def work(db: AsyncSession) -> Details:
-            query = select(SessionRow).where(
-                SessionRow.status.not_in(ENDED), SessionRow.origin["hub"].as_string() == hub_id
-            )
-            found = list(await db.scalars(query.order_by(SessionRow.created_at)))
+            found = await queries.servers(db, hub_id)
             return await queries.details(db, found, show_agents=False)
 
         return await self._store.read(work)
@@ -363,13 +367,7 @@ class SessionService:
         """The newest session of that name that this hub started for ``owner``, also when it ended."""
 
         async def work(db: AsyncSession) -> SessionDetail:
-            query = select(SessionRow).where(
-                SessionRow.owner_id == owner.user_id,
-                SessionRow.name == name,
-                SessionRow.origin["hub"].as_string() == hub_id,
-            )
-            newest = query.order_by(SessionRow.created_at.desc(), SessionRow.id).limit(1)
-            row = (await db.scalars(newest)).one_or_none()
+            row = await queries.server(db, hub_id, owner.user_id, name)
             if row is None:
                 raise NotFound("session", f"this hub never started {name[:80]!r}")
             return await _one(db, row, False)

@@ -107,7 +107,21 @@ class Measured:
     net_rx_bytes: int
     net_tx_bytes: int
     scratch_bytes: int | None = None
+    """In its temporary folder."""
     processes: int | None = None
+    """Processes and threads."""
+    connections: int | None = None
+    """TCP connections from outside the session that were open at some time since the last measure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process of a kernel; ``pid`` as the kernel itself sees it."""
+
+    pid: int
+    command: str
+    cpu_seconds: float
+    memory_bytes: int
 
 
 class Exec(abc.ABC):
@@ -254,6 +268,10 @@ class Engine(abc.ABC):
     async def measure(self) -> Mapping[Identity, Measured]:
         """Counters of all running kernels; those that cannot be read are left out."""
         return {}
+
+    async def processes(self, identity: Identity) -> tuple[Process, ...]:
+        """The processes of a running kernel. Raises ``EngineError``."""
+        raise self._cannot("tell the processes of a session")
 
     async def commit(self, identity: Identity, name: str, labels: Mapping[str, str]) -> ImageReport:
         """Make an image ``name`` of a kernel's file system. Raises ``EngineError``."""

@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 
 from spawner.agent.engines.base import Limits
+from spawner.agent.engines.counters import Place
 
 ROOT = Path("/sys/fs/cgroup")
 PARENT = "perijove"
+COUNTING = ("cpuacct", "blkio")
+"""Hierarchies of version 1 that a run joins to be counted, where the host has them."""
 _PERIOD = 100_000
 
 
@@ -26,6 +29,8 @@ class ControlGroups:
     def create(self, run: str, limits: Limits) -> tuple[str, ...]:
         """Make the groups of ``run`` with its limits; the ``cgroup.procs`` files to join."""
         settings = _unified(limits) if self.unified else _split(limits)
+        if not self.unified:  # these only count
+            settings |= {name: {} for name in COUNTING if (self._root / name).is_dir()}
         joined = []
         for hierarchy, files in settings.items():
             folder = self._folder(hierarchy, run)
@@ -48,9 +53,21 @@ class ControlGroups:
         counts = dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
         return int(counts.get("oom_kill", 0)) > 0
 
+    def place(self, run: str) -> Place | None:
+        """Where the use of ``run`` is counted; None when nothing counts it."""
+        if self.unified:
+            folder = str(self._folder("", run))
+            found = Place(True, folder, folder, folder, folder)
+        else:
+            cpu, io, memory, pids = (
+                str(self._folder(name, run)) for name in (*COUNTING, "memory", "pids")
+            )
+            found = Place(False, cpu, memory, io, pids)
+        return found if Path(found.cpu).is_dir() else None
+
     def remove(self, run: str) -> None:
         """Remove the groups of ``run``, whose processes have ended; harmless when there are none."""
-        for hierarchy in ("",) if self.unified else ("memory", "cpu", "pids"):
+        for hierarchy in ("",) if self.unified else ("memory", "cpu", "pids", *COUNTING):
             folder = self._folder(hierarchy, run)
             for _ in range(50):
                 try:

@@ -32,9 +32,12 @@ from spawner.agent.engines.base import (
     Exec,
     Identity,
     Limits,
+    Measured,
+    Process,
 )
 from spawner.agent.engines.cgroups import ControlGroups
 from spawner.agent.engines.execs import ProcessExec
+from spawner.agent.engines.process_measuring import RunCounters
 from spawner.agent.engines.scratch import UNFINISHED, Run, Scratch
 from spawner.agent.logs import pack
 from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec
@@ -70,6 +73,7 @@ class ProcessEngine(Engine):
         self._reserved: set[int] = set()
         self._changed = asyncio.Event()
         self._watched: dict[str, int] = {}
+        self._counters = RunCounters()
 
     async def open(self, config: Mapping[str, Any]) -> None:
         """Make the scratch folder, see whether control groups may be used."""
@@ -301,6 +305,18 @@ class ProcessEngine(Engine):
         if run is None or self._state(scratch, run).phase != "running":
             raise EngineError("the session does not run")
         return scratch, run
+
+    async def measure(self) -> Mapping[Identity, Measured]:
+        """From control groups where runs have them, else from their processes."""
+        running = [state for state in await self.list() if state.phase == "running"]
+        marks = [state.native_id for state in running]
+        sizes = {mark: Scratch(self._scratch / mark).size() for mark in marks}
+        return await asyncio.to_thread(self._counters.read, running, self._groups, sizes)
+
+    async def processes(self, identity: Identity) -> tuple[Process, ...]:
+        """By the mark in their environment."""
+        pids = await asyncio.to_thread(process_table.marked, self._of(identity).mark)
+        return await asyncio.to_thread(process_table.describe, pids)
 
     def _look_after(self, scratch: Scratch) -> None:
         """Bound the log; without control groups, end a run that uses more memory than it asked for."""

@@ -9,10 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from spawner.agent.engines.base import Process
+
 MARK = "PERIJOVE_KERNEL_RUN"
+MOST_OF_A_COMMAND = 4096
 _PROC = Path("/proc")
 
 
@@ -76,6 +80,76 @@ def resident_bytes(pids: list[int]) -> int:
             continue
         total += (int(resident) - int(shared)) * page
     return total
+
+
+def by_mark() -> dict[str, list[int]]:
+    """Ids of all processes that carry any mark, by mark: one look at everything."""
+    prefix = f"{MARK}=".encode()
+    found: dict[str, list[int]] = {}
+    for entry in _PROC.iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+        except OSError:  # gone, or another user's
+            continue
+        at = environment.find(prefix)
+        if at == 0 or (at > 0 and environment[at - 1] == 0):
+            mark = environment[at + len(prefix) :].partition(b"\0")[0].decode("ascii", "replace")
+            found.setdefault(mark, []).append(int(entry.name))
+    return found
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """Time that the processes and their children that ended have used."""
+    ticks = 0
+    for pid in pids:
+        fields = _fields(pid)
+        if fields is not None:
+            ticks += sum(int(each) for each in fields[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def describe(pids: Sequence[int]) -> tuple[Process, ...]:
+    """What a list of processes shows of each that is still there."""
+    page, tick = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
+    found = []
+    for pid in pids:
+        fields = _fields(pid)
+        if fields is None or fields[0] in "ZX":
+            continue
+        seconds = (int(fields[11]) + int(fields[12])) / tick
+        found.append(Process(_own_pid(pid), _command(pid), seconds, int(fields[21]) * page))
+    return tuple(found)
+
+
+def _own_pid(pid: int) -> int:
+    """The id that the process has in its own namespace."""
+    try:
+        status = (_PROC / str(pid) / "status").read_text()
+    except OSError:
+        return pid
+    for line in status.splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
+    return pid
+
+
+def _command(pid: int) -> str:
+    try:
+        raw = (_PROC / str(pid) / "cmdline").read_bytes()[:MOST_OF_A_COMMAND]
+        return raw.replace(b"\0", b" ").decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def _fields(pid: int) -> list[str] | None:
+    """The fields of its ``stat`` from the state on."""
+    try:
+        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return fields if len(fields) > 21 else None
 
 
 def send(pids: list[int], number: signal.Signals) -> None:

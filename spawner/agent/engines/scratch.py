@@ -208,3 +208,11 @@ class Scratch:
     def delete(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def size(self) -> int:
+        """Bytes of the files in the folder."""
+        total = 0
+        with contextlib.suppress(OSError):  # the folder, or a file, may go meanwhile
+            for each in self.folder.iterdir():
+                total += each.lstat().st_size
+        return total

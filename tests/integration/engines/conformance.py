@@ -24,11 +24,13 @@ from spawner.agent.engines.base import (
     Exec,
     Identity,
     Limits,
+    Measured,
 )
 from spawner.agent.protocol import KernelSpec, Port, Share
 
 MIB = 1024 * 1024
 SERVE = ("python3", "-m", "http.server", "--bind", "{bind_host}", "{bind_port}")
+BUSY = ("python3", "-c", "while True: pass")
 SLEEP = ("python3", "-c", "import time; time.sleep(600)")
 
 
@@ -67,7 +69,17 @@ async def code_of(program: Exec) -> int:
     return int((await until(ended, "it never ended"))[0])
 
 
-class EngineConformance:
+async def _at_least(count: Callable[[], Any], least: int) -> bool:
+    return (await count() or 0) >= least
+
+
+async def _none(count: Callable[[], Any]) -> bool:
+    return await count() == 0
+
+
+class RunConformance:
+    """What runs of kernels must be like."""
+
     @pytest.fixture
     async def engine(
         self, fresh: Callable[[], Engine], settings: Mapping[str, Any]
@@ -349,6 +361,57 @@ class EngineConformance:
             await engine.start(Identity(str(uuid.uuid4()), "s", 1))
         assert await engine.inspect(Identity(str(uuid.uuid4()), "s", 1)) is None
         assert await engine.logs(Identity(str(uuid.uuid4()), "s", 1), 5) == ""
+
+
+class EngineConformance(RunConformance):
+    """Runs, and what an engine offers about running ones."""
+
+    async def test_a_running_kernel_is_measured(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        spec = self.spec(image, BUSY)
+        state = await self.run(engine, spec, mounts)
+
+        async def busy() -> Measured | None:
+            measured = (await engine.measure()).get(state.identity)
+            return measured if measured is not None and measured.cpu_seconds > 0.3 else None
+
+        measured = await until(busy, "its CPU time was never counted")
+        assert MIB < measured.memory_bytes < 256 * MIB
+        assert measured.processes is None or measured.processes >= 1
+        assert measured.connections == 0
+        commands = [process.command for process in await engine.processes(state.identity)]
+        assert any("while True" in command for command in commands), commands
+        await engine.stop(state.identity, 0)
+        assert state.identity not in await engine.measure()
+
+    async def test_a_connection_from_outside_is_counted(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        state = await self.run(engine, self.spec(image, SERVE), mounts)
+        endpoint = state.endpoints[0]
+
+        async def connections() -> int | None:
+            measured = (await engine.measure()).get(state.identity)
+            return None if measured is None else measured.connections
+
+        async def answers() -> asyncio.StreamWriter | None:
+            try:
+                reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                if await reader.read(5) == b"HTTP/":
+                    return writer
+                writer.close()
+            except OSError:
+                pass
+            return None
+
+        (await until(answers, "it never answered")).close()
+        _, open_one = await asyncio.open_connection(endpoint.host, endpoint.port)
+        assert await until(lambda: _at_least(connections, 1), "the connection was not counted")
+        assert await connections() == 1
+        open_one.close()
+        await until(lambda: _none(connections), "the closed connection still counts")
 
     async def test_a_further_program_has_streams_environment_and_an_exit_code(
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]

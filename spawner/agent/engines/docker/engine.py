@@ -28,6 +28,8 @@ from spawner.agent.engines.base import (
     Exec,
     Identity,
     Limits,
+    Measured,
+    Process,
 )
 from spawner.agent.engines.docker import clusters
 from spawner.agent.engines.docker.calls import Calls, Conflict, Missing
@@ -47,6 +49,7 @@ from spawner.agent.engines.docker.manifest import (
     phase_of,
     read_state,
 )
+from spawner.agent.engines.docker.measuring import ContainerCounters
 from spawner.agent.engines.docker.networks import ensure_network
 from spawner.agent.engines.docker.session_networks import SessionNetworks
 from spawner.agent.logs import pack
@@ -67,6 +70,7 @@ class DockerEngine(Engine):
         self._images = Images(self._calls)
         self._networks = SessionNetworks(self._calls)
         self._files = ConfigFiles(Path(), 0, 0)
+        self._counters = ContainerCounters()
         self._gateway = ""
         self._home = ""
         self._publish_host = "127.0.0.1"
@@ -323,9 +327,20 @@ class DockerEngine(Engine):
         """A container has all ports for itself."""
         return Substitution("0.0.0.0", port, HOME, self._gateway)  # noqa: S104 - inside the container
 
+    async def measure(self) -> Mapping[Identity, Measured]:
+        """From control groups and network namespaces; the engine is not asked."""
+        return await asyncio.to_thread(self._counters.read)
+
+    async def processes(self, identity: Identity) -> tuple[Process, ...]:
+        """From its control group."""
+        return await asyncio.to_thread(self._counters.processes, identity)
+
     def _ours(self) -> tuple[str, ...]:
         """Labels that all containers of this agent carry, and no others."""
         return f"{LABEL}.kernel", f"{LABEL}.home={self._home}"
 
     def _read(self, facts: Mapping[str, Any]) -> EngineState:
-        return read_state(facts, self._publish_host)
+        state = read_state(facts, self._publish_host)
+        pid = int(facts["State"].get("Pid") or 0) if state.phase == "running" else 0
+        self._counters.note(state.identity, state.native_id, pid)
+        return state

@@ -1,0 +1,188 @@
+"""Counters of a group of processes, read from control groups (version 1 or 2) and ``/proc``.
+
+No engine is asked: what is read here is read for every kernel every few seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ROOT = "/sys/fs/cgroup"
+PROC = "/proc"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The control groups of some processes: folders by controller, one and the same for version 2."""
+
+    unified: bool
+    cpu: str
+    memory: str
+    io: str | None
+    pids: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Totals of a control group since it was made, and the memory in use now."""
+
+    cpu_seconds: float
+    memory_bytes: int
+    io_read_bytes: int
+    io_write_bytes: int
+    tasks: int | None
+    """Processes and threads."""
+
+
+def place_of(pid: int, root: str = ROOT, proc: str = PROC) -> Place | None:
+    """Where the control groups of ``pid`` are; None when it is gone or they cannot be seen from here."""
+    try:
+        with open(f"{proc}/{pid}/cgroup", encoding="ascii") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    folders: dict[str, str] = {}
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            folders[controller] = path
+    if os.path.exists(f"{root}/cgroup.controllers"):
+        found: Place | None = _unified(f"{root}{folders.get('', '/')}".rstrip("/"))
+    else:
+        found = _split(folders, root)
+    return found if found is not None and os.path.isdir(found.cpu) else None
+
+
+def _unified(folder: str) -> Place:
+    return Place(True, folder, folder, folder, folder)
+
+
+def _split(folders: Mapping[str, str], root: str) -> Place | None:
+    if "cpuacct" not in folders or "memory" not in folders:
+        return None
+    at = {name: f"{root}/{name}{folders[name]}".rstrip("/") for name in folders if name}
+    return Place(False, at["cpuacct"], at["memory"], at.get("blkio"), at.get("pids"))
+
+
+def usage(place: Place) -> Usage | None:
+    """What a control group used; None when it is gone."""
+    try:
+        if place.unified:
+            cpu = int(_pairs(f"{place.cpu}/cpu.stat")["usage_usec"]) / 1e6
+            memory = int(text(f"{place.memory}/memory.current"))
+            cache = int(_pairs(f"{place.memory}/memory.stat").get("inactive_file", "0"))
+            io = _io_unified(place.io)
+        else:
+            cpu = int(text(f"{place.cpu}/cpuacct.usage")) / 1e9
+            memory = int(text(f"{place.memory}/memory.usage_in_bytes"))
+            cache = int(_pairs(f"{place.memory}/memory.stat").get("total_inactive_file", "0"))
+            io = _io_split(place.io)
+    except (OSError, KeyError, ValueError):
+        return None
+    return Usage(cpu, max(0, memory - cache), *io, _tasks(place.pids))
+
+
+def traffic(pid: int, proc: str = PROC) -> tuple[int, int]:
+    """Bytes received and sent in the network namespace of ``pid``, its loopback aside."""
+    received = sent = 0
+    try:
+        lines = text(f"{proc}/{pid}/net/dev").splitlines()[2:]
+    except OSError:
+        return 0, 0
+    for line in lines:
+        name, _, numbers = line.partition(":")
+        fields = numbers.split()
+        if name.strip() != "lo" and len(fields) >= 9:
+            received += int(fields[0])
+            sent += int(fields[8])
+    return received, sent
+
+
+def temporary_bytes(pid: int, proc: str = PROC) -> int | None:
+    """What lies in the ``/tmp`` of ``pid``, where that is a file system of its own."""
+    root = f"{proc}/{pid}/root"
+    folder = f"{root}/tmp"  # noqa: S108 - only looked at
+    try:
+        below, above = os.lstat(folder), os.stat(root)
+        if not stat.S_ISDIR(below.st_mode) or below.st_dev == above.st_dev:
+            return None
+        system = os.statvfs(folder)
+    except OSError:
+        return None
+    return (system.f_blocks - system.f_bfree) * system.f_frsize
+
+
+def members(place: Place) -> list[int]:
+    """Ids of the processes in a control group and in those beneath it."""
+    found: list[int] = []
+    for folder, _, files in os.walk(place.cpu):
+        if "cgroup.procs" in files:
+            try:
+                found += [int(line) for line in text(f"{folder}/cgroup.procs").split()]
+            except (OSError, ValueError):
+                continue
+    return sorted(set(found))
+
+
+def _io_unified(folder: str | None) -> tuple[int, int]:
+    read = written = 0
+    for line in _lines(folder, "io.stat"):
+        for field in line.split()[1:]:
+            name, _, value = field.partition("=")
+            if name == "rbytes":
+                read += int(value)
+            elif name == "wbytes":
+                written += int(value)
+    return read, written
+
+
+def _io_split(folder: str | None) -> tuple[int, int]:
+    read = written = 0
+    for line in _lines(folder, "blkio.throttle.io_service_bytes_recursive"):
+        fields = line.split()
+        if len(fields) == 3 and fields[1] == "Read":
+            read += int(fields[2])
+        elif len(fields) == 3 and fields[1] == "Write":
+            written += int(fields[2])
+    return read, written
+
+
+def _lines(folder: str | None, name: str) -> list[str]:
+    """Lines of a file that not every kernel of Linux has."""
+    if folder is None:
+        return []
+    try:
+        return text(f"{folder}/{name}").splitlines()
+    except OSError:
+        return []
+
+
+def _tasks(folder: str | None) -> int | None:
+    try:
+        return None if folder is None else int(text(f"{folder}/pids.current"))
+    except (OSError, ValueError):
+        return None
+
+
+def _pairs(path: str) -> dict[str, str]:
+    return dict(line.split(" ", 1) for line in text(path).splitlines())
+
+
+def text(path: str, missing: str | None = None) -> str:
+    """A small file of the kernel's, without the layers of ``open``; ``missing`` instead of an error."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        if missing is None:
+            raise
+        return missing
+    try:
+        parts: list[bytes] = []
+        while more := os.read(descriptor, 1 << 16):
+            parts.append(more)
+        return b"".join(parts).decode("ascii", "replace")
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,99 @@
+"""Counters of containers by the process ids that the engine told when it was asked about them anyway."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from spawner.agent.engines import connections, counters
+from spawner.agent.engines.base import Identity, Measured, Process
+from spawner.agent.engines.process_table import describe
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A running container: its first process, checked to be of that container, and where it is counted."""
+
+    native_id: str
+    pid: int
+    place: counters.Place
+    incoming: connections.Incoming | None = None
+
+
+class ContainerCounters:
+    """All running containers of an engine on this very host; those elsewhere cannot be measured."""
+
+    def __init__(self) -> None:
+        self._told: dict[Identity, tuple[str, int]] = {}
+        self._watched: dict[Identity, _Watched] = {}
+
+    def note(self, identity: Identity, native_id: str, pid: int) -> None:
+        """The engine says that ``pid`` is the container's first process; 0: it does not run."""
+        if not pid:
+            self._told.pop(identity, None)
+            self._watched.pop(identity, None)
+        elif self._told.get(identity) != (native_id, pid):
+            self._told[identity] = (native_id, pid)
+            self._watched.pop(identity, None)
+
+    def read(self) -> Mapping[Identity, Measured]:
+        """Counters of all that run. Blocks for the reading of small files."""
+        found: dict[Identity, Measured] = {}
+        for identity in list(self._told):
+            watched = self._watch(identity)
+            measured = None if watched is None else _measure(watched)
+            if measured is not None:
+                found[identity] = measured
+        return found
+
+    def processes(self, identity: Identity) -> tuple[Process, ...]:
+        """Its processes. Blocks for the reading of small files."""
+        watched = self._watch(identity)
+        return () if watched is None else describe(counters.members(watched.place))
+
+    def _watch(self, identity: Identity) -> _Watched | None:
+        """What is watched of a container; forgets one that is gone."""
+        watched = self._watched.get(identity)
+        if watched is not None and os.path.isdir(watched.place.cpu):
+            return watched
+        self._watched.pop(identity, None)
+        native_id, pid = self._told.get(identity, ("", 0))
+        place = counters.place_of(pid) if pid else None
+        if place is None or native_id not in place.cpu:
+            if pid and not os.path.isdir(f"/proc/{pid}"):
+                self._told.pop(identity, None)
+            return None
+        watched = self._watched[identity] = _Watched(native_id, pid, place)
+        return watched
+
+
+def _measure(watched: _Watched) -> Measured | None:
+    usage = counters.usage(watched.place)
+    if usage is None:
+        return None
+    received, sent = counters.traffic(watched.pid)
+    return Measured(
+        cpu_seconds=usage.cpu_seconds,
+        memory_bytes=usage.memory_bytes,
+        io_read_bytes=usage.io_read_bytes,
+        io_write_bytes=usage.io_write_bytes,
+        net_rx_bytes=received,
+        net_tx_bytes=sent,
+        scratch_bytes=counters.temporary_bytes(watched.pid),
+        processes=usage.tasks,
+        connections=_connections(watched),
+    )
+
+
+def _connections(watched: _Watched) -> int | None:
+    folder = f"/proc/{watched.pid}/net"
+    try:
+        sockets = counters.text(f"{folder}/tcp") + counters.text(f"{folder}/tcp6", missing="")
+        routes = connections.routes(counters.text(f"{folder}/route"))
+    except OSError:
+        return None
+    now = connections.incoming(sockets, routes)
+    total = connections.count(now, watched.incoming)
+    watched.incoming = now
+    return total
