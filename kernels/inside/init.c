@@ -4,7 +4,7 @@
  *
  * SIGTERM, SIGINT, SIGQUIT and SIGHUP go to every process of the container, so that a program under a
  * shell hears of its end as well; other signals go to the command. When the command has ended, what is
- * left gets SIGTERM and SIGHUP. If the end was asked for, whoever asked decides how long that may take;
+ * left gets SIGTERM. If the end was asked for, whoever asked decides how long that may take;
  * otherwise SIGKILL follows after SECONDS (default 2). The exit status is the command's, 128 + n after
  * signal n; 127 when there is no such command, 126 when it cannot be run.
  */
@@ -100,9 +100,10 @@ static double now(void) {
 /* End what the command left behind. */
 static void clear_up(const sigset_t *all, double grace) {
     double deadline = now() + grace;
-    tell(SIGTERM);
-    tell(SIGHUP); /* interactive shells ignore SIGTERM */
-    tell(SIGCONT);
+    if (!asked) { /* else they have heard of it, and may be saving their work */
+        tell(SIGTERM);
+        tell(SIGCONT);
+    }
     while (bury()) {
         double left = deadline - now();
         if (!asked && left <= 0)

@@ -1,0 +1,66 @@
+"""Files of the platform in a container: one folder for each run beneath the agent's state, mounted read-only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from spawner.agent.engines.base import BoundMount, EngineError, Identity
+from spawner.agent.protocol import File
+
+TARGET = "/home/config"
+
+
+class ConfigFiles:
+    """Folders named by kernel and epoch; only the kernels' user can read what is in them."""
+
+    def __init__(self, root: Path, uid: int, gid: int) -> None:
+        self._root, self._uid, self._gid = root, uid, gid
+
+    def write(self, identity: Identity, files: Iterable[File]) -> tuple[BoundMount, ...]:
+        """Write the files of a run; the mount of their folder, or nothing. Raises ``EngineError``."""
+        folder = self._folder(identity)
+        wanted = tuple(files)
+        if not wanted:
+            return ()
+        self._make(folder)
+        for file in wanted:
+            path = PurePosixPath(file.path)
+            if path.is_absolute() or ".." in path.parts or not path.parts:
+                raise EngineError(f"file {file.path!r}: a path beneath {TARGET} is allowed")
+            for parent in reversed(path.parents[:-1]):
+                self._make(folder / parent)
+            self._put(folder / path, file)
+        return (BoundMount(str(folder), TARGET, True),)
+
+    def remove(self, identity: Identity) -> None:
+        """Forget the files of a run."""
+        shutil.rmtree(self._folder(identity), ignore_errors=True)
+
+    def sweep(self, present: Iterable[Identity]) -> None:
+        """Remove what an agent that was killed left behind; ``present`` are runs that have a container."""
+        keep = {self._folder(identity).name for identity in present}
+        if self._root.is_dir():
+            for folder in self._root.iterdir():
+                if folder.name not in keep:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def _folder(self, identity: Identity) -> Path:
+        return self._root / f"{identity.kernel_id}-{identity.epoch}"
+
+    def _make(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._own(folder)
+
+    def _put(self, path: Path, file: File) -> None:
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file.mode)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+            out.write(file.content)
+        self._own(path)
+
+    def _own(self, path: Path) -> None:
+        if os.geteuid() == 0:
+            os.chown(path, self._uid, self._gid)
