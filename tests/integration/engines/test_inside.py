@@ -82,7 +82,9 @@ class TestInside(Inside):
     async def test_the_end_reaches_grandchildren(
         self, engine: DockerEngine, plain: str, mounts: Any, home: Path
     ) -> None:
-        inner = "trap 'sleep 0.5; touch saved; exit 0' TERM; touch ready; while :; do sleep 0.05; done"
+        inner = (
+            "trap 'sleep 0.5; touch saved; exit 0' TERM; touch ready; while :; do sleep 0.05; done"
+        )
         spec = self.spec(plain, ("sh", "-c", f'sh -c "{inner}"; true'), ports=())
         state = await self.run(engine, spec, mounts)
         await until((home / "ready").exists, "it never began")
