@@ -15,7 +15,6 @@ from spawner.agent.protocol import KernelSpec
 
 INIT_LABEL = "ai.perijove.init"
 PRELOAD_LABEL = "ai.perijove.preload"
-USER_LABEL = "ai.perijove.user"
 _GROUP_RIGHTS = stat.S_IRGRP | stat.S_IXGRP
 _OTHER_RIGHTS = stat.S_IROTH | stat.S_IXOTH
 
@@ -77,25 +76,3 @@ def groups(paths: Iterable[str]) -> list[str]:
         if facts.st_gid and open_to_group and not open_to_others:
             found.add(str(facts.st_gid))
     return sorted(found)
-
-
-def accounts(passwd: str, group: str, uid: int, gid: int, home: str) -> tuple[str, str]:
-    """The image's ``/etc/passwd`` and ``/etc/group`` with the kernel's user ``work``, whatever its ids."""
-    rows = [line.split(":") for line in passwd.splitlines() if line.count(":") == 6]
-    same = next((row for row in rows if row[2] == str(uid)), None)
-    root = next((row for row in rows if row[2] == "0"), None)
-    shell = (same or root or [""] * 7)[6]
-    if not shell or shell.endswith(("nologin", "false")):
-        shell = "/bin/sh"
-    kept = [":".join(row) for row in rows if row[0] != "work" and row[2] != str(uid)]
-    users = [f"work:x:{uid}:{gid}::{home}:{shell}", *kept]
-    if root is None:
-        users.append("root:x:0:0:root:/root:/bin/sh")
-    lines = [line for line in group.splitlines() if line.count(":") == 3]
-    known = {line.split(":")[2] for line in lines}
-    others = [
-        line for line in lines if line.split(":")[0] != "work" or line.split(":")[2] == str(gid)
-    ]
-    if str(gid) not in known:
-        others.insert(0, f"work:x:{gid}:")
-    return "\n".join(users) + "\n", "\n".join(others) + "\n"
