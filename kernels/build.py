@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 import tarfile
 import uuid
@@ -21,11 +22,23 @@ import docker
 from docker.errors import APIError, DockerException, ImageNotFound
 
 RECIPES = Path(__file__).parent
+INSIDE = "inside"
+"""Folder beside the recipes with what all of them compile; part of every context."""
 REPOSITORY = "perijove"
 DEFAULT_BASE = "debian:bookworm-slim"
 RECIPE_LABEL = "ai.perijove.recipe"
 SOURCES_LABEL = "ai.perijove.sources"
 STAGE_LABEL = "ai.perijove.build"
+VSCODE_LABEL = "ai.perijove.app.vscode"
+VSCODE = {
+    "argv": [
+        *("code-server", "--bind-addr", "{bind_host}:{bind_port}", "--auth", "none"),
+        *("--disable-telemetry", "--disable-update-check", "{home}"),
+    ],
+    "protocol": "http",
+    "port": 8180,
+}
+"""How VS Code is started where the image has it; who may open it is the proxy's business."""
 _IGNORED = {"__pycache__", ".git"}
 _STEP = re.compile(r"^Step (\d+)/(\d+) : (\w+) ?(.*)")
 _KEPT_LINES = 15
@@ -52,6 +65,8 @@ class BuildInputs:
     ca_bundle: Path | None = None
     pip_conf: Path | None = None
     network: str | None = None
+    code_server: Path | None = None
+    """A release archive of code-server: VS Code in the browser becomes part of the image."""
 
 
 def recipes() -> list[str]:
@@ -62,7 +77,8 @@ def recipes() -> list[str]:
 def recipe_hash(recipe: Path, inputs: BuildInputs) -> str:
     """12 hexadecimal digits over the recipe's files, the base's name and the wheels' content."""
     digest = hashlib.sha256(f"base {inputs.base}\n".encode())
-    for path in [*_files(recipe), *sorted(inputs.wheels)]:
+    extras = [] if inputs.code_server is None else [inputs.code_server]
+    for path in [*_files(recipe), *_shared(recipe), *sorted(inputs.wheels), *extras]:
         digest.update(f"{path.name} {path.stat().st_mode & 0o111:o}\n".encode())
         digest.update(hashlib.sha256(_stable_content(path)).digest())
     return digest.hexdigest()[:12]
@@ -114,6 +130,7 @@ def _run_build(
             labels={
                 RECIPE_LABEL: tag.rpartition(":")[2],
                 SOURCES_LABEL: sources_hash(recipe),
+                **({VSCODE_LABEL: json.dumps(VSCODE)} if inputs.code_server else {}),
             },
             **options,
         )
@@ -170,11 +187,15 @@ def _context(recipe: Path, inputs: BuildInputs) -> io.BytesIO:
     with tarfile.open(fileobj=archive, mode="w") as tar:
         for path in _files(recipe):
             tar.add(path, arcname=str(path.relative_to(recipe)), filter=_anonymous)
+        for path in _shared(recipe):
+            tar.add(path, arcname=f"{INSIDE}/{path.name}", filter=_anonymous)
         extras = {path.name: path for path in inputs.wheels}
         if inputs.ca_bundle is not None:
             extras["ca-bundle.pem"] = inputs.ca_bundle
         if inputs.pip_conf is not None:
             extras["pip.conf"] = inputs.pip_conf
+        if inputs.code_server is not None:
+            extras["code-server.tar.gz"] = inputs.code_server
         folder = tarfile.TarInfo("build")
         folder.type, folder.mode = tarfile.DIRTYPE, 0o755
         tar.addfile(folder)
@@ -187,6 +208,12 @@ def _context(recipe: Path, inputs: BuildInputs) -> io.BytesIO:
 def _files(recipe: Path) -> list[Path]:
     found = (path for path in recipe.rglob("*") if path.is_file())
     return sorted(path for path in found if not _IGNORED & set(path.parts))
+
+
+def _shared(recipe: Path) -> list[Path]:
+    """What lies beside all recipes."""
+    folder = recipe.parent / INSIDE
+    return _files(folder) if folder.is_dir() else []
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:

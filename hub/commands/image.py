@@ -23,6 +23,8 @@ HOST_PIP_CONFS = ("/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")
 """In pip's own order: later ones win."""
 PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "timeout", "retries", "proxy")
 """Those that say where packages come from; others, such as local folders, mean nothing in a build."""
+WITH_WHEELS = ("jupyterlab",)
+"""Recipes that install Perijove itself."""
 CHECKOUT = Path(__file__).parent.parent.parent
 NOT_IN_WHEELS = (
     *(".*", "__pycache__", "*.egg-info", "build", "dist", "node_modules"),
@@ -61,12 +63,18 @@ class ImageBuild(Command):
         help="""Wheels to install besides the recipe's packages. Default: Perijove itself, when this
         is a checkout.""",
     ).tag(config=True)
+    code_server = Unicode(
+        "",
+        help="""Release archive (code-server-VERSION-linux-ARCH.tar.gz) of code-server: the image gets VS
+        Code in the browser.""",
+    ).tag(config=True)
     aliases: dict[Any, Any] = {
         **Command.aliases,
         "base": "ImageBuild.base",
         "ca-bundle": "ImageBuild.ca_bundle",
         "pip-conf": "ImageBuild.pip_conf",
         "network": "ImageBuild.network",
+        "code-server": "ImageBuild.code_server",
         "wheel": "ImageBuild.wheels",
     }
 
@@ -86,10 +94,11 @@ class ImageBuild(Command):
             try:
                 inputs = BuildInputs(
                     base=self.base or _default_base(client),
-                    wheels=tuple(self._wheels(Path(temporary))),
+                    wheels=tuple(self._wheels(Path(temporary))) if name in WITH_WHEELS else (),
                     ca_bundle=_existing("ca_bundle", self.ca_bundle),
                     pip_conf=_existing("pip_conf", self.pip_conf) or _pip_conf(Path(temporary)),
                     network=self.network or None,
+                    code_server=_existing("code_server", self.code_server),
                 )
                 tag = build_image(client, RECIPES / name, inputs, say)
             except (BuildError, BootstrapError) as error:

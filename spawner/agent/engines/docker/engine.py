@@ -19,6 +19,7 @@ from typing import Any
 from docker.errors import DockerException
 from requests.exceptions import RequestException
 
+from spawner.agent import entering
 from spawner.agent.engines.base import (
     BoundMount,
     Engine,
@@ -31,7 +32,7 @@ from spawner.agent.engines.base import (
     Measured,
     Process,
 )
-from spawner.agent.engines.docker import clusters
+from spawner.agent.engines.docker import clusters, inside
 from spawner.agent.engines.docker.calls import Calls, Conflict, Missing
 from spawner.agent.engines.docker.config_files import ConfigFiles
 from spawner.agent.engines.docker.execs import DockerExec
@@ -70,6 +71,7 @@ class DockerEngine(Engine):
         self._images = Images(self._calls)
         self._networks = SessionNetworks(self._calls)
         self._files = ConfigFiles(Path(), 0, 0)
+        self._profiles = Path()
         self._counters = ContainerCounters()
         self._gateway = ""
         self._home = ""
@@ -88,6 +90,7 @@ class DockerEngine(Engine):
         gid = config.get("gid") or (1000 if root else os.getegid())
         self._user = f"{uid}:{gid}"
         self._files = ConfigFiles(Path(folder) / "config", int(uid), int(gid))
+        self._profiles = Path(folder) / "seccomp"
         self._read_only_root = bool(config.get("read_only_root", True))
         await self._calls.open()
         self._gateway = await self._calls.run(ensure_network, self._calls.client)
@@ -124,37 +127,38 @@ class DockerEngine(Engine):
     ) -> EngineState:
         """Create the container; the one that is there already when this run was created before."""
         client = self._calls.client
-        labels = await self._images.labels(spec.image)
+        image = await self._images.config(spec.image)
+        labels = image.get("Labels") or {}
         command = spec.command or self._images.own_command(spec.image, labels)
         port = spec.ports[0].container_port if spec.ports else 0
         tokens = Substitution("0.0.0.0", port, HOME, self._gateway)  # noqa: S104 - inside the container
         identity = Identity(spec.kernel_id, spec.session_id, spec.epoch)
-        mounts += self._files.write(identity, spec.files)
+        written = await asyncio.to_thread(self._files.write, identity, entering.files(spec))
         arguments = [tokens.text(item) for item in command]
         network = None if spec.cluster is None else spec.cluster.network
         if network is not None:
             arguments = clusters.beginning(spec, arguments)
-            mounts += clusters.ssh_settings(mounts)
+            written += clusters.ssh_settings(written)
             if network.driver == "bridge":
                 await self._networks.ensure(network, "")
-        host_config = client.api.create_host_config(
-            **host_options(
-                spec,
-                limits,
-                mounts,
-                publish_host=self._publish_host,
-                read_only_root=self._read_only_root and labels.get(ROOT_LABEL) != "writable",
-            )
+        options = host_options(
+            spec,
+            limits,
+            (*mounts, *written),
+            publish_host=self._publish_host,
+            read_only_root=self._read_only_root and labels.get(ROOT_LABEL) != "writable",
         )
+        options |= inside.host_options(spec, labels, limits, mounts, self._profiles)
+        host_config = client.api.create_host_config(**options)
         call = functools.partial(
             client.api.create_container,
             image=spec.image,
-            command=arguments or None,
+            **inside.command_options(spec, image, arguments),
             name=container_name(identity),
             hostname=spec.hostname,
             user=self._user,
             working_dir=HOME,
-            environment=environment(limits, spec, tokens),
+            environment=inside.environment(labels, environment(limits, spec, tokens)),
             labels={**labels_of(spec, identity), f"{LABEL}.home": self._home},
             ports=[port.container_port for port in spec.ports],
             host_config=host_config,
@@ -204,7 +208,7 @@ class DockerEngine(Engine):
                 client.api.remove_container, container_name(identity), v=True, force=True
             )
             await self._calls.run(call)
-        self._files.remove(identity)
+        await asyncio.to_thread(self._files.remove, identity)
 
     async def list(self) -> tuple[EngineState, ...]:
         """All containers with our labels, in any phase."""

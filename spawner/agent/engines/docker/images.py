@@ -105,14 +105,14 @@ class Images:
             )
         return tuple(items)
 
-    async def labels(self, image: str) -> Mapping[str, str]:
-        """Labels of an image that is there. Raises ``EngineError``."""
+    async def config(self, image: str) -> Mapping[str, Any]:
+        """Labels, entrypoint and the like of an image that is there. Raises ``EngineError``."""
         try:
             facts = await self._calls.run(self._calls.client.api.inspect_image, image)
         except Missing as error:
             raise EngineError(f"there is no image {image}") from error
-        labels: Mapping[str, str] = facts["Config"].get("Labels") or {}
-        return labels
+        config: Mapping[str, Any] = facts["Config"]
+        return config
 
 
 def _report(image: Mapping[str, Any], architecture: str) -> ImageReport | None:
