@@ -30,7 +30,7 @@ from tests.integration.docker_engine import TEST_IMAGE
 from tests.unit.api.server import Api, serving
 
 T = TypeVar("T")
-PATIENCE = 20.0
+PATIENCE = 60.0
 OWNER = "ada"
 USER = (1000, 1000) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
 """Whose containers' processes are, and the folders that they write to."""
