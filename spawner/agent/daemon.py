@@ -121,7 +121,7 @@ class AgentDaemon:
         try:
             self._offered = (await self._accelerators.devices(), await self._engine.images())
             self._features = dict(await self._engine.features())
-            await self._kernels.adopt()
+            await self._kernels.adopt(self._leases.fenced)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_events())
                 tasks.create_task(self._relist())
@@ -247,7 +247,9 @@ class AgentDaemon:
         """End what may go on elsewhere when the manager was not heard of for too long."""
         while True:
             for kernel_id in self._leases.over():
-                self._kernels.fence(kernel_id)
+                epoch = self._kernels.fence(kernel_id)
+                if epoch is not None:
+                    self._leases.fence(kernel_id, epoch)
             await asyncio.sleep(leases.LOOK_EVERY)
 
     def wanted(self, wanted: Wanted) -> list[KernelReport]:

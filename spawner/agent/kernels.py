@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from spawner.agent.engines.base import EngineError, EngineState, Identity
 from spawner.agent.protocol import KernelReport, KernelSpec, Wanted
@@ -31,8 +31,11 @@ class Kernels:
         self._never_start: dict[str, tuple[str, int]] = {}
         """Sessions and epochs that were drained before an older run of the kernel was gone."""
 
-    async def adopt(self) -> None:
-        """Take over everything of ours that the engine has. Raises ``EngineError``."""
+    async def adopt(self, fenced: Mapping[str, int] | None = None) -> None:
+        """Take over everything of ours that the engine has. Raises ``EngineError``.
+
+        ``fenced`` are runs (kernel id, epoch) that an earlier agent ended because their lease was over.
+        """
         newest: dict[str, EngineState] = {}
         for state in await self._around.engine.list():
             other = newest.get(state.identity.kernel_id)
@@ -49,7 +52,7 @@ class Kernels:
             runner = KernelRunner(self._around, state.identity)
             self._runners[kernel_id] = runner
             self._highest[kernel_id] = state.identity.epoch
-            runner.adopt(state)
+            runner.adopt(state, fenced=(fenced or {}).get(kernel_id) == state.identity.epoch)
 
     def reports(self) -> tuple[KernelReport, ...]:
         """What is seen of every kernel now."""
@@ -77,13 +80,17 @@ class Kernels:
         for runner in self._chosen(kernel_id):
             runner.look()
 
-    def fence(self, kernel_id: str) -> None:
-        """End a run whose lease is over, and do not start a newer one that waits for its end."""
+    def fence(self, kernel_id: str) -> int | None:
+        """End a run whose lease is over, and do not start a newer one that waits for its end.
+
+        Returns its epoch; None where nothing runs any more.
+        """
         self._next.pop(kernel_id, None)
-        for runner in self._chosen(kernel_id) if kernel_id in self._runners else ():
-            if not runner.ended:
-                log.warning("kernel %s: its lease is over, ending it", kernel_id)
-                runner.fence()
+        runner = self._runners.get(kernel_id)
+        if runner is None or not runner.fence():
+            return None
+        log.warning("kernel %s: its lease is over, ending it", kernel_id)
+        return runner.identity.epoch
 
     async def acknowledge(self, reports: Iterable[KernelReport]) -> None:
         """The manager recorded these: ended kernels can be removed, and their next epoch may start."""

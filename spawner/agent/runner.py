@@ -85,17 +85,22 @@ class KernelRunner:
         if self._spec is not None and not self._drained.is_set():
             self._begin(self._run())
 
-    def adopt(self, state: EngineState) -> None:
-        """Take over what the engine has of a run that this process did not start."""
+    def adopt(self, state: EngineState, *, fenced: bool = False) -> None:
+        """Take over what the engine has of a run that this process did not start.
+
+        ``fenced``: an earlier process was about to end it because its lease was over.
+        """
         self._say(
             "CREATING" if state.phase == "created" else "RUNNING",
             container_id=state.native_id,
             shares=state.shares,
             **self._reached(state),
         )
-        self._phase = state.phase
+        self._phase, self._fenced = state.phase, fenced
         if state.phase != "created":
             self._begin(self._watch(state))
+        if fenced:
+            self.drain()
 
     def want(self, spec: KernelSpec) -> None:
         """The manager wants this run: go on with it if it waited for that word."""
@@ -103,11 +108,13 @@ class KernelRunner:
         self.start()
         self._probe()
 
-    def fence(self) -> None:
-        """End the kernel because its lease is over: it may go on elsewhere."""
-        if not self.ended:
-            self._fenced = True
-            self.drain()
+    def fence(self) -> bool:
+        """End the kernel because its lease is over: it may go on elsewhere. False: it ended before."""
+        if self.ended or self._phase == "exited":
+            return False
+        self._fenced = True
+        self.drain()
+        return True
 
     def drain(self) -> None:
         """End the kernel, whatever it is doing."""
@@ -320,10 +327,12 @@ class KernelRunner:
         if state is None:
             self._say("TERMINATED", failure="removed", progress="the container was removed")
             return
-        failure = "oom-killed" if state.oom_killed else "exited"
+        # A main process that copes with the loss of a child for lack of memory has not failed.
+        killed = state.oom_killed and state.exit_code != 0
+        failure = "fenced" if self._fenced else "oom-killed" if killed else "exited"
         sentence = (
             "the session used more memory than it asked for"
-            if state.oom_killed
+            if killed
             else f"the session's main process ended with status {state.exit_code}"
         )
         self._say(

@@ -10,6 +10,7 @@ import asyncio
 import os
 import urllib.request
 import uuid
+import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from spawner.agent.engines.base import (
     Limits,
     Measured,
 )
+from spawner.agent.logs import MAX_LOG, pack
 from spawner.agent.protocol import KernelSpec, Port, Share
 
 MIB = 1024 * 1024
@@ -223,6 +225,24 @@ class RunConformance:
         state = await self.run(engine, self.spec(image, ("python3", "-c", program)), mounts)
         await self.ends(engine, state.identity)
         assert "canary" not in await engine.logs(state.identity, 100)
+
+    async def test_beginning_and_end_of_the_output_are_kept_after_the_end(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        program = (
+            "import sys\n"
+            "print('first of all', flush=True)\n"
+            "sys.stdout.writelines(f'{n:07}\\n' for n in range(150_000))\n"
+            "print('at last')\n"
+        )
+        state = await self.run(engine, self.spec(image, ("python3", "-c", program)), mounts)
+        await self.ends(engine, state.identity)
+        kept = zlib.decompress(await engine.output(state.identity)).decode()
+        assert kept.startswith("first of all\n0000000\n")
+        assert kept.endswith("0149999\nat last\n")
+        assert "bytes of output are not kept" in kept
+        assert len(kept) <= MAX_LOG
+        assert await engine.output(Identity(str(uuid.uuid4()), "s", 1)) in (b"", pack([]))
 
     @pytest.mark.parametrize("code", [0, 3])
     async def test_exit_codes_are_told(

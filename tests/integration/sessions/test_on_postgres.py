@@ -9,6 +9,7 @@ from tests.unit.sessions import (
     test_ledger,
     test_lifecycle,
     test_offers,
+    test_retries,
     test_scheduling,
     test_service,
     test_wishes,
@@ -83,3 +84,25 @@ test_a_session_ends_at_its_limit = test_wishes.test_a_session_ends_at_its_limit
 test_run_times_of_batch_sessions_are_learned = (
     test_wishes.test_run_times_of_batch_sessions_are_learned
 )
+test_a_failed_attempt_is_followed_by_another_until_one_succeeds = (
+    test_retries.test_a_failed_attempt_is_followed_by_another_until_one_succeeds
+)
+test_a_timeout_counts_the_time_of_one_attempt = (
+    test_retries.test_a_timeout_counts_the_time_of_one_attempt
+)
+test_work_that_was_done_before_it_was_recalled_is_not_done_again = (
+    test_retries.test_work_that_was_done_before_it_was_recalled_is_not_done_again
+)
+test_a_batch_goes_on_elsewhere_and_its_old_run_stays_accounted = (
+    test_retries.test_a_batch_goes_on_elsewhere_and_its_old_run_stays_accounted
+)
+test_a_session_can_come_back_to_the_node_that_was_lost = (
+    test_retries.test_a_session_can_come_back_to_the_node_that_was_lost
+)
+test_an_unhealthy_service_starts_again_where_its_policy_says_so = (
+    test_retries.test_an_unhealthy_service_starts_again_where_its_policy_says_so
+)
+test_system_sessions_are_for_administrators_and_count_nowhere = (
+    test_retries.test_system_sessions_are_for_administrators_and_count_nowhere
+)
+test_a_restart_keeps_node_and_devices = test_retries.test_a_restart_keeps_node_and_devices

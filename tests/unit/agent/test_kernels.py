@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from spawner.accelerators.registry import Accelerators
 from spawner.agent import runner
 from spawner.agent.engines.base import BoundMount, EngineError, EngineState, Identity, Limits
 from spawner.agent.kernels import Kernels
-from spawner.agent.protocol import ImagePull, KernelReport, KernelSpec, Wanted
+from spawner.agent.protocol import HealthCheck, ImagePull, KernelReport, KernelSpec, Wanted
 from spawner.agent.runner import Surroundings
 from tests.harness.engine import MemoryEngine
 
@@ -33,6 +34,7 @@ SPEC = KernelSpec(
 )
 IDENTITY = Identity(SPEC.kernel_id, SPEC.session_id, SPEC.epoch)
 WANTED = Wanted((SPEC,), ())
+SECOND = structs.replace(SPEC, epoch=2)
 DRAINED = Wanted((), ((SPEC.kernel_id, SPEC.epoch),))
 
 
@@ -211,3 +213,112 @@ async def test_an_end_without_an_event_is_seen_at_the_next_look_at_all(
     await here.kernels.sweep(0.0)
     report = await here.until("TERMINATED")
     assert (report.failure, report.exit_code) == ("exited", 3)
+
+
+async def test_a_newer_run_starts_once_the_end_of_the_older_one_is_recorded(
+    node: Callable[[MemoryEngine], Node],
+) -> None:
+    engine = MemoryEngine()
+    here = node(engine)
+    here.apply(WANTED)
+    await here.until("RUNNING")
+    here.apply(Wanted((SECOND,), ()))
+    ended = await here.until("TERMINATED")
+    assert (ended.epoch, set(engine.states)) == (1, {IDENTITY})
+    await here.kernels.acknowledge((ended,))
+    running = await here.until("RUNNING")
+    assert (running.epoch, running.healthy) == (2, None)
+    assert set(engine.states) == {replace(IDENTITY, epoch=2)}
+    here.apply(WANTED)  # late, and stale
+    assert set(engine.states) == {replace(IDENTITY, epoch=2)}
+
+
+async def test_a_restarted_agent_goes_on_with_a_restart(
+    node: Callable[[MemoryEngine], Node],
+) -> None:
+    engine = MemoryEngine()
+    before = node(engine)
+    before.apply(WANTED)
+    await before.until("RUNNING")
+    before.apply(Wanted((SECOND,), ()))
+    await before.kernels.close()
+    after = node(engine)
+    await after.kernels.adopt()
+    after.apply(Wanted((SECOND,), ()))
+    await after.kernels.acknowledge((await after.until("TERMINATED"),))
+    assert (await after.until("RUNNING")).epoch == 2
+    assert engine.calls.count("create") == 2
+
+
+async def test_a_run_whose_lease_is_over_ends_and_no_newer_one_starts(
+    node: Callable[[MemoryEngine], Node],
+) -> None:
+    engine = MemoryEngine()
+    here = node(engine)
+    here.apply(WANTED)
+    await here.until("RUNNING")
+    assert here.kernels.fence("unknown") is None
+    assert here.kernels.fence(SPEC.kernel_id) == 1
+    ended = await here.until("TERMINATED")
+    assert (ended.failure, engine.states[IDENTITY].phase) == ("fenced", "exited")
+    assert here.kernels.fence(SPEC.kernel_id) is None
+    here.apply(Wanted((SECOND,), ()))
+    assert here.kernels.fence(SPEC.kernel_id) is None  # the second one waits, and must not start
+    await here.kernels.acknowledge((ended,))
+    assert engine.states == {}
+
+
+@pytest.mark.parametrize("phase", ["created", "running", "exited"])
+async def test_a_restarted_agent_knows_what_it_ended_itself(
+    node: Callable[[MemoryEngine], Node], phase: str
+) -> None:
+    engine = MemoryEngine()
+    engine.states[IDENTITY] = EngineState(IDENTITY, phase, "c", (), (), exit_code=143)
+    here = node(engine)
+    await here.kernels.adopt({SPEC.kernel_id: 1})
+    ended = await here.until("TERMINATED")
+    assert (ended.failure, engine.states[IDENTITY].phase) == ("fenced", "exited")
+
+
+async def test_what_ended_by_itself_is_not_fenced_afterwards(
+    node: Callable[[MemoryEngine], Node],
+) -> None:
+    engine = MemoryEngine()
+    engine.states[IDENTITY] = EngineState(IDENTITY, "exited", "c", (), (), exit_code=0)
+    here = node(engine)
+    await here.kernels.adopt({SPEC.kernel_id: 7})
+    assert here.kernels.fence(SPEC.kernel_id) is None
+    ended = await here.until("TERMINATED")
+    assert (ended.failure, ended.exit_code) == ("exited", 0)
+
+
+@pytest.mark.parametrize(("code", "failure"), [(0, "exited"), (137, "oom-killed")])
+async def test_a_main_process_that_copes_with_the_loss_of_a_child_has_not_failed(
+    node: Callable[[MemoryEngine], Node], code: int, failure: str
+) -> None:
+    engine = MemoryEngine()
+    here = node(engine)
+    here.apply(WANTED)
+    await here.until("RUNNING")
+    engine.states[IDENTITY] = replace(
+        engine.states[IDENTITY], phase="exited", exit_code=code, oom_killed=True
+    )
+    here.kernels.look()
+    assert (await here.until("TERMINATED")).failure == failure
+
+
+async def test_the_health_of_an_adopted_kernel_is_followed(
+    node: Callable[[MemoryEngine], Node],
+) -> None:
+    engine = MemoryEngine()
+    engine.states[IDENTITY] = EngineState(IDENTITY, "running", "c", (), ())
+    here = node(engine)
+    await here.kernels.adopt()
+    check = HealthCheck(interval=0.0, max_failures=1)
+    here.apply(Wanted((structs.replace(SPEC, health=check),), ()))
+    async with asyncio.timeout(5):
+        while (report := await here.reports.get()).healthy is not False:
+            pass
+    assert report.progress == "its health check failed once: its port is not open"
+    here.apply(DRAINED)
+    await here.until("TERMINATED")

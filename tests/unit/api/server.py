@@ -21,11 +21,11 @@ from hub.api.application import application
 from hub.api.authentication import Authentication, hub_login
 from hub.api.handler import MAX_BODY
 from hub.api.services import API_VERSION, Services
+from spawner.sessions.control import ControlSettings
 from store.database import Store
-from tests.harness.plane import Rig, rig
+from tests.harness.plane import TOKEN, Rig, rig
 
 HUB_SECRET = "hub-secret-for-tests-0123456789"
-AGENT_TOKEN = "agent-token-for-tests"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Answer:
 
 
 class Api:
-    """The server of one test module, with an agent of 4 CPUs and 8 GiB behind it."""
+    """The server of one test module."""
 
     def __init__(self, plane: Rig, services: Services, port: int) -> None:
         self.plane, self.services, self.port = plane, services, port
@@ -112,14 +112,17 @@ class Api:
 
 
 @asynccontextmanager
-async def serving(store: Store, folder: Path) -> AsyncIterator[Api]:
-    """A server on a free port of the loopback address."""
-    async with rig(store, folder) as plane:
-        await plane.agent()
+async def serving(
+    store: Store, folder: Path, settings: ControlSettings | None = None, *, agent: bool = True
+) -> AsyncIterator[Api]:
+    """A server on a free port of the loopback address; ``agent``: one of 4 CPUs and 8 GiB in memory."""
+    async with rig(store, folder, settings) as plane:
+        if agent:
+            await plane.agent()
         keypairs = KeyPairService(store, plane.clock)
 
         async def agent_known(token: str) -> bool:
-            return token == AGENT_TOKEN
+            return token == TOKEN
 
         services = Services(
             store=store,

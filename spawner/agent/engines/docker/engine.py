@@ -38,6 +38,7 @@ from spawner.agent.engines.docker.config_files import ConfigFiles
 from spawner.agent.engines.docker.execs import DockerExec
 from spawner.agent.engines.docker.images import Images
 from spawner.agent.engines.docker.manifest import (
+    GOING,
     HOME,
     LABEL,
     ROOT_LABEL,
@@ -211,7 +212,7 @@ class DockerEngine(Engine):
         await asyncio.to_thread(self._files.remove, identity)
 
     async def list(self) -> tuple[EngineState, ...]:
-        """All containers with our labels, in any phase."""
+        """All containers with our labels, in any phase, but those that are being removed."""
         client = self._calls.client
         call = functools.partial(
             client.api.containers, all=True, filters={"label": [*self._ours()]}
@@ -220,7 +221,8 @@ class DockerEngine(Engine):
         for entry in await self._calls.run(call):
             with contextlib.suppress(Missing):
                 facts = await self._calls.run(client.api.inspect_container, entry["Id"])
-                states.append(self._read(facts))
+                if facts["State"]["Status"] not in GOING:
+                    states.append(self._read(facts))
         return tuple(states)
 
     async def phases(self) -> Mapping[Identity, str]:
@@ -234,13 +236,13 @@ class DockerEngine(Engine):
         }
 
     async def inspect(self, identity: Identity) -> EngineState | None:
-        """State of the container of this run."""
+        """State of the container of this run; None as well while somebody removes it."""
         client = self._calls.client
         try:
-            name = container_name(identity)
-            return self._read(await self._calls.run(client.api.inspect_container, name))
+            facts = await self._calls.run(client.api.inspect_container, container_name(identity))
         except Missing:
             return None
+        return None if facts["State"]["Status"] in GOING else self._read(facts)
 
     async def logs(self, identity: Identity, tail: int) -> str:
         """Last lines of stdout and stderr."""

@@ -24,6 +24,9 @@ RECIPE_LABEL = "ai.perijove.recipe"
 ROOT_LABEL = "ai.perijove.root"
 """``writable``: the container may change its own file system, for images that people build upon."""
 
+GOING = ("removing", "dead")
+"""Docker's words for a container that is removed: how its process ended says nothing about the session."""
+
 
 def host_options(
     spec: KernelSpec,
