@@ -195,10 +195,10 @@ def test_musl_programs_are_not_broken_by_the_library(plain: str, tmp_path: Path)
     try:
         out = client.containers.run(
             plain,
-            ["/m/m"],
+            ["/m"],
             remove=True,
             environment={"LD_PRELOAD": "/usr/lib/perijove/share.so"},
-            volumes={str(tmp_path): {"bind": "/m", "mode": "ro"}},
+            volumes={str(tmp_path / "m"): {"bind": "/m", "mode": "ro"}},
         )
     finally:
         client.close()
