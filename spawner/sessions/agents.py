@@ -20,6 +20,7 @@ from spawner.agent.protocol import (
     Answer,
     AnyMessage,
     Call,
+    File,
     HealthCheck,
     Heartbeat,
     Hello,
@@ -53,6 +54,8 @@ from store.database import StoreError
 HELLO_TIMEOUT = 10.0
 WANTED = (Status.PREPARING, Status.CREATING, Status.RUNNING, Status.RESTARTING)
 REQUEST_ID = "agent"
+BOOTSTRAP = "bootstrap"
+"""Where a bootstrap script lies among the files of the platform."""
 
 log = logging.getLogger(__name__)
 
@@ -491,5 +494,14 @@ def kernel_spec(
         health=None if health is None else HealthCheck(**health),
         lease=lease_of(session),
         cluster=clusters.cluster_of(session, kernel),
-        files=clusters.files(session, kernel),
+        files=() if kernel.status == Status.RUNNING else _files(session, kernel),
+        bootstrap=BOOTSTRAP if spec.get("bootstrap") else "",
+        seccomp=spec.get("seccomp"),
     )
+
+
+def _files(session: SessionRow, kernel: KernelRow) -> tuple[File, ...]:
+    """What the platform puts into a kernel that starts; one that runs has it."""
+    script = kernel.spec.get("bootstrap")
+    own = (File(BOOTSTRAP, script, 0o700),) if script else ()
+    return (*clusters.files(session, kernel), *own)

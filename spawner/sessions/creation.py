@@ -57,6 +57,8 @@ RESOURCE_OPTS = ("shmem", "allow_fractional_resource_fragmentation")
 FORBIDDEN_ENVIRON = ("JUPYTERHUB_", "LD_", "PERIJOVE_")
 MAX_ENVIRON = 256
 MAX_VALUE = 32 * 1024
+MAX_BOOTSTRAP = 16 * 1024
+"""Bytes; an agent is told the scripts of all its starting kernels at once."""
 MAX_ENVIRON_BYTES = 128 * 1024
 DEFAULT_PRIORITY = 10
 RESERVED_PORTS = frozenset({2000, 2001, 2200, 7681})
@@ -84,6 +86,7 @@ class Draft:
     service_port: dict[str, Any] | None = None
     health: dict[str, Any] | None = None
     start_timeout: float | None = None
+    seccomp: str | None = None
     wishes: Wishes = field(default_factory=Wishes)
     agents: tuple[str, ...] = ()
 
@@ -230,8 +233,9 @@ class Checker:
             self.fault("priority", f"{new.priority}: a number from 0 to {most}")
         if new.callback_url:
             self.fault("callback_url", "callbacks are not offered here: leave it out")
-        if new.bootstrap_script:
-            self.fault("bootstrap_script", "bootstrap scripts are not offered here: leave it out")
+        size = len((new.bootstrap_script or "").encode())
+        if size > MAX_BOOTSTRAP:
+            self.fault("bootstrap_script", f"{size} bytes: at most {MAX_BOOTSTRAP}")
         if new.hub is not None and self.actor.via is not Via.HUB:
             self.fault("perijove", "only the hub may start its servers")
 
@@ -273,6 +277,7 @@ class Checker:
             self.fault("config.scalingGroup", f"{(asked or '')[:_SHOWN]!r}: one of {known}")
             return
         self.draft.group = group.name
+        self.draft.seccomp = group.options.get("seccomp")
         allowed = group.options.get("allowed_session_types", USUAL_TYPES)
         if self.new.type in TYPES and self.new.type not in allowed:
             told = f"{self.new.type!r}: {group.name} takes {', '.join(allowed)} sessions"
@@ -474,6 +479,10 @@ def _spec(new: NewSession, draft: Draft, mounts: Iterable[FolderMount]) -> dict[
     more: dict[str, Any] = {} if draft.health is None else {"health": draft.health}
     if draft.start_timeout is not None:
         more["start_timeout"] = draft.start_timeout
+    if new.bootstrap_script:
+        more["bootstrap"] = new.bootstrap_script
+    if draft.seccomp is not None:
+        more["seccomp"] = draft.seccomp
     return {
         **more,
         "command": draft.command,

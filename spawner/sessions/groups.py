@@ -18,6 +18,7 @@ from spawner.sessions.durations import seconds_of
 from spawner.sessions.kinds import TYPES, USUAL_TYPES
 from spawner.sessions.losses import Rules, read_rules
 
+PROFILE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 SLOT = re.compile(r"[a-z][a-z0-9_-]{0,31}([.:][a-z0-9._-]{1,31})*")
 _SHOWN = 80
 
@@ -43,6 +44,8 @@ class GroupOptions:
     session_types: tuple[str, ...] = USUAL_TYPES
     allow_pull: bool = False
     default_image: str | None = None
+    seccomp: str | None = None
+    """Seccomp profile of all containers; the one of an image is combined with it, the strictest wins."""
     lost_after: Rules | None = None
     """What becomes of sessions of a lost node, by their type; None: they wait."""
     pending_timeout: float | None = None
@@ -75,6 +78,7 @@ def read_options(name: str, given: Mapping[str, Any], policies: Policies) -> Gro
         session_types=tuple(reader.get("allowed_session_types", _session_types, USUAL_TYPES)),
         allow_pull=reader.get("allow_pull", _flag, False),
         default_image=reader.get("default_image", _text, None),
+        seccomp=reader.get("seccomp", _profile, None),
         lost_after=reader.get("lost_after", read_rules, None),
         pending_timeout=reader.get("pending_timeout", _positive_seconds, None),
     )
@@ -158,6 +162,12 @@ def _preemption(value: Any) -> PreemptionRules | None:
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{str(value)[:_SHOWN]!r}: true or false")
+    return value
+
+
+def _profile(value: object) -> str:
+    if not isinstance(value, str) or not PROFILE.fullmatch(value):
+        raise ValueError(f"{str(value)[:80]!r}: default, strict, or the name of an agent's profile")
     return value
 
 

@@ -133,6 +133,9 @@ class ProcessEngine(Engine):
         present = scratch.read()
         if present is not None:
             return self._state(scratch, present)
+        if spec.bootstrap or spec.seccomp not in (None, "default"):
+            what = "bootstrap scripts" if spec.bootstrap else "seccomp profiles"
+            raise EngineError(f"the process engine has no {what}: {_HINT}")
         home = self._home(mounts)
         endpoints = tuple(
             Endpoint(port.name, port.protocol, port.container_port, LOOPBACK, self._free_port())

@@ -20,6 +20,7 @@ from spawner.agent.protocol import (
     Hello,
     KernelReport,
     KernelSpec,
+    Measures,
     Report,
     Wanted,
     Welcome,
@@ -100,7 +101,7 @@ class ScriptedManager:
         elif isinstance(message, Answer):
             self.answers.put_nowait(message)
         else:
-            assert isinstance(message, Heartbeat)
+            assert isinstance(message, Heartbeat | Measures)
         self.changed.set()
 
 

@@ -47,7 +47,7 @@ async def test_all_wrong_fields_are_told_at_once(plane: Rig) -> None:
             starts_at="tomorrow",
             startup_command="run",
             callback_url="http://x",
-            bootstrap_script="x",
+            bootstrap_script="x" * 20_000,
             dependencies=["y"],
             hub=hub_launch(),
         )

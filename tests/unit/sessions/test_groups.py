@@ -40,6 +40,7 @@ def test_everything_that_can_be_said() -> None:
             "allowed_session_types": ["batch"],
             "allow_pull": True,
             "default_image": "python:3",
+            "seccomp": "strict",
             "lost_after": 0,
             "pending_timeout": "2w",
         }
@@ -65,6 +66,7 @@ def test_everything_that_can_be_said() -> None:
         ("batch",),
         True,
         "python:3",
+        "strict",
         {each: LossRule(0.0, "terminate") for each in TYPES},
         1209600.0,
     )

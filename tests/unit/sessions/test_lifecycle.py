@@ -2,6 +2,7 @@
 
 import pytest
 
+from authenticator.principals import Role
 from authenticator.problems import NotFound
 from spawner.agent.protocol import KernelReport
 from spawner.sessions.states import Status
@@ -271,3 +272,31 @@ async def _acked(agent: FakeAgent, sequence: int) -> None:
         return agent.acked
 
     await until(acked, lambda number: number >= sequence)
+
+
+async def test_a_bootstrap_script_goes_to_a_kernel_that_starts_and_no_further(plane: Rig) -> None:
+    agent = SlowAgent()
+    await plane.agent(agent)
+    ada = await plane.user()
+    options = {"options": {"seccomp": "strict"}}
+    root = await plane.user("root", Role.SUPERADMIN)
+    await plane.plane.administration.update(root, "resource-groups", "default", options, REQUEST)
+    detail = await plane.create(ada, bootstrap_script="echo begun")
+
+    async def handed() -> int:
+        return len(agent.kernels)
+
+    await until(handed, bool)
+    (kernel,) = agent.kernels.values()
+    assert [(file.path, file.content) for file in kernel.spec.files] == [
+        ("bootstrap", "echo begun")
+    ]
+    assert (kernel.spec.bootstrap, kernel.spec.seccomp) == ("bootstrap", "strict")
+    agent.finish()
+    await plane.wait(detail)
+    plane.plane.agents.wake_all()
+
+    async def told() -> tuple[int, ...]:
+        return tuple(len(spec.files) for spec in agent.wanted.kernels) if agent.wanted else ()
+
+    await until(told, lambda files: files == (0,))
