@@ -21,6 +21,8 @@ from typing import Any
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound
 
+from kernels.session_wheel import session_files
+
 RECIPES = Path(__file__).parent
 INSIDE = "inside"
 """Folder beside the recipes with what all of them compile; part of every context."""
@@ -85,8 +87,15 @@ def recipe_hash(recipe: Path, inputs: BuildInputs) -> str:
 
 
 def sources_hash(recipe: Path) -> str:
-    """12 hexadecimal digits over the recipe's own files, whatever base and wheels it is built with."""
-    return recipe_hash(recipe, BuildInputs(base=""))
+    """12 hexadecimal digits over what this release puts into the image, whatever base it is built on.
+
+    These are the recipe's files and those of Perijove that run in sessions.
+    """
+    digest = hashlib.sha256(recipe_hash(recipe, BuildInputs(base="")).encode())
+    for name, path in sorted(session_files().items()):
+        digest.update(f"{name}\n".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
 
 
 def image_tag(recipe: Path, inputs: BuildInputs) -> str:

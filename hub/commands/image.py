@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import configparser
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +22,6 @@ PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "timeout", "retr
 """Those that say where packages come from; others, such as local folders, mean nothing in a build."""
 WITH_WHEELS = ("jupyterlab",)
 """Recipes that install Perijove itself."""
-CHECKOUT = Path(__file__).parent.parent.parent
-NOT_IN_WHEELS = (
-    *(".*", "__pycache__", "*.egg-info", "build", "dist", "node_modules"),
-    *("tests", "docs", "benchmarks", "artifacts"),
-)
 
 
 class ImageBuild(Command):
@@ -60,8 +52,8 @@ class ImageBuild(Command):
     ).tag(config=True)
     wheels = List(
         Unicode(),
-        help="""Wheels to install besides the recipe's packages. Default: Perijove itself, when this
-        is a checkout.""",
+        help="""Wheels to install besides the recipe's packages. Default: the part of
+        Perijove that runs in sessions.""",
     ).tag(config=True)
     code_server = Unicode(
         "",
@@ -106,30 +98,17 @@ class ImageBuild(Command):
         say(f"The image is {tag}")
 
     def _wheels(self, folder: Path) -> list[Path]:
-        """The given wheels, or one of this checkout."""
+        """The given wheels, or one of what runs in sessions."""
+        from kernels.session_wheel import has_extension, session_files, write_session_wheel
+
         if self.wheels:
             found = [_existing("wheels", each) for each in self.wheels]
             return [each for each in found if each is not None]
-        if not (CHECKOUT / "setup.cfg").is_file():
-            say("not a checkout: the image gets no labextension (name one with --wheel)")
-            return []
-        if not (CHECKOUT / "labextension/prebuilt/package.json").is_file():
+        if not has_extension(session_files()):
             say(
                 "the JupyterLab extension is not built, so the image gets none: scripts/up builds it"
             )
-        say("making a wheel of this checkout")
-        settings = folder / "build.cfg"  # leftovers of earlier builds in the checkout stay out
-        settings.write_text(f"[build]\nbuild_base={folder}/build\n[egg_info]\negg_base={folder}\n")
-        source = folder / "source"  # a copy: builds leave files behind that the next one would pack
-        shutil.copytree(CHECKOUT, source, ignore=shutil.ignore_patterns(*NOT_IN_WHEELS))
-        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-input"]
-        command += ["--disable-pip-version-check", "--wheel-dir", str(folder), str(source)]
-        environ = {**os.environ, "DIST_EXTRA_CONFIG": str(settings)}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
-        if done.returncode:
-            tail = "\n".join((done.stdout + done.stderr).splitlines()[-8:])
-            raise CommandError(f"no wheel could be made of {CHECKOUT}:\n{tail}")
-        return sorted(folder.glob("*.whl"))
+        return [write_session_wheel(folder)]
 
 
 class ImageList(Command):

@@ -21,7 +21,7 @@ class EngineChoice:
     image_missing: bool = False
     """Whether the image must be built before the agent starts."""
     image_outdated: bool = False
-    """Whether the image was built from another recipe than this release has."""
+    """Whether the image was built from another recipe, extension or package than this release has."""
 
 
 def choose_engine(wanted: str) -> EngineChoice:

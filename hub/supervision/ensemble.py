@@ -128,7 +128,8 @@ class Ensemble:
             choice = process_choice("the image could not be built")
             show("up", f"engine of the local agent: process ({choice.reason})")
         if choice.image_outdated:
-            show("image", f"{IMAGE} is of another release; `perijove image build` makes a new one")
+            told = "holds another recipe, extension or package than this release"
+            show("image", f"{IMAGE} {told}; `perijove image build` makes a new one")
         daemon = Daemon(recipes.agent(choice.engine))
         await supervisor.bring_up(
             Member(daemon, ready=lambda: self._agent_ready(daemon), grace=15.0)

@@ -2,7 +2,8 @@
 
 Each run has a process group and a scratch folder of its own and is found again after the agent died.
 CPU, memory and process counts are limited by control groups where this user may make them; elsewhere
-by ``ulimit`` and a watch over the memory of its processes. There is no isolation of files or ports.
+a run is kept to as many processors as it asked for, ``ulimit`` bounds each process's memory, and a watch
+ends it when all together have too much memory or are too many. There is no isolation of files or ports.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -17,6 +19,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,6 +166,8 @@ class ProcessEngine(Engine):
             shares=spec.shares,
             memory_bytes=limits.memory_bytes,
             cgroups=cgroups,
+            cpus=() if cgroups else self._processors(limits.cpu_quota),
+            pids=None if cgroups else limits.pids,
         )
         _sockets(scratch.mark).mkdir(mode=0o700, exist_ok=True)
         await asyncio.to_thread(scratch.write, run)
@@ -322,15 +327,27 @@ class ProcessEngine(Engine):
         return await asyncio.to_thread(process_table.describe, pids)
 
     def _look_after(self, scratch: Scratch) -> None:
-        """Bound the log; without control groups, end a run that uses more memory than it asked for."""
+        """Bound the log; without control groups, end a run that uses more than it asked for."""
         scratch.bound_log()
         run = scratch.read()
-        if self._groups is not None or run is None or run.memory_bytes is None:
+        if self._groups is not None or run is None:
             return
         pids = process_table.marked(scratch.mark)
-        if process_table.resident_bytes(pids) > run.memory_bytes:
+        if run.pids is not None and len(pids) > run.pids:
+            scratch.note(f"ended: it had more than {run.pids} processes")
+            process_table.send(pids, signal.SIGKILL)
+        elif run.memory_bytes is not None and process_table.resident_bytes(pids) > run.memory_bytes:
             scratch.note_out_of_memory()
             process_table.send(pids, signal.SIGKILL)
+
+    def _processors(self, quota: float | None) -> tuple[int, ...]:
+        """As many whole processors as ``quota`` needs, those that the fewest runs are kept to."""
+        usable = os.sched_getaffinity(0)
+        if quota is None or (count := max(1, math.ceil(quota))) >= len(usable):
+            return ()
+        runs = [run for each in self._all() if (run := each.read()) is not None]
+        taken = Counter(cpu for run in runs for cpu in run.cpus)
+        return tuple(sorted(sorted(usable, key=lambda cpu: (taken[cpu], cpu))[:count]))
 
     def _all(self) -> tuple[Scratch, ...]:
         folders = sorted(self._scratch.iterdir())

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,10 @@ class Run:
     shares: tuple[Share, ...]
     memory_bytes: int | None
     cgroups: tuple[str, ...]
+    cpus: tuple[int, ...] = ()
+    """Processors that it is kept to where no control group bounds its CPU time; empty: all."""
+    pids: int | None = None
+    """Processes that it may have where no control group counts them."""
 
     @property
     def identity(self) -> Identity:
@@ -99,7 +104,8 @@ class Scratch:
             return None
         body["endpoints"] = tuple(Endpoint(**endpoint) for endpoint in body["endpoints"])
         body["shares"] = tuple(Share(*share) for share in body["shares"])
-        body["argv"], body["cgroups"] = tuple(body["argv"]), tuple(body["cgroups"])
+        for name in ("argv", "cgroups", "cpus"):
+            body[name] = tuple(body.get(name, ()))
         return Run(**body)
 
     def ports(self) -> dict[int, int]:
@@ -131,17 +137,18 @@ class Scratch:
             "PERIJOVE_CWD": run.cwd,
         }
         appending = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        return os.posix_spawn(
-            _SHELL,
-            [_SHELL, "-c", _WRAPPER, "perijove-session", *run.argv],
-            environ,
-            setsid=True,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, str(self.log), appending, 0o600),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-        )
+        with _kept_to(run.cpus):
+            return os.posix_spawn(
+                _SHELL,
+                [_SHELL, "-c", _WRAPPER, "perijove-session", *run.argv],
+                environ,
+                setsid=True,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, str(self.log), appending, 0o600),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                ],
+            )
 
     def process(self) -> ProcessId | None:
         """The run's first process, as it wrote itself down; None before it did."""
@@ -182,6 +189,11 @@ class Scratch:
         """Remember that the run was ended because it used too much memory."""
         (self.folder / "oom").touch()
 
+    def note(self, sentence: str) -> None:
+        """Add a line to the output, for those who look for the reason of an end."""
+        with contextlib.suppress(FileNotFoundError), self.log.open("a") as file:
+            file.write(f"[{sentence}]\n")
+
     def bound_log(self) -> None:
         """Keep the newest half of a log that grew over its limit (it is open for appending)."""
         with contextlib.suppress(FileNotFoundError):
@@ -216,3 +228,17 @@ class Scratch:
             for each in self.folder.iterdir():
                 total += each.lstat().st_size
         return total
+
+
+@contextlib.contextmanager
+def _kept_to(cpus: tuple[int, ...]) -> Iterator[None]:
+    """What this thread starts meanwhile runs on ``cpus`` only; not the agent's other threads."""
+    before = os.sched_getaffinity(0)
+    usable = before & set(cpus)
+    if usable:
+        os.sched_setaffinity(0, usable)
+    try:
+        yield
+    finally:
+        if usable:
+            os.sched_setaffinity(0, before)

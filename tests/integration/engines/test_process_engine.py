@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from spawner.agent.engines.base import BoundMount, Engine, EngineError, Limits
 from spawner.agent.engines.cgroups import ControlGroups
 from spawner.agent.engines.process import IMAGE, ProcessEngine
 from spawner.agent.engines.scratch import UNFINISHED
-from tests.integration.engines.conformance import MIB, SERVE, EngineConformance
+from tests.integration.engines.conformance import MIB, SERVE, EngineConformance, until
 
 pytestmark = pytest.mark.integration
 
@@ -68,8 +70,38 @@ class TestProcessEngineWithoutControlGroups(TestProcessEngine):
     def _no_groups(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ControlGroups, "_probe", lambda self: False)
 
-    # Only control groups bound the number of processes (docs/operations.md).
-    test_processes_are_bounded = None  # type: ignore[assignment]
+    async def test_processes_are_bounded(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        """A watch ends the run; it looks when somebody listens to events, as the agent does."""
+        program = "import os, time\nfor _ in range(80):\n    os.fork() or time.sleep(600)\ntime.sleep(600)"
+        spec = self.spec(image, ("python3", "-c", program))
+        state = await self.run(engine, spec, mounts, pids=64)
+        async with asyncio.timeout(20):
+            async for event in engine.events():
+                assert (event.identity, event.what) == (state.identity, "exited")
+                break
+        assert (await self.ends(engine, state.identity)).exit_code == 137
+        assert "more than 64 processes" in await engine.logs(state.identity, 5)
+        await until(lambda: not process_table.marked(state.native_id), "some went on")
+
+    async def test_a_run_is_kept_to_the_processors_that_it_asked_for(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        usable = os.sched_getaffinity(0)
+        program = "import os; print(*sorted(os.sched_getaffinity(0)), flush=True)"
+        kept = []
+        for quota in (0.5, 0.5, float(len(usable))):
+            spec = self.spec(image, ("python3", "-c", program))
+            state = await self.run(engine, spec, mounts, cpu_quota=quota)
+            await self.ends(engine, state.identity)
+            line = await engine.logs(state.identity, 1)
+            kept.append({int(word) for word in line.split()})
+        assert kept[2] == usable
+        assert os.sched_getaffinity(0) == usable, "the agent itself is not"
+        if len(usable) > 1:
+            assert [len(each) for each in kept[:2]] == [1, 1]
+            assert kept[0] != kept[1], "each has its own while there are enough"
 
     async def test_too_much_memory_is_told_apart(  # type: ignore[override]
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]

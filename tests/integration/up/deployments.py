@@ -31,25 +31,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Up:
-    """One run of ``perijove up`` on a state folder."""
+class Output:
+    """What a process prints, read line by line as it comes."""
 
-    def __init__(self, state: Path, port: int, *options: str) -> None:
-        self.state, self.port = state, port
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
         self.lines: list[str] = []
         self._arrived: queue.Queue[str | None] = queue.Queue()
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("PERIJOVE_")}
-        command = [sys.executable, "-m", "hub.app", "up", "--engine", "process"]
-        command += ["--state-dir", str(state), "--port", str(port), *options]
-        self.process = subprocess.Popen(
-            command,
-            cwd=state.parent,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -61,7 +49,7 @@ class Up:
 
     @property
     def output(self) -> str:
-        """Everything it said until now."""
+        """Everything it printed until now."""
         with contextlib.suppress(queue.Empty):
             while (line := self._arrived.get_nowait()) is not None:
                 self.lines.append(line)
@@ -81,6 +69,36 @@ class Up:
             if line is None:
                 raise AssertionError(f"it ended before {text!r}:\n{self.story()}")
             self.lines.append(line)
+
+    def story(self) -> str:
+        """What a failure shows."""
+        return self.output
+
+    def close(self) -> None:
+        """After its end."""
+        self._reader.join(5)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+class Up(Output):
+    """One run of ``perijove up`` on a state folder."""
+
+    def __init__(self, state: Path, port: int, *options: str) -> None:
+        self.state, self.port = state, port
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("PERIJOVE_")}
+        command = [sys.executable, "-m", "hub.app", "up", "--engine", "process"]
+        command += ["--state-dir", str(state), "--port", str(port), *options]
+        process = subprocess.Popen(
+            command,
+            cwd=state.parent,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        super().__init__(process)
 
     def story(self) -> str:
         """All it said, and the ends of the logs."""
@@ -116,9 +134,7 @@ class Up:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._reader.join(5)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        super().close()
 
     def answers(self, path: str) -> bool:
         """Whether ``path`` behind the proxy answers with 200."""

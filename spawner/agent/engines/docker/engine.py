@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -32,7 +33,7 @@ from spawner.agent.engines.base import (
     Measured,
     Process,
 )
-from spawner.agent.engines.docker import clusters, inside
+from spawner.agent.engines.docker import clusters, firewall, inside
 from spawner.agent.engines.docker.calls import Calls, Conflict, Missing
 from spawner.agent.engines.docker.config_files import ConfigFiles
 from spawner.agent.engines.docker.execs import DockerExec
@@ -57,6 +58,8 @@ from spawner.agent.engines.docker.session_networks import SessionNetworks
 from spawner.agent.logs import pack
 from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec, Network
 from spawner.agent.substitution import Substitution
+
+log = logging.getLogger(__name__)
 
 
 class DockerEngine(Engine):
@@ -95,6 +98,11 @@ class DockerEngine(Engine):
         self._read_only_root = bool(config.get("read_only_root", True))
         await self._calls.open()
         self._gateway = await self._calls.run(ensure_network, self._calls.client)
+        if firewall.needed(self._publish_host):
+            why = await asyncio.to_thread(firewall.shield, self._publish_host)
+            if why is not None:
+                told = "sessions of this node can reach each other's ports at %s: %s"
+                log.warning(told, self._publish_host, why)
         self._files.sweep([state.identity for state in await self.list()])
 
     async def close(self) -> None:

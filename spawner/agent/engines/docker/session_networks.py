@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,10 +49,13 @@ class SessionNetworks:
         """Make ``network`` unless it is there. Raises ``EngineError``."""
         client = self._calls.client
         labels = {f"{LABEL}.network": KIND, f"{LABEL}.session": network.session_id}
+        options = {}
         if network.driver == "overlay":
             labels[f"{LABEL}.deployment"] = deployment
         else:
             labels[f"{LABEL}.home"] = self.home
+            digest = hashlib.sha256(network.name.encode()).hexdigest()
+            options["com.docker.network.bridge.name"] = f"perijove{digest[:7]}"  # see firewall.py
         make = functools.partial(
             client.api.create_network,
             network.name,
@@ -59,6 +63,7 @@ class SessionNetworks:
             check_duplicate=True,
             attachable=network.driver == "overlay" or None,
             labels=labels,
+            options=options,
         )
         try:
             await self._calls.run(make)
