@@ -43,8 +43,15 @@ class Accounts:
         self._accounts = {(quota.scope, quota.scope_id): Account(quota) for quota in quotas}
         self._whose: dict[tuple[str, str, str, str], list[Account]] = {}
 
+    @property
+    def limited(self) -> bool:
+        """Whether anybody has limits."""
+        return bool(self._accounts)
+
     def charge(self, session: SessionRequest, slots: Iterable[tuple[str, int]]) -> None:
         """Count ``session``, which starts now, on every scope it belongs to."""
+        if not self._accounts:
+            return
         amounts = tuple(slots)
         for account in self._of(session):
             account.sessions += 1
@@ -57,7 +64,7 @@ class Accounts:
         """Every limit ``session`` would pass, and whether it would pass one with nothing held."""
         reasons: list[Reason] = []
         never = False
-        accounts = self._of(session)
+        accounts = self._of(session) if self._accounts else ()
         if not accounts:
             return reasons, never
         amounts = tuple(slots)
@@ -93,6 +100,8 @@ def check(
     session: SessionRequest, slots: Iterable[tuple[str, int]], accounts: Accounts, now: float
 ) -> Blocked | None:
     """All checks that ``session`` fails at ``now``, or None. ``slots`` are its summed amounts above 0."""
+    if session.starts_at is None and not session.dependencies and not accounts.limited:
+        return None
     reasons: list[Reason] = []
     if session.starts_at is not None and session.starts_at > now:
         at = dt.datetime.fromtimestamp(session.starts_at, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

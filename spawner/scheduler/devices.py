@@ -49,8 +49,11 @@ def quanta(devices: Iterable[Device]) -> dict[str, int]:
     """The step in which each slot is cut on an agent: the least that suits all of its devices."""
     found: dict[str, int] = {}
     for device in devices:
-        step = found.get(device.slot) or kind_of(device.slot).quantum
-        found[device.slot] = math.lcm(step, device.quantum) if device.quantum else step
+        slot = device.slot
+        if slot not in found:
+            found[slot] = kind_of(slot).quantum
+        if device.quantum:
+            found[slot] = math.lcm(found[slot], device.quantum)
     return found
 
 
@@ -58,22 +61,26 @@ def stock_of(devices: Iterable[Device]) -> dict[str, list[DeviceStock]]:
     """Devices that are given out by slot, in a fixed order that counts ``2`` before ``10``."""
     ordered = sorted(devices, key=lambda device: (len(device.device_id), device.device_id))
     steps = quanta(ordered)
+    unique = {slot for slot in steps if kind_of(slot).type is SlotType.UNIQUE}
     stock: dict[str, list[DeviceStock]] = {}
     for device in ordered:
         if device.masked:
             continue
         slot, step = device.slot, steps[device.slot]
         peers = stock.setdefault(slot, [])
-        offered = device.capacity - device.reserved
-        capacity = usable(slot, offered, step)
-        free = min(capacity, usable(slot, device.free - device.reserved, step))
-        if kind_of(slot).type is SlotType.UNIQUE:
+        capacity = usable(slot, device.capacity - device.reserved, step)
+        free = capacity
+        if device.free != device.capacity:
+            free = min(capacity, usable(slot, device.free - device.reserved, step))
+        if slot in unique:
             whole = min(capacity, MICRO)
             capacity, free = whole, whole if device.free >= device.capacity else 0
         mine = DeviceStock(device.device_id, len(peers), capacity, free, step)
-        mine.numa = device.numa_node if (device.numa_node or 0) >= 0 else None
+        if device.numa_node is not None and device.numa_node >= 0:
+            mine.numa = device.numa_node
         mine.links = device.links
-        mine.debt = max(0, device.reserved - device.free)
+        if device.free < device.reserved:
+            mine.debt = device.reserved - device.free
         peers.append(mine)
     return stock
 

@@ -64,15 +64,19 @@ def drf(sessions: Sequence[SessionRequest], context: OrderContext) -> Iterator[S
 
     def charge(session: SessionRequest) -> None:
         mine = held.setdefault(session.owner_id, {})
-        for slot, amount in amounts(session):
-            mine[slot] = mine.get(slot, 0) + amount
+        for kernel in session.kernels:
+            for slot, amount in kernel.slots.items():
+                mine[slot] = mine.get(slot, 0) + amount
+
+    capacity = context.capacity
 
     def cost(path: Path) -> float:
-        mine = held.get(path[0], {})
-        parts = (
-            n / context.capacity[slot] for slot, n in mine.items() if context.capacity.get(slot)
-        )
-        return weighted(max(parts, default=0.0), context.group.weights.get(path[0], 1.0))
+        most = 0.0
+        for slot, n in held.get(path[0], {}).items():
+            has = capacity.get(slot)
+            if has and n / has > most:
+                most = n / has
+        return weighted(most, context.group.weights.get(path[0], 1.0))
 
     return _in_turns(sessions, context, lambda session: (session.owner_id,), cost, charge)
 

@@ -74,6 +74,7 @@ class Node:
 
     __slots__ = (
         "_by_id",
+        "_divided",
         "_picky",
         "_suits",
         "agent",
@@ -110,11 +111,18 @@ class Node:
         if agent.max_containers is not None:
             self.capacity[CONTAINERS] = agent.max_containers
             self.free[CONTAINERS] = max(0, agent.max_containers - agent.containers)
+        self._divided = False
         for slot, devices in self.stock.items():
-            if devices[0].quantum != kind_of(slot).quantum:
-                self.coarse[slot] = devices[0].quantum
-            self.capacity[slot] = sum(device.capacity for device in devices)
-            self.free[slot] = sum(device.free for device in devices)
+            first = devices[0]
+            if first.quantum != kind_of(slot).quantum:
+                self.coarse[slot] = first.quantum
+            if len(devices) == 1:
+                self.capacity[slot], self.free[slot] = first.capacity, first.free
+                self._divided = self._divided or first.numa is not None
+                continue
+            self._divided = True
+            self.capacity[slot] = sum([device.capacity for device in devices])
+            self.free[slot] = sum([device.free for device in devices])
 
     @property
     def agent_id(self) -> str:
@@ -124,6 +132,8 @@ class Node:
     @property
     def layout(self) -> object:
         """What nodes of equal capacity must have in common to serve the same requests when empty."""
+        if not self._divided:
+            return ((), tuple(sorted(self.coarse.items())))
         parts = [
             (slot, tuple(sorted((d.capacity, -1 if d.numa is None else d.numa) for d in devices)))
             for slot, devices in self.stock.items()
@@ -325,14 +335,19 @@ class Node:
 
     def _place(self, kernel: KernelRequest) -> KernelPlacement:
         shares: list[DeviceShare] = []
+        free = self.free
         for slot, amount in sorted(kernel.slots.items()):
-            if amount > 0:
-                shares += [
-                    DeviceShare(slot, device_id, part)
-                    for device_id, part in take(self.stock[slot], amount)
-                ]
-                self.free[slot] -= amount
-        self.free[CONTAINERS] -= 1
+            if amount <= 0:
+                continue
+            free[slot] -= amount
+            devices = self.stock[slot]
+            if len(devices) == 1 and amount <= devices[0].free:
+                devices[0].free -= amount
+                shares.append(DeviceShare(slot, devices[0].device_id, amount))
+                continue
+            for device_id, part in take(devices, amount):
+                shares.append(DeviceShare(slot, device_id, part))
+        free[CONTAINERS] -= 1
         return KernelPlacement(kernel.kernel_id, self.agent_id, tuple(shares))
 
     def _place_by(

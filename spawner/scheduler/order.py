@@ -52,7 +52,8 @@ def lifo(sessions: Sequence[SessionRequest], context: OrderContext) -> Iterable[
 def waits_since(session: SessionRequest) -> float:
     """Since when it could have started if there had been room: what its own rules cost does not count."""
     began = session.submitted_at if session.eligible_since is None else session.eligible_since
-    return max(began, session.starts_at or 0.0)
+    starts_at = session.starts_at or 0.0
+    return starts_at if starts_at > began else began
 
 
 def by_age(session: SessionRequest) -> tuple[float, str]:
@@ -91,15 +92,19 @@ def in_order(
     when the sequencer does not give every other session back exactly once.
     """
     risen: list[SessionRequest] = []
+    old: dict[int, list[SessionRequest]] = {}
     bands: dict[int, list[SessionRequest]] = {}
+    limit = context.now - context.group.ageing
     for session in sessions:
-        if has_risen(session, context.group, context.now):
-            risen.append(session)
-        else:
-            bands.setdefault(session.priority, []).append(session)
+        if waits_since(session) < limit:  # who has risen has aged as well
+            if has_risen(session, context.group, context.now):
+                risen.append(session)
+                continue
+            old.setdefault(session.priority, []).append(session)
+        bands.setdefault(session.priority, []).append(session)
     yield from sorted(risen, key=by_age)
     for priority in sorted(bands, reverse=True):
-        aged = [session for session in bands[priority] if has_aged(session, context)]
+        aged = old.get(priority, [])
         yield from sorted(aged, key=by_age)
         gone = {session.session_id for session in aged}
         rest = tuple(bands[priority])

@@ -136,15 +136,27 @@ class Ranking:
                 continue
             place = bisect_left(self._blocks, (rank, index), key=_last)
             block = self._blocks[place]
-            del block.entries[bisect_left(block.entries, (rank, index))]
-            if not block.entries:
-                del self._blocks[place]
+            entries = block.entries
+            del entries[bisect_left(entries, (rank, index))]
             node = self._nodes[index]
-            if node.has(self._least):
-                self._insert(index, node)
+            stays = node.has(self._least)
+            if stays:
+                rank = self._key(node)
+                last = place + 1 == len(self._blocks)
+                if entries and (
+                    (place == 0 or entries[0] < (rank, index))
+                    and (last or (rank, index) < entries[-1])
+                ):  # it got fuller, so that what its block has at most still holds
+                    self._keys[index] = rank
+                    insort(entries, (rank, index))
+                    continue
+            if not entries:
+                del self._blocks[place]
+            if stays:
+                self._insert(index, node, rank)
 
-    def _insert(self, index: int, node: Node) -> None:
-        self._keys[index] = rank = self._key(node)
+    def _insert(self, index: int, node: Node, rank: Key) -> None:
+        self._keys[index] = rank
         if not self._blocks:
             self._blocks.append(Block([(rank, index)]))
             self._blocks[0].measure(self._nodes, self._slots)

@@ -60,14 +60,16 @@ def concentrated(offer: Offer, wanted: tuple[str, ...], policy: GroupPolicy) -> 
     """Fill nodes one after another: the least free first, compared by slot priority."""
     free = offer.free
     return tuple(
-        sum(free.get(slot, 0) for slot in group)
-        for group in by_priority(wanted, policy.slot_priority)
+        [
+            free.get(group[0], 0) if len(group) == 1 else sum(free.get(slot, 0) for slot in group)
+            for group in by_priority(wanted, policy.slot_priority)
+        ]
     )
 
 
 def dispersed(offer: Offer, wanted: tuple[str, ...], policy: GroupPolicy) -> Key:
     """Spread over nodes: the most free first, compared by slot priority."""
-    return tuple(-amount for amount in concentrated(offer, wanted, policy))
+    return tuple([-amount for amount in concentrated(offer, wanted, policy)])
 
 
 def round_robin(offer: Offer, wanted: tuple[str, ...], policy: GroupPolicy) -> Key:

@@ -121,8 +121,10 @@ class Shapes:
         circle = None if group is None else Circle(session.owner_id, group)
         key = (
             tuple(
-                (tuple(k.slots.items()), k.architecture, k.image, k.shared_memory, _items(k))
-                for k in session.kernels
+                [
+                    (tuple(k.slots.items()), k.architecture, k.image, k.shared_memory, _items(k))
+                    for k in session.kernels
+                ]
             ),
             session.designated_agents,
             session.designation,
