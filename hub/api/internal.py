@@ -97,15 +97,7 @@ class SpawnCheck(ApiHandler):
             slots=given.slots,
             shmem=given.shmem,
         )
-        self.answer(
-            {
-                "verdict": check.verdict,
-                "message": check.message,
-                "errors": check.errors,
-                "starts_at": check.starts_at,
-                "would_fit": check.would_fit,
-            }
-        )
+        self.answer(views.check(check))
 
 
 class Servers(ApiHandler):

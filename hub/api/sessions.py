@@ -298,6 +298,23 @@ class Sessions(ApiHandler):
         self.answer(views.created(result, status))
 
 
+class SessionCheck(ApiHandler):
+    """A dry run."""
+
+    paths = ("/session/_/check",)
+
+    @endpoint(
+        "Whether a session would start now, later or never",
+        scope=Scope.SESSIONS,
+        parameters=Creation,
+    )
+    async def post(self, given: Creation) -> None:
+        """Takes what ``POST /session`` takes; nothing is made or reserved."""
+        owner = await self.acting_for(given.owner_access_key)
+        offers = self.services.control.offers
+        self.answer(views.check(await offers.rehearse(self.principal, owner, given.request())))
+
+
 class Session(ApiHandler):
     """One session."""
 
@@ -550,6 +567,7 @@ def _statuses(names: list[str]) -> frozenset[Status] | None:
 HANDLERS = (
     Sessions,
     SessionMatch,
+    SessionCheck,
     Session,
     SessionRestart,
     SessionRename,

@@ -12,7 +12,7 @@ from spawner.scheduler.model import Verdict
 from spawner.scheduler.slots import format_amount, human_amount
 from spawner.sessions.clusters import rank_of
 from spawner.sessions.progress import percent
-from spawner.sessions.requests import AgentView, Created, ProgressEvent, SessionDetail
+from spawner.sessions.requests import AgentView, Check, Created, ProgressEvent, SessionDetail
 from spawner.sessions.retries import attempt_of
 from spawner.sessions.states import Status
 from spawner.sessions.tables import AgentTokenRow, HistoryRow, KernelRow, RunRow
@@ -77,6 +77,17 @@ def created(result: Created, status: str | None = None) -> dict[str, Any]:
         "servicePorts": ports,
         "service_ports": ports,
         "created": result.created,
+    }
+
+
+def check(found: Check) -> dict[str, Any]:
+    """The answer of a dry run."""
+    return {
+        "verdict": found.verdict,
+        "message": found.message,
+        "errors": found.errors,
+        "starts_at": found.starts_at,
+        "would_fit": found.would_fit,
     }
 
 

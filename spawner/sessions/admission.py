@@ -1,4 +1,4 @@
-"""Checks at submission that need the rows of others: the owner's queue, and designated agents."""
+"""Checks at submission that need the rows of others: the owner's queue, names, and designated agents."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.principals import Principal
-from authenticator.problems import InvalidParameters, QuotaExceeded
+from authenticator.problems import InvalidParameters, QuotaExceeded, SessionAlreadyExists
 from authenticator.tables import KeyPairPolicyRow
 from spawner.scheduler.slots import human_amount
 from spawner.sessions.kinds import SYSTEM
-from spawner.sessions.states import Status
+from spawner.sessions.requests import NewSession
+from spawner.sessions.states import Status, Target
 from spawner.sessions.tables import AgentRow, SessionRow
 
 
@@ -57,3 +58,18 @@ async def check_agents(db: AsyncSession, names: Iterable[str]) -> None:
         raise InvalidParameters(
             {"config.agentList": f"there is no agent {', '.join(unknown)[:200]}"}
         )
+
+
+def check_reuse(live: SessionRow, new: NewSession, image: str) -> None:
+    """Raise ``SessionAlreadyExists`` unless ``live``, which has the name of ``new``, may serve for it."""
+    data = {"existingSessionId": str(live.id)}
+    if live.target == Target.TERMINATED:
+        raise SessionAlreadyExists(
+            f"session {live.name!r} is still ending: try again in a moment", data
+        )
+    if live.image != image:
+        raise SessionAlreadyExists(
+            f"session {live.name!r} runs the image {live.image}, not {image}", data
+        )
+    if not new.reuse_if_exists:
+        raise SessionAlreadyExists(f"there is a live session named {live.name!r} already", data)

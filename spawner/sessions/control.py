@@ -76,7 +76,7 @@ class ControlPlane:
         self.nodes = NodeService(self.journal, self.agents.is_connected)
         self.images = ImageService(self.journal, self.agents, now)
         self.apps = AppService(store, self.agents)
-        self.offers = Offers(self.journal, self.agents, now, policies)
+        self.offers = Offers(self.journal, self.agents, now, policies, folders)
         self.scheduler = SchedulerLoop(self.journal, self.metrics, self.settings.tick, policies)
         self.reconciler = Reconciler(
             self.journal,

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from authenticator.principals import Principal
+from authenticator.principals import Principal, Scope, require
 from authenticator.problems import InvalidParameters
 from spawner.scheduler.model import Agent, KernelRequest, SessionRequest, Snapshot, Verdict
 from spawner.scheduler.plan import fit, fit_all, why
@@ -24,10 +24,11 @@ from spawner.scheduler.slots import (
     kind_of,
     parse_amount,
 )
-from spawner.sessions import creation, slotkinds
+from spawner.sessions import creation, rehearsal, slotkinds
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.facts import Facts, read_facts
 from spawner.sessions.image_rows import usable_by
+from spawner.sessions.rehearsal import amounts_text
 from spawner.sessions.requests import Check, NewSession
 from spawner.sessions.snapshot import Payer, Reading, held_by, read_snapshot
 from spawner.sessions.tables import (
@@ -39,6 +40,7 @@ from spawner.sessions.tables import (
 )
 from spawner.sessions.transitions import Journal
 from store.database import Store
+from vfolder.folders import FolderService
 
 DEFAULT_GROUP = "default"
 PRESETS: tuple[tuple[str, Mapping[str, str], str], ...] = (
@@ -94,8 +96,10 @@ class Offers:
         agents: AgentRegistry,
         now: Callable[[], dt.datetime],
         policies: Policies,
+        folders: FolderService,
     ) -> None:
         self._journal, self._agents, self._now, self._policies = journal, agents, now, policies
+        self._folders = folders
         self._store = journal.store
 
     async def presets(self, resource_group: str | None = None) -> list[PresetRow]:
@@ -234,13 +238,16 @@ class Offers:
             return Check("never", "; ".join(errors.values()), errors)
         kind = draft.architecture or _architecture_of(snapshot, draft.group)
         request = _request(principal, draft.group, _project_of(facts, None), draft.slots, kind)
-        verdict = fit(snapshot, request, self._policies)
-        explained = verdict.explanation
-        return Check(
-            verdict.verdict,
-            verdict.message,
-            starts_at=None if explained is None else explained.starts_at,
-            would_fit=None if verdict.would_fit is None else amounts_text(verdict.would_fit),
+        return rehearsal.answer(fit(snapshot, request, self._policies))
+
+    async def rehearse(self, actor: Principal, owner: Principal, new: NewSession) -> Check:
+        """What would become of ``new`` if it were submitted now; ``errors`` are by field of the request.
+
+        Raises what only another caller may ask for (``Forbidden``).
+        """
+        require(actor, Scope.SESSIONS, owner.user_id)
+        return await rehearsal.rehearse(
+            self._store, self._folders, actor, owner, new, self._now(), self._policies
         )
 
     async def why(self, session_id: uuid.UUID) -> Verdict | None:
@@ -276,11 +283,6 @@ class Offers:
         """Known slots as Backend.AI's user interfaces want them: what agents say, else their names."""
         told = await self._store.read(slotkinds.refresh)
         return {slot: _slot_view(slot, told.get(slot, {})) for slot in await self.slot_types()}
-
-
-def amounts_text(slots: Mapping[str, int]) -> dict[str, str]:
-    """Wire text of each amount."""
-    return {slot: format_amount(slot, int(amount)) for slot, amount in slots.items()}
 
 
 def human_slots(slots: Mapping[str, int]) -> str:

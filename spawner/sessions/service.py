@@ -414,17 +414,7 @@ class SessionService:
         self, actor: Principal, live: SessionRow, new: NewSession, image: str
     ) -> Created:
         """The live session of the name that was asked for, if it may be reused."""
-        data = {"existingSessionId": str(live.id)}
-        if live.target == Target.TERMINATED:
-            raise SessionAlreadyExists(
-                f"session {live.name!r} is still ending: try again in a moment", data
-            )
-        if live.image != image:
-            raise SessionAlreadyExists(
-                f"session {live.name!r} runs the image {live.image}, not {image}", data
-            )
-        if not new.reuse_if_exists:
-            raise SessionAlreadyExists(f"there is a live session named {live.name!r} already", data)
+        admission.check_reuse(live, new, image)
         return Created(await self._detail(live.id, actor), False)
 
     async def _detail(self, session_id: uuid.UUID, viewer: Principal | None) -> SessionDetail:

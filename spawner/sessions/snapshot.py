@@ -42,7 +42,7 @@ from spawner.sessions.tables import (
     SessionRow,
 )
 from spawner.sessions.usage import read_usage
-from spawner.sessions.wishes import Wishes, device_rules, parent_states, wishes_of
+from spawner.sessions.wishes import ParentState, Wishes, device_rules, parent_states, wishes_of
 
 LIVE = [status.value for status in HOLDS]
 FAIR_SHARE = "fair-share"
@@ -214,28 +214,14 @@ async def _pending(
     kernels: dict[uuid.UUID, list[KernelRequest]] = defaultdict(list)
     for session, kernel in rows:
         sessions[session.id] = session
-        slots = {slot: int(amount) for slot, amount in kernel.slots.items()}
-        shared = int(kernel.spec.get("shm_bytes", 0))
-        kernels[session.id].append(
-            KernelRequest(
-                str(kernel.id), slots, kernel.image, session.architecture, shared_memory=shared
-            )
-        )
+        kernels[session.id].append(_kernel(session, kernel))
     wishes = {row.id: wishes_of(row.scheduling) for row in sessions.values()}
     parents = {parent for each in wishes.values() for parent in each.dependencies}
     states = await parent_states(db, parents)
-    requests: list[SessionRequest] = []
-    for row in sessions.values():
-        wish = wishes[row.id]
-        learned = run_times.get((str(row.owner_id), row.image)) if row.type == "batch" else None
-        default = groups.get(row.resource_group) or GroupPolicy(row.resource_group)
-        request = _request(row, tuple(kernels[row.id]), wish, default, now)
-        request = replace(
-            request,
-            run_time=learned if wish.run_time is None else wish.run_time,
-            dependencies=tuple(Dependency(each, states[each]) for each in wish.dependencies),
-        )
-        requests.append(request)
+    requests = [
+        _request(row, tuple(kernels[row.id]), wishes[row.id], groups, run_times, states, now)
+        for row in sessions.values()
+    ]
     told = {
         str(row.id): Waiting(row.status_info, row.status_data, row.eligible_since)
         for row in sessions.values()
@@ -243,13 +229,45 @@ async def _pending(
     return requests, told
 
 
+async def request_of(
+    db: AsyncSession,
+    row: SessionRow,
+    kernels: Iterable[KernelRow],
+    snapshot: Snapshot,
+    now: dt.datetime,
+) -> SessionRequest:
+    """A session as a pass over ``snapshot`` would read it, though its rows need not be in the database."""
+    wishes = wishes_of(row.scheduling)
+    return _request(
+        row,
+        tuple(_kernel(row, each) for each in kernels),
+        wishes,
+        {policy.name: policy for policy in snapshot.groups},
+        await read_run_times(db),
+        await parent_states(db, wishes.dependencies),
+        now,
+    )
+
+
+def _kernel(session: SessionRow, kernel: KernelRow) -> KernelRequest:
+    slots = {slot: int(amount) for slot, amount in kernel.slots.items()}
+    shared = int(kernel.spec.get("shm_bytes", 0))
+    return KernelRequest(
+        str(kernel.id), slots, kernel.image, session.architecture, shared_memory=shared
+    )
+
+
 def _request(
     row: SessionRow,
     kernels: tuple[KernelRequest, ...],
     wishes: Wishes,
-    group: GroupPolicy,
+    groups: Mapping[str, GroupPolicy],
+    run_times: RunTimes,
+    parents: Mapping[str, ParentState],
     now: dt.datetime,
 ) -> SessionRequest:
+    group = groups.get(row.resource_group) or GroupPolicy(row.resource_group)
+    learned = run_times.get((str(row.owner_id), row.image)) if row.type == "batch" else None
     return SessionRequest(
         session_id=str(row.id),
         owner_id=str(row.owner_id),
@@ -265,6 +283,8 @@ def _request(
         failed_agents=frozenset(row.status_data.get("failed_agents", ())),
         starts_at=None if row.starts_at is None else row.starts_at.timestamp(),
         designation=wishes.designation,
+        run_time=learned if wishes.run_time is None else wishes.run_time,
+        dependencies=tuple(Dependency(each, parents[each]) for each in wishes.dependencies),
         failed_parents=wishes.failed_parents,
         session_group=wishes.session_group,
         devices=device_rules(group.devices, row.resource_opts),

@@ -20,6 +20,7 @@ from spawner.sessions.tables import SessionRow
 FAILED_PARENTS = ("wait", "cancel", "ignore")
 DESIGNATIONS = ("strict", "preferred")
 GROUP_RULES = ("spread", "pack")
+ParentState = Literal["waiting", "succeeded", "failed"]
 FRAGMENTATION = "allow_fractional_resource_fragmentation"
 
 
@@ -71,16 +72,12 @@ def device_rules(default: DeviceRules, resource_opts: Mapping[str, Any]) -> Devi
     return None if allowed is None else replace(default, unfragmented=not allowed)
 
 
-async def parent_states(
-    db: AsyncSession, parents: Iterable[str]
-) -> dict[str, Literal["waiting", "succeeded", "failed"]]:
+async def parent_states(db: AsyncSession, parents: Iterable[str]) -> dict[str, ParentState]:
     """How far each of ``parents`` is; one that is not there any more has failed."""
     ids = {uuid.UUID(parent) for parent in parents}
     if not ids:
         return {}
-    states: dict[str, Literal["waiting", "succeeded", "failed"]] = {
-        str(parent): "failed" for parent in ids
-    }
+    states: dict[str, ParentState] = {str(parent): "failed" for parent in ids}
     query = select(SessionRow.id, SessionRow.status, SessionRow.result).where(
         SessionRow.id.in_(ids)
     )

@@ -106,6 +106,30 @@ async def test_a_session_that_waits_says_why_and_is_cancelled(api: Api, ada: New
     await end(api, ada, "holds-all")
 
 
+async def test_a_dry_run_takes_a_creation_and_makes_nothing(api: Api, ada: NewKeyPair) -> None:
+    async def check(cpu: str, **more: Any) -> Any:
+        config = {"resources": {"cpu": cpu, "mem": "512m"}}
+        body = {"image": IMAGE, "name": "only-a-thought", "config": config} | more
+        answer = await api.signed(ada, "POST", "/session/_/check", body)
+        assert answer.status == 200, answer.body
+        return answer.body
+
+    await create(api, ada, "takes-three", config={"resources": {"cpu": "3", "mem": "1g"}})
+    before = (await api.signed(ada, "GET", "/sessions")).body["total"]
+    assert (await check("1"))["verdict"] == "now"
+    waits = await check("2")
+    assert waits["verdict"] == "wait"
+    assert waits["would_fit"]["cpu"] == "1"
+    assert set(waits) == {"verdict", "message", "errors", "starts_at", "would_fit"}
+    wrong = await check("2", priority=101, clusterSize=0)
+    assert wrong["verdict"] == "never"
+    assert set(wrong["errors"]) == {"priority", "clusterSize"}
+    assert (await api.signed(ada, "GET", "/sessions")).body["total"] == before
+    nothing = await api.signed(ada, "POST", "/session/_/check", {"image": IMAGE})
+    assert (nothing.status, nothing.problem) == (400, "invalid-api-params")
+    await end(api, ada, "takes-three")
+
+
 @asynccontextmanager
 async def following(api: Api, path: str, user: str = "ada") -> AsyncIterator[asyncio.StreamReader]:
     """An open stream of events, after its head."""
