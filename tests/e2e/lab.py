@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,12 +12,22 @@ SLOW = 60_000
 """Milliseconds; a cold JupyterLab on two busy cores takes its time."""
 
 
+_PROGRESS = """
+new MutationObserver(() => {
+  const told = [...document.querySelectorAll("#perijove-events span")].map((each) => each.textContent);
+  if (told.length) sessionStorage.setItem("told", JSON.stringify(told));
+}).observe(document, { subtree: true, childList: true });
+"""
+"""Keeps what the progress page said: it goes on to the server by itself, and fast."""
+
+
 class Person:
     """A person at a browser page."""
 
     def __init__(self, page: Page, url: str, shots: Path) -> None:
         self.page, self.url, self.shots = page, url, shots
         page.set_default_timeout(SLOW)
+        page.add_init_script(_PROGRESS)
 
     def shot(self, name: str) -> None:
         """Keep a picture of the page."""
@@ -37,6 +48,11 @@ class Person:
             self.page.locator("#field-cpu").fill(cpu)
             self.page.locator("#field-mem").fill(mem)
         self.page.get_by_role("button", name=re.compile("^Start")).click()
+
+    def told(self) -> list[str]:
+        """All that the progress page said of the last start; asked on a page of the platform."""
+        read = "() => { const all = sessionStorage.told; delete sessionStorage.told; return all; }"
+        return list(json.loads(self.page.evaluate(read) or "[]"))
 
     def lands_in_lab(self) -> None:
         """Wait until JupyterLab shows its launcher, or the document or terminal that was open last."""

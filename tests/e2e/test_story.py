@@ -63,9 +63,10 @@ def live_the_story(person: Person, platform: Platform) -> None:
     person.log_in("admin", platform.password)
     the_form_tells_and_refuses(person, platform)
     a_session_starts_and_works(person, platform)
-    a_second_server_works_beside_the_first(person, platform)
-    an_administrator_sees_who_runs_what(person, platform)
+    a_second_server_waits_its_turn(person, platform)
     the_notebook_survives(person, platform)
+    the_second_server_works_beside_the_first(person, platform)
+    an_administrator_sees_who_runs_what(person, platform)
 
 
 def the_form_tells_and_refuses(person: Person, platform: Platform) -> None:
@@ -78,21 +79,34 @@ def the_form_tells_and_refuses(person: Person, platform: Platform) -> None:
     page.locator("#field-cpu").fill("512")
     page.locator("#field-cpu").dispatch_event("change")
     expect(page.locator("body")).to_contain_text(re.compile(r"512 CPUs|more than"))
+    page.get_by_role("button", name=re.compile("^Start")).click()
+    expect(page.locator(".invalid-feedback")).to_contain_text(re.compile(r"CPU"))
+    expect(page).to_have_url(re.compile(r"/hub/spawn"))
     person.shot(f"{platform.engine}-2-refused")
 
 
 def a_session_starts_and_works(person: Person, platform: Platform) -> None:
+    """It takes nearly all CPUs of the node, so that the next one has to wait."""
     page, engine = person.page, platform.engine
-    person.start(cpu="0.5", mem="1")
+    page.goto(f"{platform.url}/hub/spawn")
+    most = page.locator('.perijove-range[data-for="field-cpu"]').get_attribute("max")
+    cpus = f"{float(most or 0) - 0.3:g}"
+    person.start(cpu=cpus, mem="1")
     page.wait_for_url(re.compile(r"/spawn-pending/|/user/"))
     person.shot(f"{engine}-3-progress")
     person.lands_in_lab()
+    told = person.told()
+    assert any(sentence.lower().startswith("creating ") for sentence in told), told
+    assert any(sentence.lower().startswith("starting ") for sentence in told), told
     person.shot(f"{engine}-4-launcher")
     person.open_notebook()
     person.run_cell("print(40 + 2)", "42")
+    person.run_cell("from perijove import SessionInfo; SessionInfo()", f"{cpus} CPU")
+    expect(page.locator(".jp-OutputArea-output .widget-html")).to_contain_text("RUNNING")
     person.save()
     person.shot(f"{engine}-5-notebook")
-    expect(page.locator("#jp-main-statusbar")).to_contain_text(re.compile("0.5 CPU"), timeout=SLOW)
+    statusbar = page.locator("#jp-main-statusbar")
+    expect(statusbar).to_contain_text(f"{cpus} CPU", timeout=SLOW)
     person.open_terminal("echo from the terminal > terminal.txt")
     expect_file(person, "terminal.txt", "from the terminal")
     person.shot(f"{engine}-6-terminal")
@@ -101,10 +115,39 @@ def a_session_starts_and_works(person: Person, platform: Platform) -> None:
     assert "42" in json.dumps(notebook["content"])
 
 
-def a_second_server_works_beside_the_first(person: Person, platform: Platform) -> None:
+def a_second_server_waits_its_turn(person: Person, platform: Platform) -> None:
+    """It says what it waits for, and starts when the first one is stopped."""
+    page = person.page
     person.start(cpu="0.5", mem="0.5", server="/admin/second")
-    person.page.wait_for_url(re.compile(r"/user/admin/second/lab"), timeout=SLOW)
+    page.wait_for_url(re.compile(r"/spawn-pending/admin/second"))
+    waits = re.compile(r"queued, .*: waiting for 0\.2 CPUs", re.IGNORECASE)
+    expect(page.locator("#perijove-state")).to_contain_text(waits, timeout=SLOW)
+    person.shot(f"{platform.engine}-7-queued")
+    other = Person(page.context.new_page(), platform.url, person.shots)
+    other.stop_server()
+    other.shot(f"{platform.engine}-8-home")
+    other.page.close()
+    page.wait_for_url(re.compile(r"/user/admin/second/lab"), timeout=SLOW)
+    told = person.told()
+    queued = next(n for n, sentence in enumerate(told) if waits.search(sentence))
+    assert any(sentence.lower().startswith("starting ") for sentence in told[queued:]), told
+
+
+def the_notebook_survives(person: Person, platform: Platform) -> None:
+    """The first server was stopped; started again, it has what was saved."""
+    person.start(cpu="0.5", mem="1")
+    person.page.wait_for_url(re.compile(r"/user/admin/lab"), timeout=SLOW)
     person.lands_in_lab()
+    again = person.contents("admin", "Untitled.ipynb")
+    assert again is not None
+    assert "42" in json.dumps(again["content"])
+
+
+def the_second_server_works_beside_the_first(person: Person, platform: Platform) -> None:
+    person.page.goto(f"{platform.url}/user/admin/second/lab/workspaces/fresh")
+    person.lands_in_lab()
+    person.open_notebook()
+    person.run_cell("print(6 * 9 - 12)", "42")
     assert person.contents("admin", "terminal.txt", server="second") is not None
     assert person.contents("admin", "terminal.txt") is not None
 
@@ -117,20 +160,9 @@ def an_administrator_sees_who_runs_what(person: Person, platform: Platform) -> N
     expect(page.locator("#perijove-rows")).to_contain_text("admin-second", timeout=SLOW)
     expect(page.locator("#perijove-rows")).to_contain_text("running")
     expect(page.locator("#perijove-nodes")).to_contain_text(re.compile(r"CPUs?, \d+ % in use"))
-    person.shot(f"{platform.engine}-7-sessions")
+    person.shot(f"{platform.engine}-9-sessions")
     page.goto(f"{platform.url}/hub/admin")
     expect(page.locator("body")).to_contain_text("admin")
-
-
-def the_notebook_survives(person: Person, platform: Platform) -> None:
-    """Stop and start again: what was saved is still there."""
-    person.stop_server()
-    person.shot(f"{platform.engine}-8-home")
-    person.start()
-    person.lands_in_lab()
-    again = person.contents("admin", "Untitled.ipynb")
-    assert again is not None
-    assert "42" in json.dumps(again["content"])
 
 
 def expect_file(person: Person, path: str, text: str) -> None:
