@@ -114,11 +114,14 @@ def never_of(outline: Outline, floor: Floor) -> Shortage | None:
     return _never(outline, floor, {})[0]
 
 
-def shortage_of(outline: Outline, floor: Floor, *, exact: bool = True) -> Shortage:
+def shortage_of(
+    outline: Outline, floor: Floor, *, exact: bool = True, told: bool = True
+) -> Shortage:
     """What keeps ``outline`` from the nodes at this point of the pass, when they do not take it.
 
     Of several parts the one that is hardest to place is told of. Unless ``exact``, what is missing is
-    measured against the best of the nodes with most of one slot only.
+    measured against the best of the nodes with most of one slot only. Unless ``told``, nobody will
+    read it: of nodes that may come free it says only which.
     """
     removed: dict[str, int] = {}
     never, capable = _never(outline, floor, removed)
@@ -137,6 +140,9 @@ def shortage_of(outline: Outline, floor: Floor, *, exact: bool = True) -> Shorta
                 floor.census.capable(floor.census.of_kind(part, removed), part, removed)
                 floor.present(part, bunches, removed)
             return Shortage(_absent(bunches, floor.nodes), _reasons(removed))
+    parts = tuple(eligible[part] for part in outline.parts)
+    if not told:
+        return Shortage("", (), eligible=parts)
     some = eligible[hardest]
     _count_room(outline, hardest, some, floor, removed)
     best = floor.lacks_least(hardest, capable[hardest], some, exact=exact)
@@ -154,12 +160,14 @@ def shortage_of(outline: Outline, floor: Floor, *, exact: bool = True) -> Shorta
         text,
         reasons,
         missing,
-        eligible=tuple(eligible[part] for part in outline.parts),
+        eligible=parts,
         would_fit=would_fit,
     )
 
 
 def _hardest(outline: Outline) -> Shape:
+    if len(outline.parts) == 1:
+        return outline.parts[0]
     return max(outline.parts, key=lambda part: part.weight)
 
 

@@ -44,6 +44,8 @@ class _Full:
 
     shortage: Shortage
     run_time: float
+    told: bool = True
+    """Whether ``shortage`` has what people read."""
 
 
 class GroupPass:
@@ -66,6 +68,8 @@ class GroupPass:
         self._outlines = {each.session_id: shapes.of(each) for each in sessions}
         self.dry = False
         """Whether the next requests are asked for an answer only, which is then exact."""
+        self.told = True
+        """Whether anybody reads why the next sessions wait."""
         self._floor = Floor(policy, selector, snapshot, shapes)
         self._full: dict[Outline, _Full] = {}
         self._never: dict[Outline, Shortage | None] = {}
@@ -125,16 +129,21 @@ class GroupPass:
         run_time = FOREVER if session.run_time is None else session.run_time
         full = self._full.get(outline)
         if full is not None and run_time >= full.run_time:
-            return self._refuse(full.shortage)
+            return self._refuse(self._shortage(outline, full, run_time).shortage)
         seats = self._floor.find(session, outline, self._now + run_time)
         if seats is not None:
             return seats
-        if full is None:
-            exact = self.dry or len(self._full) < EXACT
-            shortage = shortage_of(outline, self._floor, exact=exact)
-            self._full[outline] = full = _Full(shortage, run_time)
+        full = self._shortage(outline, full, run_time)
         full.run_time = run_time
         return self._refuse(full.shortage)
+
+    def _shortage(self, outline: Outline, full: _Full | None, run_time: float) -> _Full:
+        """What is known of an outline without room, worked out now unless ``full`` says it."""
+        if full is None or self.told > full.told:
+            exact = self.dry or len(self._full) < EXACT
+            shortage = shortage_of(outline, self._floor, exact=exact, told=self.told)
+            self._full[outline] = full = _Full(shortage, run_time, self.told)
+        return full
 
     def start(self, session: SessionRequest, seats: Seats) -> Placement:
         """Take the devices for ``session`` and charge its quotas."""
@@ -298,9 +307,10 @@ def fit_all(
         everyone = [*ahead, *(asked for _, asked in line)]
         accounts = Accounts(snapshot.quotas)
         group = GroupPass(policy, policies.selector(policy), snapshot, everyone, accounts)
+        group.told = False
         for _ in group.run(ahead, policies.sequencer(policy)):
             pass
-        group.dry = True
+        group.dry = group.told = True
         for number, asked in line:
             decision = group.decide(asked)
             if isinstance(decision, Refusal):
