@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PACKAGED = (
     "hub/web/templates/*",
     "hub/web/static/*",
+    "hub/web/static/lib/*",
     "hub/config/proxy/package*.json",
     "kernels/*/*",
     "store/migrations/**/*.py",
