@@ -96,10 +96,18 @@ proxy() {
     local folder="$ROOT/hub/config/proxy" wanted
     wanted=$(fingerprint "$folder/package.json" "$folder/package-lock.json")
     if [ "$(cat "$folder/node_modules/.installed" 2>/dev/null)" != "$wanted" ]; then
-        step "Installing the proxy from npm"
+        step "Installing the proxy and the terminal from npm"
         (cd "$folder" && quietly npm ci --no-audit --no-fund --loglevel=error)
         printf '%s\n' "$wanted" >"$folder/node_modules/.installed"
     fi
+}
+
+# What the page with a terminal loads, beside the other files that the hub serves.
+terminal_files() {
+    local from="$ROOT/hub/config/proxy/node_modules/@xterm" to="$ROOT/hub/web/static/lib"
+    mkdir -p "$to"
+    cp -pu "$from/xterm/lib/xterm.js" "$from/xterm/css/xterm.css" "$from/xterm/LICENSE" \
+        "$from/addon-fit/lib/addon-fit.js" "$to"
 }
 
 # The JupyterLab extension is built once per state of its sources.
@@ -145,7 +153,7 @@ everything() {
     if [ ! -x "$VENV/bin/jlpm" ]; then
         quietly "$VENV/bin/python" -m pip install --quiet --no-compile 'jupyter-builder>=1.2,<2'
     fi
-    (proxy && labextension_packages) &
+    (proxy && terminal_files && labextension_packages) &
     from_npm=$!
     python_packages "$1"
     wait "$from_npm" || exit 1

@@ -63,6 +63,15 @@
     return button;
   }
 
+  function terminalLink(session) {
+    const link = element("a", "btn btn-sm btn-outline-secondary me-2", "Terminal");
+    link.href = `${prefix}session/${session.id}/terminal`;
+    link.target = "_blank";
+    link.rel = "noopener";
+    link.setAttribute("aria-label", `Terminal of ${session.name}`);
+    return link;
+  }
+
   function sessionRow(session) {
     const row = element("tr");
     const cells = [];
@@ -79,7 +88,8 @@
     cells.push(state, element("td", "", session.resources));
     if (isAdmin) cells.push(element("td", "", session.agent || "–"));
     cells.push(element("td", "text-nowrap", age(session.age)));
-    const actions = element("td", "text-end");
+    const actions = element("td", "text-end text-nowrap");
+    if (session.status.startsWith("RUNNING")) actions.append(terminalLink(session));
     actions.append(stopButton(session));
     cells.push(actions);
     row.append(...cells);

@@ -22,6 +22,7 @@ NOT_IN_WHEELS = (
 PACKAGED = (
     "hub/web/templates/*",
     "hub/web/static/*",
+    "hub/web/static/lib/*",
     "hub/config/proxy/package*.json",
     "kernels/*/*",
     "store/migrations/**/*.py",

@@ -42,3 +42,35 @@ async def test_apps_are_for_the_owner_only(api: Api) -> None:
         await api.plane.plane.sessions.destroy(
             owner, str(detail.session.id), forced=True, request_id=REQUEST
         )
+
+
+async def test_the_page_with_a_terminal_is_for_the_owner_and_superadmins(
+    api: Api, root: NewKeyPair
+) -> None:
+    owner_pair = await api.user("amy-of-terminals")
+    owner = await api.principal("amy-of-terminals")
+    stranger = await api.user("eve-of-terminals")
+    made = await api.plane.create(owner, name="with-a-terminal")
+    detail = await api.plane.wait(made)
+    path = f"/session/{detail.session.id}/terminal"
+    try:
+        for pair in (owner_pair, root):
+            page = await api.signed(pair, "GET", path)
+            assert page.status == 200
+            assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+            policy = page.headers["Content-Security-Policy"]
+            assert policy.startswith("default-src 'self';")
+            assert "script-src" not in policy
+            assert f"stream/session/{detail.session.id}/pty" in page.body
+            assert "http" not in page.body
+        refused = await api.signed(stranger, "GET", path)
+        assert (refused.status, refused.problem) == (404, "object-not-found")
+        browser = {"Accept": "text/html,*/*"}
+        sent = await api.send("GET", f"/services/perijove{path}", headers=browser)
+        assert sent.status == 302
+        assert sent.headers["Location"].startswith("/hub/api/oauth2/authorize?")
+        assert (await api.send("GET", path, headers=browser)).status == 401
+    finally:
+        await api.plane.plane.sessions.destroy(
+            owner, str(detail.session.id), forced=True, request_id=REQUEST
+        )
