@@ -34,6 +34,8 @@ SAVED_EVERY = 60.0
 """Seconds after which verdicts are written again though nothing was decided."""
 PAUSE = 60.0
 """Seconds without a look after which the manager, or its host, was suspended."""
+PERCENT = ("pct", "percent")
+"""Units of measures that are percents themselves."""
 AT_ONCE = 25
 """Sessions of one write."""
 Verdicts = dict[str, Verdict | None]
@@ -202,8 +204,12 @@ class IdleWatch:
 
 
 def _percent(shape: Mapping[str, Any] | None) -> float | None:
+    """How much of what it may use; None when that is not known, ``pct`` is 0 then."""
+    told = shape or {}
     try:
-        return float((shape or {})["pct"])
+        if told["capacity"] is None:
+            return float(told["current"]) if told["unit_hint"] in PERCENT else None
+        return float(told["pct"])
     except (KeyError, TypeError, ValueError):
         return None
 

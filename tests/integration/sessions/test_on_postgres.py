@@ -6,6 +6,7 @@ from tests.unit.sessions import (
     test_administration,
     test_agents,
     test_creation,
+    test_idle_watch,
     test_ledger,
     test_lifecycle,
     test_offers,
@@ -82,4 +83,10 @@ test_a_victim_is_put_back_and_keeps_its_place = (
 test_a_session_ends_at_its_limit = test_wishes.test_a_session_ends_at_its_limit
 test_run_times_of_batch_sessions_are_learned = (
     test_wishes.test_run_times_of_batch_sessions_are_learned
+)
+test_who_uses_little_is_ended_and_a_restart_loses_nothing = (
+    test_idle_watch.test_who_uses_little_is_ended_and_a_restart_loses_nothing
+)
+test_a_life_time_is_warned_of_and_extended = (
+    test_idle_watch.test_a_life_time_is_warned_of_and_extended
 )

@@ -11,7 +11,7 @@ from authenticator.problems import BadRequest, InvalidParameters, NotFound, Quot
 from hub.api.views import session_info
 from spawner.agent.protocol import Measures
 from spawner.sessions.events import Event, Subscription
-from spawner.sessions.idle_watch import WARNING
+from spawner.sessions.idle_watch import WARNING, _percent
 from spawner.sessions.requests import SessionDetail
 from spawner.sessions.states import Status
 from tests.harness.agent import FakeAgent
@@ -23,7 +23,12 @@ USE = {"thresholds": {"cpu_util": 10}, "window": 600, "initial_grace": 60}
 def shapes(quiet: float, cpu: float) -> dict[str, Any]:
     return {
         "connections": {"current": "0", "quiet": quiet, "watched": quiet},
-        "cpu_util": {"current": str(cpu), "pct": str(cpu)},
+        "cpu_util": {
+            "current": str(cpu),
+            "capacity": "100",
+            "pct": str(cpu),
+            "unit_hint": "percent",
+        },
     }
 
 
@@ -165,6 +170,23 @@ async def test_who_uses_little_is_ended_and_a_restart_loses_nothing(plane: Rig) 
     assert ended.session.status_data["end"]["reason"] == "idle-utilization"
     assert "cpu_util 1 of 10 percent" in ended.session.status_data["end"]["message"]
     assert not await warnings(events), "the warning was given before the restart"
+
+
+@pytest.mark.parametrize(
+    ("shape", "percent"),
+    [
+        ({"current": "1", "capacity": "4", "pct": "25", "unit_hint": "bytes"}, 25.0),
+        ({"current": "7", "capacity": None, "pct": "0", "unit_hint": "pct"}, 7.0),
+        ({"current": "7", "capacity": None, "pct": "0", "unit_hint": "bytes"}, None),
+        ({"current": "7", "capacity": "8", "pct": "x", "unit_hint": "bytes"}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_use_of_what_has_no_capacity_is_not_nought(
+    shape: dict[str, Any] | None, percent: float | None
+) -> None:
+    assert _percent(shape) == percent
 
 
 async def test_who_works_stays(plane: Rig) -> None:
