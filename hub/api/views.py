@@ -145,6 +145,12 @@ def idle_checks(session: SessionRow, now: dt.datetime) -> dict[str, Any] | None:
     return shown(session.idle, now) if session.status in RUNNING else None
 
 
+def ends_in(session: SessionRow, now: dt.datetime) -> float | None:
+    """Seconds until the first of its checks would end it."""
+    left = (each["remaining"] for each in (idle_checks(session, now) or {}).values())
+    return min(left, default=None)
+
+
 def extended(session: SessionRow, now: dt.datetime) -> dict[str, Any]:
     """The answer to ``POST /session/{s}/extend``; ``idleChecks`` follow with the next look."""
     return {
@@ -260,6 +266,7 @@ def session(detail: SessionDetail, now: dt.datetime) -> dict[str, Any]:
         "terminated_at": row.terminated_at,
         "age": round(age(detail, now).total_seconds(), 3),
         "unreachable_since": detail.unreachable_since,
+        "ends_in": ends_in(row, now),
     }
 
 

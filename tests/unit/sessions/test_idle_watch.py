@@ -8,7 +8,7 @@ import pytest
 
 from authenticator.principals import Principal
 from authenticator.problems import BadRequest, InvalidParameters, NotFound, QuotaExceeded
-from hub.api.views import session_info
+from hub.api.views import ends_in, session_info
 from spawner.agent.protocol import Measures
 from spawner.sessions.events import Event, Subscription
 from spawner.sessions.idle_watch import WARNING, _percent
@@ -217,6 +217,8 @@ async def test_a_life_time_is_warned_of_and_extended(plane: Rig) -> None:
     await plane.plane.reconciler.idle.look()
     told = await checks(plane, ada, detail)
     assert told["session_lifetime"]["remaining"] == pytest.approx(1700, abs=2)
+    (listed,) = await plane.plane.sessions.list(ada)
+    assert ends_in(listed.session, plane.clock()) == pytest.approx(1700, abs=2)
     await extend(plane, ada, detail, "5h")
     with pytest.raises(QuotaExceeded, match="as late as your policy allows"):
         await extend(plane, ada, detail, "5h")
