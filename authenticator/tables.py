@@ -117,6 +117,8 @@ class KeyPairPolicyRow(Base):
     max_priority: Mapped[int] = mapped_column(default=10)
     idle_timeout: Mapped[int | None] = mapped_column(BigInteger)
     """Seconds."""
+    idle_checks: Mapped[JsonDict | None]
+    """When sessions count as idle besides, and how their owners are warned (``spawner.sessions.idleness``)."""
     max_vfolder_count: Mapped[int | None]
     max_customized_image_count: Mapped[int] = mapped_column(default=3, server_default="3")
     """Images that a user may have made of sessions."""

@@ -208,6 +208,14 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
+class Extension:
+    """Parameters of ``POST /session/{session}/extend``."""
+
+    by: str | None = param("How much later its run-time limit comes; 1 hour.", default=None)
+    owner_access_key: str | None = param("Access key of the owner.", default=None)
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
     """Parameters of ``DELETE /session/{session}``."""
 
@@ -366,6 +374,21 @@ class SessionRestart(ApiHandler):
         principal = await self.acting_for(given.owner_access_key)
         await self.services.control.sessions.restart(principal, session, self.request_id)
         self.answer_nothing()
+
+
+class SessionExtension(ApiHandler):
+    """Not yet."""
+
+    paths = ("/session/{session}/extend",)
+
+    @endpoint("Keep a session from ending", scope=Scope.SESSIONS, parameters=Extension)
+    async def post(self, session: str, given: Extension) -> None:
+        """Idleness counts anew, and a run-time limit moves, within the policy."""
+        principal = await self.acting_for(given.owner_access_key)
+        row = await self.services.control.extensions.extend(
+            principal, session, given.by, self.request_id
+        )
+        self.answer(views.extended(row, self.services.now()))
 
 
 class SessionAttempts(ApiHandler):
@@ -570,6 +593,7 @@ HANDLERS = (
     SessionCheck,
     Session,
     SessionRestart,
+    SessionExtension,
     SessionRename,
     SessionAttempts,
     SessionLogs,

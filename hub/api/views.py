@@ -11,11 +11,12 @@ import msgspec
 from spawner.scheduler.model import Verdict
 from spawner.scheduler.slots import format_amount, human_amount
 from spawner.sessions.clusters import rank_of
+from spawner.sessions.idle_state import shown
 from spawner.sessions.progress import percent
 from spawner.sessions.requests import AgentView, Check, Created, ProgressEvent, SessionDetail
 from spawner.sessions.retries import attempt_of
 from spawner.sessions.states import Status
-from spawner.sessions.tables import AgentTokenRow, HistoryRow, KernelRow, RunRow
+from spawner.sessions.tables import AgentTokenRow, HistoryRow, KernelRow, RunRow, SessionRow
 from vfolder.tables import FolderRow
 from vfolder.volumes.base import Usage
 
@@ -141,12 +142,32 @@ def session_info(
         "terminationTime": session.terminated_at.isoformat() if session.terminated_at else None,
         "numQueriesExecuted": 0,
         "lastStat": live or kernel.last_stat or None,
-        "idleChecks": None,
+        "idleChecks": idle_checks(session, now),
         "servicePorts": service_ports(detail),
         "clusterMode": session.cluster_mode,
         "clusterSize": session.cluster_size,
         "containers": [_container(each) for each in detail.kernels],
         "perijove": _own_facts(detail),
+    }
+
+
+def idle_checks(session: SessionRow, now: dt.datetime) -> dict[str, Any] | None:
+    """Time left by checker, in Backend.AI's shape; null when it does not run."""
+    return shown(session.idle, now) if session.status in RUNNING else None
+
+
+def ends_in(session: SessionRow, now: dt.datetime) -> float | None:
+    """Seconds until the first of its checks would end it."""
+    left = (each["remaining"] for each in (idle_checks(session, now) or {}).values())
+    return min(left, default=None)
+
+
+def extended(session: SessionRow, now: dt.datetime) -> dict[str, Any]:
+    """The answer to ``POST /session/{s}/extend``; ``idleChecks`` follow with the next look."""
+    return {
+        "extensions": (session.idle or {}).get("extended", 0),
+        "ends_at": session.ends_at,
+        "idleChecks": idle_checks(session, now),
     }
 
 
@@ -256,6 +277,7 @@ def session(detail: SessionDetail, now: dt.datetime) -> dict[str, Any]:
         "terminated_at": row.terminated_at,
         "age": round(age(detail, now).total_seconds(), 3),
         "unreachable_since": detail.unreachable_since,
+        "ends_in": ends_in(row, now),
     }
 
 

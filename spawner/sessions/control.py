@@ -15,12 +15,14 @@ from spawner.sessions.administration import Administration
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.clusters import deployment_id
 from spawner.sessions.events import EventBus
+from spawner.sessions.extending import Extensions
+from spawner.sessions.idle_watch import IdleWatch
 from spawner.sessions.images import ImageService
 from spawner.sessions.metrics import Metrics
 from spawner.sessions.nodes import NodeService
 from spawner.sessions.offers import Offers, bootstrap
 from spawner.sessions.opening import AppService
-from spawner.sessions.reconciler import Reconciler
+from spawner.sessions.reconciler import WATCH_SHARE, Reconciler
 from spawner.sessions.scheduling import SchedulerLoop
 from spawner.sessions.service import SessionService
 from spawner.sessions.snapshot import read_groups
@@ -78,9 +80,12 @@ class ControlPlane:
         self.apps = AppService(store, self.agents)
         self.offers = Offers(self.journal, self.agents, now, policies, folders)
         self.scheduler = SchedulerLoop(self.journal, self.metrics, self.settings.tick, policies)
+        self.extensions = Extensions(self.journal)
+        interval = self.settings.agent_timeout / WATCH_SHARE
         self.reconciler = Reconciler(
             self.journal,
             self.metrics,
+            IdleWatch(self.journal, self.agents.statistics, interval),
             tick=self.settings.tick,
             agent_timeout=self.settings.agent_timeout,
             policies=policies,

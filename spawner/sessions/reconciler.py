@@ -20,6 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from spawner.scheduler.policies import BUILT_IN, Policies, PolicyError
 from spawner.sessions import ledger, nodes, registration, retries, steps, usage
 from spawner.sessions.durations import seconds_of
+from spawner.sessions.idle_watch import IdleWatch
+from spawner.sessions.idleness import LIFETIME, REASONS
+from spawner.sessions.kinds import BATCH, INFERENCE
 from spawner.sessions.losses import Rules
 from spawner.sessions.metrics import Metrics
 from spawner.sessions.snapshot import read_groups, read_loss_rules
@@ -44,12 +47,14 @@ class Reconciler:
         self,
         journal: Journal,
         metrics: Metrics,
+        idle: IdleWatch,
         *,
         tick: float,
         agent_timeout: float,
         policies: Policies = BUILT_IN,
     ) -> None:
         self._journal, self._metrics, self._policies = journal, metrics, policies
+        self.idle = idle
         self._tick, self._timeout = tick, agent_timeout
         self.queue: WorkQueue[uuid.UUID] = WorkQueue()
         self._leads_since: dt.datetime | None = None
@@ -57,6 +62,7 @@ class Reconciler:
     async def run(self) -> None:
         """Work until cancelled."""
         self._leads_since = self._journal.now()
+        self.idle.begin()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._work_forever())
@@ -174,6 +180,7 @@ class Reconciler:
             try:
                 await self.watch_agents()
                 await self.end_overdue()
+                await self.idle.look()
             except (StoreError, SQLAlchemyError) as error:
                 log.error("agents and limits could not be looked at: %s", error)
 
@@ -201,13 +208,16 @@ def _seconds(group: ResourceGroupRow, option: str) -> float | None:
 
 async def _overdue(db: AsyncSession, now: dt.datetime) -> list[tuple[uuid.UUID, str, str]]:
     """Sessions to end, with slug and sentence."""
-    query = select(SessionRow.id).where(
+    query = select(SessionRow.id, SessionRow.type).where(
         SessionRow.ends_at <= now,
         SessionRow.target == Target.RUNNING.value,
         SessionRow.status.not_in(ENDED),
     )
     limit = "its run-time limit was reached"
-    found = [(each, steps.TASK_TIMEOUT, limit) for each in await db.scalars(query)]
+    found = [
+        (each, steps.TASK_TIMEOUT if kind in (BATCH, INFERENCE) else REASONS[LIFETIME], limit)
+        for each, kind in await db.execute(query)
+    ]
     for group in await db.scalars(select(ResourceGroupRow)):
         timeout = _seconds(group, "pending_timeout")
         if timeout is None:

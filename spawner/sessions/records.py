@@ -15,6 +15,7 @@ from spawner.scheduler.policies import Policies
 from spawner.scheduler.slots import format_amount, parse_amount
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.groups import SLOT, read_options
+from spawner.sessions.idleness import read_checks
 from spawner.sessions.tables import PresetRow, RegistryRow, ResourceGroupRow
 from store.base import Base
 
@@ -131,6 +132,15 @@ def amounts_text(value: Any) -> Any:
     return {slot: format_amount(slot, int(amount)) for slot, amount in sorted(value.items())}
 
 
+def idle_checks(value: Any) -> dict[str, Any]:
+    """Checks of idle sessions, kept as written once they pass."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f'{str(value)[:_SHOWN]!r}: an object such as {{"warn_before": "5m"}}')
+    kept = {str(each): given for each, given in value.items()}
+    read_checks(kept)
+    return kept
+
+
 def _memory(value: Any) -> int:
     return parse_amount("mem", value)
 
@@ -192,7 +202,8 @@ POLICY = {
     "max_pending_resource_slots": SLOTS,
     "max_containers_per_session": Field(whole(1, 1000), "Containers.", 1),
     "max_session_lifetime": LIFE,
-    "idle_timeout": LIFE,
+    "idle_timeout": Field(or_null(seconds), "Without a connection; null or 0: unlimited."),
+    "idle_checks": Field(or_null(idle_checks), "Utilisation, warnings and extensions."),
     "max_priority": Field(whole(0, 100), "Highest priority.", 10),
     "max_vfolder_count": Field(or_null(whole(0)), "Folders; null: unlimited."),
     "max_customized_image_count": Field(whole(0), "Images made of sessions.", 3),

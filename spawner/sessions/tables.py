@@ -255,6 +255,8 @@ class SessionRow(Base):
     """What it asks of the scheduler besides resources (``spawner.sessions.wishes``)."""
     ends_at: Mapped[dt.datetime | None]
     """When its run-time limit is reached; set when it starts to run."""
+    idle: Mapped[JsonDict | None]
+    """What was found of its idleness (``spawner.sessions.idle_state``)."""
     recovery: Mapped[JsonDict | None]
     """Its retry policy, and which attempt this is (``spawner.sessions.retries``)."""
     created_at: Mapped[dt.datetime]

@@ -87,7 +87,12 @@
     }
     cells.push(state, element("td", "", session.resources));
     if (isAdmin) cells.push(element("td", "", session.agent || "–"));
-    cells.push(element("td", "text-nowrap", age(session.age)));
+    const time = element("td", "text-nowrap", age(session.age));
+    if (session.ends_in !== null) {
+      const left = Math.max(session.ends_in, 0);
+      time.append(element("div", "small text-body-secondary", `${age(left)} left`));
+    }
+    cells.push(time);
     const actions = element("td", "text-end text-nowrap");
     if (session.status.startsWith("RUNNING")) actions.append(terminalLink(session));
     actions.append(stopButton(session));
@@ -159,7 +164,7 @@
 
   // An EventSource sends no headers, and cookies alone are not believed.
   const events = new EventSource(`${prefix}events/session?_xsrf=${encodeURIComponent(page.dataset.xsrf)}`);
-  for (const name of ["enqueued", "scheduled", "started", "terminating", "terminated", "cancelled"]) {
+  for (const name of ["enqueued", "scheduled", "started", "terminating", "terminated", "cancelled", "idle_warning"]) {
     events.addEventListener(`session_${name}`, soon);
   }
   for (const name of ["preparing", "creating", "started", "terminated"]) {

@@ -6,6 +6,7 @@ from tests.unit.sessions import (
     test_administration,
     test_agents,
     test_creation,
+    test_idle_watch,
     test_ledger,
     test_lifecycle,
     test_offers,
@@ -106,3 +107,9 @@ test_system_sessions_are_for_administrators_and_count_nowhere = (
     test_retries.test_system_sessions_are_for_administrators_and_count_nowhere
 )
 test_a_restart_keeps_node_and_devices = test_retries.test_a_restart_keeps_node_and_devices
+test_who_uses_little_is_ended_and_a_restart_loses_nothing = (
+    test_idle_watch.test_who_uses_little_is_ended_and_a_restart_loses_nothing
+)
+test_a_life_time_is_warned_of_and_extended = (
+    test_idle_watch.test_a_life_time_is_warned_of_and_extended
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -82,12 +83,32 @@ async def test_sessions_of_others_do_not_exist(api: Api, ada: NewKeyPair) -> Non
             ("GET", "/status-history"),
             ("GET", "/progress"),
             ("POST", "/rename?name=mine-now"),
+            ("POST", "/extend"),
         ):
             answer = await api.signed(stranger, method, f"/session/{ref}{rest}")
             assert (answer.status, method, rest) == (404, method, rest)
     assert (await api.signed(stranger, "GET", "/sessions")).body["total"] == 0
     assert (await api.signed(stranger, "GET", "/sessions?all=1")).status == 403
     await end(api, ada, "private-one")
+
+
+async def test_owners_extend_sessions(api: Api, ada: NewKeyPair) -> None:
+    made = await create(api, ada, "goes-on", runTime="1h")
+    assert made["status"] == "RUNNING"
+    answer = await api.signed(ada, "POST", "/session/goes-on/extend?by=30m")
+    assert (answer.status, answer.body["extensions"]) == (200, 1)
+    assert dt.datetime.fromisoformat(answer.body["ends_at"]) > dt.datetime.now(
+        dt.UTC
+    ) + dt.timedelta(minutes=80)
+    wrong = await api.signed(ada, "POST", "/session/goes-on/extend?by=soon")
+    assert (wrong.status, wrong.problem) == (400, "invalid-api-params")
+    for _ in range(2):
+        assert (
+            await api.signed(ada, "POST", "/session/goes-on/extend", {"by": "1m"})
+        ).status == 200
+    more = await api.signed(ada, "POST", "/session/goes-on/extend")
+    assert (more.status, more.problem) == (412, "quota-exceeded")
+    await end(api, ada, "goes-on")
 
 
 async def test_a_session_that_waits_says_why_and_is_cancelled(api: Api, ada: NewKeyPair) -> None:
