@@ -456,7 +456,8 @@ class SessionWhy(ApiHandler):
         detail = await control.sessions.get(self.principal, session)
         waits = detail.status is Status.PENDING
         verdict = await control.offers.why(detail.session.id) if waits else None
-        self.answer(views.why(detail, verdict))
+        shares = await control.offers.shares_of(detail.session.id) if waits else ()
+        self.answer(views.why(detail, verdict, shares))
 
 
 class SessionProgress(ApiHandler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from spawner.sessions.clusters import rank_of
 from spawner.sessions.progress import percent
 from spawner.sessions.requests import AgentView, Check, Created, ProgressEvent, SessionDetail
 from spawner.sessions.retries import attempt_of
+from spawner.sessions.shares import Share
 from spawner.sessions.states import Status
 from spawner.sessions.tables import AgentTokenRow, HistoryRow, KernelRow, RunRow
 from vfolder.tables import FolderRow
@@ -267,7 +269,23 @@ def message(detail: SessionDetail) -> str:
     return f"Its node has not been heard of since {since}; the session goes on there."
 
 
-def why(detail: SessionDetail, verdict: Verdict | None = None) -> dict[str, Any]:
+def share(found: Share) -> dict[str, Any]:
+    """A factor of ``fair-share``; a cost without bound (of no weight) is null."""
+    factor = found.factor
+    return {
+        "scope": factor.scope,
+        "id": factor.scope_id,
+        "name": found.name,
+        "usage": factor.normalised,
+        "weight": factor.weight,
+        "cost": factor.cost if math.isfinite(factor.cost) else None,
+        "factor": factor.factor,
+    }
+
+
+def why(
+    detail: SessionDetail, verdict: Verdict | None = None, shares: Iterable[Share] = ()
+) -> dict[str, Any]:
     """The scheduler's explanation; ``verdict`` is what a pass would do with it now, if it waits."""
     row = detail.session
     now = None
@@ -286,6 +304,7 @@ def why(detail: SessionDetail, verdict: Verdict | None = None) -> dict[str, Any]
         "message": message(detail),
         "scheduler": row.status_data.get("scheduler"),
         "now": now,
+        "fair_share": [share(each) for each in shares],
         "data": row.status_data,
     }
 

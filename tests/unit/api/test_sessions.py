@@ -130,6 +130,21 @@ async def test_a_dry_run_takes_a_creation_and_makes_nothing(api: Api, ada: NewKe
     await end(api, ada, "takes-three")
 
 
+async def test_factors_are_for_administrators(api: Api, ada: NewKeyPair, root: NewKeyPair) -> None:
+    path = "/resource/fair-share?group="
+    assert (await api.signed(ada, "GET", f"{path}default")).status == 403
+    otherwise = await api.signed(root, "GET", f"{path}default")
+    assert (otherwise.status, otherwise.problem) == (400, "generic-bad-request")
+    options = {"options": {"sequencer": "fair-share"}}
+    assert (
+        await api.signed(root, "PATCH", "/admin/resource-groups/default", options)
+    ).status == 200
+    found = (await api.signed(root, "GET", f"{path}default")).body
+    assert found["group"] == "default"
+    assert isinstance(found["factors"], list)
+    await api.signed(root, "PATCH", "/admin/resource-groups/default", {"options": {}})
+
+
 @asynccontextmanager
 async def following(api: Api, path: str, user: str = "ada") -> AsyncIterator[asyncio.StreamReader]:
     """An open stream of events, after its head."""
