@@ -436,10 +436,10 @@ class SessionHistory(ApiHandler):
 
     @endpoint("When a session reached each status", scope=Scope.SESSIONS_READ, parameters=Owner)
     async def get(self, session: str, given: Owner) -> None:
-        """Status names in both spellings that clients look for."""
+        """Status names in both spellings that clients look for; beside it, how often it was tried in vain."""
         principal = await self.acting_for(given.owner_access_key)
         rows = await self.services.control.sessions.history(principal, session)
-        self.answer({"result": views.status_history(rows)})
+        self.answer({"result": views.status_history(rows), "attempts": views.tries(rows)})
 
 
 class SessionWhy(ApiHandler):

@@ -18,6 +18,7 @@ from spawner.sessions.retries import attempt_of
 from spawner.sessions.shares import Share
 from spawner.sessions.states import Status
 from spawner.sessions.tables import AgentTokenRow, HistoryRow, KernelRow, RunRow
+from spawner.sessions.telling import ATTEMPT
 from vfolder.tables import FolderRow
 from vfolder.volumes.base import Usage
 
@@ -219,6 +220,29 @@ def status_history(rows: Iterable[HistoryRow]) -> dict[str, str]:
         if row.kind == "session" and row.from_status != row.to_status:
             for name in (row.to_status, row.to_status.lower()):
                 told[name] = row.at.isoformat()
+    return told
+
+
+def tries(rows: Iterable[HistoryRow]) -> list[dict[str, Any]]:
+    """How often a session was tried in vain, oldest first; alike ones that follow each other are one."""
+    told: list[dict[str, Any]] = []
+    for row in rows:
+        if row.kind != ATTEMPT:
+            continue
+        last = told[-1] if told else None
+        if last is not None and last["message"] == row.cause:
+            last["count"] += row.data["attempts"]
+            last["last_at"], last["steps"] = row.data["last_at"], row.data["steps"]
+            continue
+        told.append(
+            {
+                "message": row.cause,
+                "count": row.data["attempts"],
+                "first_at": row.data["first_at"],
+                "last_at": row.data["last_at"],
+                "steps": row.data["steps"],
+            }
+        )
     return told
 
 
