@@ -50,8 +50,6 @@ class ProjectRow(Base):
     is_active: Mapped[bool] = mapped_column(default=True)
     total_resource_slots: Mapped[JsonDict | None]
     max_concurrent_sessions: Mapped[int | None]
-    resource_policy: Mapped[str | None] = mapped_column(String(64))
-    """Name of a ``ProjectPolicyRow``: limits besides its own; None: no others."""
     weight: Mapped[float] = mapped_column(Double, default=1.0, server_default="1")
     """Its share in ``fair-share``, against others beside it."""
     allowed_vfolder_hosts: Mapped[JsonDict | None]
@@ -80,10 +78,8 @@ class UserRow(Base):
     total_resource_slots: Mapped[JsonDict | None]
     """Limits of the person, whatever key pair is used."""
     max_concurrent_sessions: Mapped[int | None]
-    resource_policy: Mapped[str | None] = mapped_column(String(64))
-    """Name of a ``UserPolicyRow``: limits besides the person's own; None: no others."""
     weight: Mapped[float] = mapped_column(Double, default=1.0, server_default="1")
-    """The person's share in ``drf`` and ``fair-share``, against others beside them."""
+    """The person's share in ``fair-share``, against others in the same project; ``drf`` has weights of its group."""
     created_at: Mapped[dt.datetime]
 
 
@@ -143,30 +139,3 @@ class KeyPairRow(Base):
     """Requests per rolling 15 minutes."""
     created_at: Mapped[dt.datetime]
     last_used: Mapped[dt.datetime | None]
-
-
-class UserPolicyRow(Base):
-    """What each person under this policy may use, whatever key pair they use; None is unlimited, 0 nothing."""
-
-    __tablename__ = "user_resource_policies"
-
-    name: Mapped[str] = mapped_column(String(64), primary_key=True)
-    total_resource_slots: Mapped[JsonDict | None]
-    max_concurrent_sessions: Mapped[int | None]
-    max_pending_sessions: Mapped[int | None]
-    max_pending_resource_slots: Mapped[JsonDict | None]
-    max_vfolder_count: Mapped[int | None]
-    created_at: Mapped[dt.datetime]
-
-
-class ProjectPolicyRow(Base):
-    """What each project under this policy may use in all; None is unlimited, 0 nothing."""
-
-    __tablename__ = "project_resource_policies"
-
-    name: Mapped[str] = mapped_column(String(64), primary_key=True)
-    total_resource_slots: Mapped[JsonDict | None]
-    max_concurrent_sessions: Mapped[int | None]
-    max_pending_sessions: Mapped[int | None]
-    max_pending_resource_slots: Mapped[JsonDict | None]
-    created_at: Mapped[dt.datetime]

@@ -21,6 +21,13 @@ class PresetCheck:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class OfGroup:
+    """Parameters of ``GET /resource/fair-share``."""
+
+    group: str = param("Resource group.", names=("group", "resource_group"), max_length=64)
+
+
 class Presets(ApiHandler):
     """Named bundles."""
 
@@ -97,4 +104,18 @@ class ScalingGroups(ApiHandler):
         self.answer({"scaling_groups": [{"name": row.name} for row in rows]})
 
 
-HANDLERS = (Presets, CheckPresets, Slots, SlotDetails, ScalingGroups)
+class FairShare(ApiHandler):
+    """Why who comes first."""
+
+    paths = ("/resource/fair-share",)
+
+    @endpoint(
+        "What orders a fair-share resource group now", access=Access.ADMIN, parameters=OfGroup
+    )
+    async def get(self, given: OfGroup) -> None:
+        """Domains, projects, people in projects; in each scope the next one first."""
+        found = await self.services.control.offers.shares(self.principal, given.group)
+        self.answer({"group": given.group, "factors": [views.share(each) for each in found]})
+
+
+HANDLERS = (Presets, CheckPresets, FairShare, Slots, SlotDetails, ScalingGroups)

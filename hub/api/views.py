@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,8 +16,10 @@ from spawner.sessions.idle_state import shown
 from spawner.sessions.progress import percent
 from spawner.sessions.requests import AgentView, Check, Created, ProgressEvent, SessionDetail
 from spawner.sessions.retries import attempt_of
+from spawner.sessions.shares import Share
 from spawner.sessions.states import Status
 from spawner.sessions.tables import AgentTokenRow, HistoryRow, KernelRow, RunRow, SessionRow
+from spawner.sessions.telling import ATTEMPT
 from vfolder.tables import FolderRow
 from vfolder.volumes.base import Usage
 
@@ -241,6 +244,29 @@ def status_history(rows: Iterable[HistoryRow]) -> dict[str, str]:
     return told
 
 
+def tries(rows: Iterable[HistoryRow]) -> list[dict[str, Any]]:
+    """How often a session was tried in vain, oldest first; alike ones that follow each other are one."""
+    told: list[dict[str, Any]] = []
+    for row in rows:
+        if row.kind != ATTEMPT:
+            continue
+        last = told[-1] if told else None
+        if last is not None and last["message"] == row.cause:
+            last["count"] += row.data["attempts"]
+            last["last_at"], last["steps"] = row.data["last_at"], row.data["steps"]
+            continue
+        told.append(
+            {
+                "message": row.cause,
+                "count": row.data["attempts"],
+                "first_at": row.data["first_at"],
+                "last_at": row.data["last_at"],
+                "steps": row.data["steps"],
+            }
+        )
+    return told
+
+
 def session(detail: SessionDetail, now: dt.datetime) -> dict[str, Any]:
     """A session in ``GET /sessions``; ``agent`` is there for superadmins only."""
     row, kernel = detail.session, detail.main
@@ -289,7 +315,23 @@ def message(detail: SessionDetail) -> str:
     return f"Its node has not been heard of since {since}; the session goes on there."
 
 
-def why(detail: SessionDetail, verdict: Verdict | None = None) -> dict[str, Any]:
+def share(found: Share) -> dict[str, Any]:
+    """A factor of ``fair-share``; a cost without bound (of no weight) is null."""
+    factor = found.factor
+    return {
+        "scope": factor.scope,
+        "id": factor.scope_id,
+        "name": found.name,
+        "usage": factor.normalised,
+        "weight": factor.weight,
+        "cost": factor.cost if math.isfinite(factor.cost) else None,
+        "factor": factor.factor,
+    }
+
+
+def why(
+    detail: SessionDetail, verdict: Verdict | None = None, shares: Iterable[Share] = ()
+) -> dict[str, Any]:
     """The scheduler's explanation; ``verdict`` is what a pass would do with it now, if it waits."""
     row = detail.session
     now = None
@@ -308,6 +350,7 @@ def why(detail: SessionDetail, verdict: Verdict | None = None) -> dict[str, Any]
         "message": message(detail),
         "scheduler": row.status_data.get("scheduler"),
         "now": now,
+        "fair_share": [share(each) for each in shares],
         "data": row.status_data,
     }
 

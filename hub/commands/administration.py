@@ -1,6 +1,7 @@
 """Records of administrators: ``perijove domain``, ``project``, ``policy``, ``resource-group``, ``preset``, ...
 
-All work alike, on the database, on the manager's host; the manager notices within half a minute.
+All work alike, on the database, on the manager's host; the manager notices at once on PostgreSQL,
+within half a minute on SQLite.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``perijove node``: nodes of the cluster, on the database, on the manager's host.
 
-The manager notices within half a minute.
+The manager notices at once on PostgreSQL, within half a minute on SQLite.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +30,7 @@ from spawner.sessions.snapshot import read_groups
 from spawner.sessions.tokens import AgentTokens
 from spawner.sessions.transitions import Change, Journal
 from store.database import Store
+from store.hints import HintListener, can_hint
 from vfolder.folders import FolderService
 
 LEADERSHIP = "scheduler"
@@ -95,6 +97,8 @@ class ControlPlane:
         self.leads = asyncio.Event()
         """Set while this manager schedules and reconciles."""
         self.journal.listen(self._committed)
+        self.hints = HintListener(store.url, self._hinted) if can_hint(store.url) else None
+        """What other processes on the database tell this one."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -107,7 +111,7 @@ class ControlPlane:
         await self._store.read(lambda db: read_groups(db, self._policies))
         if self.settings.agent_token is not None:
             await self.tokens.ensure_token(self.settings.agent_token, "made with the deployment")
-        self._task = asyncio.create_task(self._lead_forever(), name="control-plane")
+        self._task = asyncio.create_task(self._run(), name="control-plane")
 
     async def stop(self) -> None:
         """Stop the loops and close agents' connections; sessions go on."""
@@ -132,6 +136,33 @@ class ControlPlane:
             self.agents.wake(change.agents)
         if change.networks:
             self.agents.wake_all()
+
+    def _hinted(self, payload: str) -> None:
+        """Wake whoever a change of another process concerns."""
+        told = json.loads(payload)
+        if told["from"] == self.journal.origin:
+            return
+        if told["schedule"]:
+            self.scheduler.wake()
+        self.agents.wake(told["agents"])
+        if told["all"]:
+            self.agents.wake_all()
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._lead_forever(), name="leading")
+            if self.hints is not None:
+                group.create_task(self._hear(self.hints), name="hints")
+
+    @staticmethod
+    async def _hear(hints: HintListener) -> None:
+        """Listen, and again when the connection was lost: hints are only speed, so that stops nothing."""
+        while True:
+            try:
+                await hints.run()
+            except Exception as error:
+                log.exception("no hints from other processes for now: %s", error)
+            await asyncio.sleep(RETRY)
 
     async def _lead_forever(self) -> None:
         """Wait to lead, lead until leadership is lost, and again."""

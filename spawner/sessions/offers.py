@@ -24,12 +24,13 @@ from spawner.scheduler.slots import (
     kind_of,
     parse_amount,
 )
-from spawner.sessions import creation, rehearsal, slotkinds
+from spawner.sessions import creation, rehearsal, shares, slotkinds
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.facts import Facts, read_facts
 from spawner.sessions.image_rows import usable_by
 from spawner.sessions.rehearsal import amounts_text
 from spawner.sessions.requests import Check, NewSession
+from spawner.sessions.shares import Share
 from spawner.sessions.snapshot import Payer, Reading, held_by, read_snapshot
 from spawner.sessions.tables import (
     AgentDeviceRow,
@@ -262,6 +263,21 @@ class Offers:
             return why(reading.snapshot, str(session_id), self._policies)
         except KeyError:
             return None
+
+    async def shares(self, principal: Principal, group: str) -> list[Share]:
+        """What orders a ``fair-share`` group now, of everybody in it; for administrators."""
+        require(principal, Scope.ADMIN)
+        nowhere = str(uuid.UUID(int=0))
+        payer = _payer(principal, nowhere)
+        return await self._store.read(
+            lambda db: shares.read_shares(db, self._now(), self._policies, group, payer)
+        )
+
+    async def shares_of(self, session_id: uuid.UUID) -> list[Share]:
+        """What decides a session's place in a ``fair-share`` group; the caller has authorized, as for ``why``."""
+        return await self._store.read(
+            lambda db: shares.shares_of(db, self._now(), self._policies, session_id)
+        )
 
     async def resource_groups(self) -> list[ResourceGroupRow]:
         """Active resource groups, the default one first."""

@@ -7,6 +7,7 @@ history row and gathers the events and wake-ups that ``Journal`` hands out after
 from __future__ import annotations
 
 import datetime as dt
+import json
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from spawner.sessions.states import FINAL, HOLDS, IllegalTransition, Status, che
 from spawner.sessions.tables import HistoryRow, KernelRow, SessionRow
 from spawner.sessions.wishes import wishes_of
 from store.database import Store
+from store.hints import MAX_HINT, can_hint, hint
 
 T = TypeVar("T")
 PROGRESS = "_progress"
@@ -230,6 +232,9 @@ class Journal:
 
     def __init__(self, store: Store, bus: EventBus, now: Callable[[], dt.datetime]) -> None:
         self.store, self.bus, self.now = store, bus, now
+        self.origin = uuid.uuid4().hex
+        """Who sends its hints, so that it can leave out its own."""
+        self._hints = can_hint(store.url)
         self._listeners: list[Callable[[Change], None]] = []
 
     def listen(self, listener: Callable[[Change], None]) -> None:
@@ -243,7 +248,10 @@ class Journal:
         async def run(db: AsyncSession) -> T:
             nonlocal change
             change = Change(db, self.now(), request_id)
-            return await work(change)
+            result = await work(change)
+            if self._hints and (change.schedule or change.agents or change.networks):
+                await hint(db, self._hint(change))
+            return result
 
         result = await self.store.write(run)
         if change is not None:
@@ -252,6 +260,12 @@ class Journal:
             for listener in self._listeners:
                 listener(change)
         return result
+
+    def _hint(self, change: Change) -> str:
+        """What other managers should look at; all their agents, when the names are too many."""
+        told: dict[str, Any] = {"from": self.origin, "schedule": change.schedule}
+        named = json.dumps({**told, "agents": sorted(change.agents), "all": change.networks})
+        return named if len(named) <= MAX_HINT else json.dumps({**told, "agents": [], "all": True})
 
 
 async def story(db: AsyncSession, object_id: str) -> str:

@@ -1,4 +1,4 @@
-"""Shares of domains, projects and people, their policies, and how long and how often sessions were tried.
+"""Shares of domains, projects and people, and how long and how often sessions were tried.
 
 Revision ID: 0008
 Revises: 0007
@@ -11,11 +11,10 @@ revision = "0008"
 down_revision = "0007"
 
 WHEN = sa.DateTime(timezone=True)
-JSON = sa.JSON()
 
 
 def upgrade() -> None:
-    """Add columns that may be empty or have a default, and three tables."""
+    """Add columns that may be empty or have a default, and a table."""
     op.add_column("sessions", sa.Column("eligible_since", WHEN, nullable=True))
     for table in ("domains", "projects", "users"):
         op.add_column(
@@ -34,17 +33,3 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("resource_group", name="pk_scheduler_passes"),
     )
-    for who, extra in (("user", ("max_vfolder_count",)), ("project", ())):
-        table = f"{who}_resource_policies"
-        op.create_table(
-            table,
-            sa.Column("name", sa.String(64), nullable=False),
-            sa.Column("total_resource_slots", JSON, nullable=True),
-            sa.Column("max_concurrent_sessions", sa.Integer(), nullable=True),
-            sa.Column("max_pending_sessions", sa.Integer(), nullable=True),
-            sa.Column("max_pending_resource_slots", JSON, nullable=True),
-            *(sa.Column(name, sa.Integer(), nullable=True) for name in extra),
-            sa.Column("created_at", WHEN, nullable=False),
-            sa.PrimaryKeyConstraint("name", name=f"pk_{table}"),
-        )
-        op.add_column(f"{who}s", sa.Column("resource_policy", sa.String(64), nullable=True))

@@ -10,7 +10,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from authenticator.keypairs import NewKeyPair
+from hub.api import views
 from spawner.sessions.states import FINAL
+from spawner.sessions.tables import HistoryRow
+from spawner.sessions.telling import ATTEMPT
 from tests.harness.agent import IMAGE
 from tests.harness.plane import until
 from tests.unit.api.server import HUB_SECRET, Api
@@ -149,6 +152,62 @@ async def test_a_dry_run_takes_a_creation_and_makes_nothing(api: Api, ada: NewKe
     nothing = await api.signed(ada, "POST", "/session/_/check", {"image": IMAGE})
     assert (nothing.status, nothing.problem) == (400, "invalid-api-params")
     await end(api, ada, "takes-three")
+
+
+async def test_attempts_to_schedule_are_counted_in_the_history(api: Api, ada: NewKeyPair) -> None:
+    await create(api, ada, "in-the-way", config={"resources": {"cpu": "4", "mem": "1g"}})
+    made = await create(api, ada, "tried-often", enqueueOnly=True)
+
+    async def told() -> str:
+        return str((await api.signed(ada, "GET", "/session/tried-often/why")).body["message"])
+
+    said = await until(told, lambda text: "CPU" in text)
+    path = f"/session/{made['sessionId']}/status-history"
+    assert (await api.signed(ada, "GET", path)).body["attempts"] == []
+    await end(api, ada, "in-the-way")
+
+    async def history() -> Any:
+        return (await api.signed(ada, "GET", path)).body
+
+    found = await until(history, lambda body: "RUNNING" in body["result"])
+    (tried,) = found["attempts"]
+    assert tried["message"] == said
+    assert tried["count"] >= 1
+    assert tried["first_at"] <= tried["last_at"]
+    assert [each["step"] for each in tried["steps"]][:2] == ["order", "checks"]
+    await end(api, ada, "tried-often")
+
+
+def test_alike_attempts_in_a_row_are_one() -> None:
+    def row(message: str, count: int, at: str, kind: str = ATTEMPT) -> HistoryRow:
+        data = {"attempts": count, "first_at": at, "last_at": f"{at}!", "steps": [at]}
+        return HistoryRow(kind=kind, cause=message, data=data)
+
+    rows = [
+        row("full", 2, "1"),
+        row("x", 9, "2", "progress"),
+        row("full", 3, "3"),
+        row("off", 1, "4"),
+    ]
+    assert views.tries(rows) == [
+        {"message": "full", "count": 5, "first_at": "1", "last_at": "3!", "steps": ["3"]},
+        {"message": "off", "count": 1, "first_at": "4", "last_at": "4!", "steps": ["4"]},
+    ]
+
+
+async def test_factors_are_for_administrators(api: Api, ada: NewKeyPair, root: NewKeyPair) -> None:
+    path = "/resource/fair-share?group="
+    assert (await api.signed(ada, "GET", f"{path}default")).status == 403
+    otherwise = await api.signed(root, "GET", f"{path}default")
+    assert (otherwise.status, otherwise.problem) == (400, "generic-bad-request")
+    options = {"options": {"sequencer": "fair-share"}}
+    assert (
+        await api.signed(root, "PATCH", "/admin/resource-groups/default", options)
+    ).status == 200
+    found = (await api.signed(root, "GET", f"{path}default")).body
+    assert found["group"] == "default"
+    assert isinstance(found["factors"], list)
+    await api.signed(root, "PATCH", "/admin/resource-groups/default", {"options": {}})
 
 
 @asynccontextmanager
