@@ -5,7 +5,7 @@ published (``benchmarks/peers``), which checks, places on devices and explains n
 the naive loop that one would write first: for each session look at every agent, rate those that fit,
 take the best.
 
-    scripts/bench scheduler [--quick] [--no-peer]
+    scripts/bench scheduler [--quick] [--no-peer | --only-peer]
 """
 
 from __future__ import annotations
@@ -299,14 +299,19 @@ def main() -> None:
     parser.add_argument(
         "--no-peer", action="store_true", help="without Backend.AI, which is installed once"
     )
+    parser.add_argument(
+        "--only-peer", action="store_true", help="only the sizes beside Backend.AI, and dry runs"
+    )
     chosen = parser.parse_args()
+    if chosen.no_peer and chosen.only_peer:
+        parser.error("--no-peer and --only-peer leave nothing to run: give one of them")
     fights: list[dict[str, object]] = []
     if not chosen.no_peer:
         try:
             fights = duel(chosen.quick)
         except PeerMissing as missing:
             note(f"without the peer: {missing}")
-    points = [*fights, *sweep(chosen.quick)]
+    points = [*fights, *(() if chosen.only_peer else sweep(chosen.quick))]
     name = "{agents}x{pending}-{workload}-{sequencer}-{selector}-{state}"
     ratios = {
         f"{name.format(**point, state='full' if point['full'] else 'free')}-{kind}": point[key]
