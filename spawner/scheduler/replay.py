@@ -529,8 +529,8 @@ class Party:
             yield f"reserves on {reservation.agent_ids[0]}, others lack less"
 
     def _first(self, agent_id: str) -> float:
-        """The first moment after now from which the agent has room for good."""
-        for at in self.cluster.moments(agent_id):
+        """The first moment from which the agent has room for good: now, where what ends now makes it."""
+        for at in (self.cluster.now, *self.cluster.moments(agent_id)):
             if all(
                 self.cluster.for_good(agent_id, slot, at) >= n for slot, n in self.parts[0].items()
             ) and (
@@ -546,11 +546,6 @@ class Party:
                 )
             ):
                 return at
-        if all(
-            self.cluster.for_good(agent_id, slot, self.cluster.now) >= n
-            for slot, n in self.parts[0].items()
-        ) and not self.picky(agent_id):
-            return self.cluster.now
         return FOREVER
 
     def _lack(self, agent_id: str) -> tuple[int, float]:

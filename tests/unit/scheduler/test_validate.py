@@ -11,7 +11,7 @@ from spawner.scheduler.model import DeviceShare, Explanation, Plan, Snapshot
 from spawner.scheduler.plan import plan
 from spawner.scheduler.slots import MICRO
 from spawner.scheduler.validate import InvalidPlan, validate
-from tests.harness.snapshots import agent, quota, session, snapshot
+from tests.harness.snapshots import agent, quota, running, session, snapshot
 
 NODES = [
     agent("a1", has={"cpu": 4, "mem": "4g"}, cores=True),
@@ -101,3 +101,13 @@ def test_a_passed_quota_is_found() -> None:
     case = snapshot([agent()], [session()])
     with pytest.raises(InvalidPlan, match="barred by"):
         validate(replace(case, quotas=(quota(sessions=0),)), plan(case))
+
+
+def test_what_ends_now_makes_room_now_although_more_ends_later() -> None:
+    """Found by the properties: the checker looked at later moments before the present one."""
+    node = agent("a1", has={"cpu": 2, "mem": "4g"}, used={"cpu": 2})
+    lives = [running("r1", ending=True), running("r2", ends=5)]
+    case = replace(snapshot([node], [session("s1", {"cpu": 1})]), running=tuple(lives))
+    answer = plan(case)
+    assert [each.starts_at for each in answer.reservations] == [case.now]
+    validate(case, answer)
