@@ -250,16 +250,6 @@ async def count_passes(db: AsyncSession, passes: Mapping[str, int], now: dt.date
     await db.flush()
 
 
-def up_to_date(kept: Mapping[str, Any], count: int, at: dt.datetime | None) -> dict[str, Any]:
-    """A kept explanation with its tries counted up to the last pass."""
-    fresh = dict(kept)
-    fresh["retries"] = tries(kept, count)
-    last = kept.get("last_try")
-    if at is not None and last is not None and dt.datetime.fromisoformat(last) < at:
-        fresh["last_try"] = at.isoformat()
-    return fresh
-
-
 def _attempt(
     row: SessionRow, explanation: Explanation, passed: int, now: dt.datetime
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -48,15 +48,11 @@ class Images:
     async def ensure(self, name: str, how: ImagePull) -> AsyncIterator[str]:
         """Pull ``name`` unless it is there, under its digest where one is demanded."""
         try:
-            await self._calls.run(self._calls.client.api.inspect_image, name)
-            if how.digest is not None:
-                await self.pulls.check(name, how.digest)
-            return
+            known = await self.pulls.digests(name)
         except Missing:
-            pass
-        except EngineError:
-            if how.digest is None:
-                raise
+            known = None
+        if known is not None and how.digest in (None, *known):
+            return
         async for sentence in self.pulls.follow(name, how):
             yield sentence
 

@@ -56,13 +56,17 @@ class Pulls:
 
     async def check(self, name: str, digest: str) -> None:
         """Raise ``EngineError`` unless the image was got under this digest."""
-        facts = await self._calls.run(self._calls.client.api.inspect_image, name)
-        known = [each.rpartition("@")[2] for each in facts.get("RepoDigests") or ()]
+        known = await self.digests(name)
         if digest not in known:
             raise EngineError(
                 f"the image {name} is not the one that was approved: its digest is"
                 f" {', '.join(known) or 'unknown'}, not {digest}"
             )
+
+    async def digests(self, name: str) -> tuple[str, ...]:
+        """The digests under which an image that is here was got. Raises ``Missing``."""
+        facts = await self._calls.run(self._calls.client.api.inspect_image, name)
+        return tuple(each.rpartition("@")[2] for each in facts.get("RepoDigests") or ())
 
     def close(self) -> None:
         """Follow nothing any more."""
