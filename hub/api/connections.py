@@ -6,6 +6,7 @@ import asyncio
 from ipaddress import ip_address
 from typing import Any
 
+from tornado.iostream import SSLIOStream
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from authenticator.problems import Forbidden
@@ -41,7 +42,8 @@ class AgentConnect(Base, WebSocketHandler):
         """Names in the agent's certificate; None where none is demanded. Raises ``Forbidden``."""
         if not self.services.agents_show_certificates:
             return None
-        shown = self.request.get_ssl_certificate()
+        stream = self.request.connection.stream  # type: ignore[union-attr]  # not detached yet
+        shown = self.request.get_ssl_certificate() if isinstance(stream, SSLIOStream) else None
         if isinstance(shown, dict) and shown:
             subject = [pair for part in shown.get("subject", ()) for pair in part]
             names = {value for key, value in subject if key == "commonName"}

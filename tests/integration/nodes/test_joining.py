@@ -125,14 +125,20 @@ class Cluster:
         )
         await until(lambda: self.listens(self.secure), "the manager does not listen")
 
-    async def agent(self, name: str, token: str = "", cert: Path | None = None) -> None:
+    async def agent(
+        self, name: str, token: str = "", cert: Path | None = None, url: str = ""
+    ) -> None:
         """An agent named ``name``; with no token it has to have a credential."""
         file = self.folder / f"{name}.token"
         file.write_text(token)
         shown = [f"--cert-file={cert}"] if cert else []
         await self._run(
             name,
-            *("agent", "--engine=process", f"--manager=https://localhost:{self.secure}"),
+            *(
+                "agent",
+                "--engine=process",
+                f"--manager={url or f'https://localhost:{self.secure}'}",
+            ),
             *(f"--ca-file={self.authority.file}", f"--agent-id={name}", *shown),
             *([f"--token-file={file}"] if token else []),
             environ={**os.environ, "PERIJOVE_STATE": str(self.folder / name)},
@@ -253,3 +259,9 @@ async def test_a_revoked_token_closes_the_connection(cluster: Cluster) -> None:
         assert answer.status == 204, await answer.text()
     await told(cluster, "node-2", "refuses this agent")
     await cluster.connected("node-2", alive=False)
+
+
+async def test_the_managers_own_host_needs_no_certificate(cluster: Cluster) -> None:
+    token, _ = cluster.token()
+    await cluster.agent("node-1", token, url=f"http://127.0.0.1:{cluster.plain}")
+    await cluster.connected("node-1")
