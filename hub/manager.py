@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Any
 
+from prometheus_client import generate_latest
 from sqlalchemy.ext.asyncio import AsyncSession
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
@@ -26,6 +27,7 @@ from hub.api.authentication import Authentication, cookie_secret, hub_login
 from hub.api.handler import MAX_BODY
 from hub.api.services import Services
 from hub.config.deployment import Deployment
+from spawner.monitors.registry import Monitors
 from spawner.sessions.control import ControlPlane, ControlSettings
 from spawner.sessions.plugins import load_policies
 from spawner.sessions.tokens import find
@@ -35,6 +37,8 @@ from vfolder.folders import FolderService
 from vfolder.volumes.local import LocalVolume
 
 _BIND = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\d{1,5})")
+METRICS_WITHIN = 30.0
+"""Seconds that reading all metrics may take."""
 log = logging.getLogger(__name__)
 
 
@@ -133,6 +137,7 @@ class Manager:
         self, config: ManagerConfig, deployment: Deployment, environ: Mapping[str, str] = os.environ
     ) -> None:
         self._config, self._deployment = config, deployment
+        self._monitors = Monitors(parent=config)
         self._addresses = deployment.addresses()
         self._secrets = {
             name: environ.get(name, "")
@@ -171,6 +176,13 @@ class Manager:
         await folders.resume()
         await control.start()
         stack.push_async_callback(control.stop)
+        loop = asyncio.get_running_loop()
+
+        def metrics() -> bytes:
+            work = asyncio.run_coroutine_threadsafe(control.render_metrics(), loop)
+            return work.result(METRICS_WITHIN) + generate_latest()
+
+        await stack.enter_async_context(self._monitors.start("manager", metrics))
         keypairs = KeyPairService(store, now)
         await self._serve(stack, self._services(store, identity, keypairs, folders, control))
 

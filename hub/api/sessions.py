@@ -154,7 +154,7 @@ class Session(ApiHandler):
         principal = await self.acting_for(given.owner_access_key)
         service = self.services.control.sessions
         detail = await service.get(principal, session)
-        live = await service.measures(principal, str(detail.session.id))
+        live = await self.services.control.observing.measures(principal, str(detail.session.id))
         self.answer(views.session_info(detail, self.services.now(), live.get(detail.main.id)))
 
     @endpoint(
@@ -257,19 +257,6 @@ class SessionLogs(ApiHandler):
             principal, session, given.tail, attempt=given.attempt, kernel=given.kernel
         )
         self.answer({"result": {"logs": text}})
-
-
-class SessionStatistics(ApiHandler):
-    """What it uses."""
-
-    paths = ("/session/{session}/stats",)
-
-    @endpoint("Newest measures of a session", scope=Scope.SESSIONS_READ, parameters=Owner)
-    async def get(self, session: str, given: Owner) -> None:
-        """By kernel and metric; after the end the last ones."""
-        principal = await self.acting_for(given.owner_access_key)
-        found = await self.services.control.sessions.measures(principal, session)
-        self.answer({"kernels": {str(kernel): metrics for kernel, metrics in found.items()}})
 
 
 class SessionHistory(ApiHandler):
@@ -418,7 +405,6 @@ HANDLERS = (
     SessionRename,
     SessionAttempts,
     SessionLogs,
-    SessionStatistics,
     SessionHistory,
     SessionWhy,
     SessionProgress,

@@ -188,6 +188,10 @@ CONFIGURABLES = (
     "spawner.agent.config.AgentConfig",
     "authenticator.authenticator.PerijoveAuthenticator",
     "spawner.spawner.PerijoveSpawner",
+    "spawner.monitors.registry.Monitors",
+    "spawner.monitors.statsd.StatsdMonitor",
+    "spawner.monitors.statsd.DatadogMonitor",
+    "spawner.monitors.sentry.SentryMonitor",
 )
 """Every configurable class of the product, by import path; the reference is generated from them."""
 

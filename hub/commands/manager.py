@@ -10,6 +10,7 @@ from typing import Any
 from hub.commands.base import Command, CommandError
 from hub.config.deployment import Deployment
 from hub.manager import Manager, ManagerConfig, ManagerError
+from spawner.monitors.registry import MonitorError, Monitors
 
 
 class ManagerCommand(Command):
@@ -24,7 +25,7 @@ class ManagerCommand(Command):
     examples = """
     perijove manager --state-dir /srv/perijove --bind 0.0.0.0:8090
     """
-    classes = [ManagerConfig, Deployment]
+    classes = [ManagerConfig, Deployment, Monitors]
     aliases: dict[Any, Any] = {
         **Command.aliases,
         "bind": "ManagerConfig.bind",
@@ -47,5 +48,5 @@ class ManagerCommand(Command):
         try:
             config = ManagerConfig(parent=self)
             asyncio.run(Manager(config, deployment, {**kept, **os.environ}).run())
-        except (ManagerError, StoreError) as error:
+        except (ManagerError, MonitorError, StoreError) as error:
             raise CommandError(str(error)) from error

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any
 
+from prometheus_client import generate_latest
 from traitlets.config.loader import Config, PyFileConfigLoader
 
 from hub.config.deployment import Addresses, Deployment, DeploymentError
 from hub.web import extra_handlers, template_paths
+from spawner.monitors.registry import Monitors
 
 CUSTOM_SCOPES = {
     "custom:perijove:sessions": {
@@ -63,6 +66,10 @@ def configure(c: Any, config: Config) -> None:
     c.JupyterHub.cleanup_proxy = False
     c.JupyterHub.init_spawners_timeout = 1
     c.JupyterHub.upgrade_db = True
+    monitors = Monitors(config=config).start("hub", generate_latest)
+    atexit.register(monitors.close)
+    if monitors.handler is not None:  # JupyterHub's own log does not reach the root logger's
+        c.JupyterHub.extra_log_handlers = [monitors.handler]
 
 
 def _places(c: Any, deployment: Deployment, addresses: Addresses) -> None:

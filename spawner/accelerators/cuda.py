@@ -160,8 +160,10 @@ class CudaPlugin(AcceleratorPlugin):
         """Utilisation, memory, power and temperature, as far as the driver tells them."""
         gpus = list({offer.gpu.uuid: offer.gpu for offer in self._offers.values()}.values())
         found = await asyncio.to_thread(self._nvml.readings, gpus)
+        parts = self._slot == PARTS
+        users = await asyncio.to_thread(self._nvml.processes, gpus) if parts else {}
         return [
-            Measure(f"cuda_{name}", kind, unit, found[name])
+            Measure(f"cuda_{name}", kind, unit, found[name], users.get(name, {}))
             for name, (kind, unit) in QUANTITIES.items()
             if name in found
         ]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-
-from spawner.agent.protocol import Share
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 
 class MeasureKind(enum.StrEnum):
@@ -41,6 +39,8 @@ class Measure:
     """``percent``, ``bytes``, ``watts``, ``celsius`` or ``seconds``."""
     devices: Mapping[str, Reading]
     """By device id."""
+    processes: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """By device id and process id on the node, where the driver tells whose use it is."""
 
     def of(self, device_ids: Iterable[str]) -> Reading | None:
         """One reading for several devices; None when none of them told."""
@@ -66,11 +66,38 @@ def combine(kind: MeasureKind, readings: list[Reading]) -> Reading | None:
     return Reading(sum(values), sum(limits) if complete else None)
 
 
-def of_kernel(measures: Iterable[Measure], shares: Iterable[Share]) -> dict[str, Reading]:
-    """What a kernel is told of the devices that it holds, by name of the measure.
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a kernel is told of one quantity of its devices."""
 
-    Devices are measured as a whole: holders of parts of one device are all told of the whole device.
+    measure: Measure
+    reading: Reading
+    shared: bool
+    """Others, who hold the rest of a device, may have a part in it."""
+
+
+def of_kernel(
+    measures: Iterable[Measure], parts: Mapping[str, float], processes: Collection[int]
+) -> list[Told]:
+    """What a kernel is told that holds ``parts`` of devices (1: the whole) and runs ``processes``.
+
+    Of a part it is told its own use, against its part of the capacity, where the driver tells processes
+    apart; else the use of the whole device, as ``shared``.
     """
-    held = sorted({share.device_id for share in shares})
-    readings = {measure.name: measure.of(held) for measure in measures}
-    return {name: reading for name, reading in readings.items() if reading is not None}
+    found = []
+    for measure in measures:
+        readings, shared = [], False
+        for device, part in sorted(parts.items()):
+            whole, users = measure.devices.get(device), measure.processes.get(device)
+            if whole is None:
+                continue
+            if part < 1 and users is not None:
+                limit = None if whole.capacity is None else whole.capacity * part
+                whole = Reading(sum(users.get(pid, 0.0) for pid in processes), limit)
+            else:
+                shared = shared or part < 1
+            readings.append(whole)
+        reading = combine(measure.kind, readings)
+        if reading is not None:
+            found.append(Told(measure, reading, shared))
+    return found

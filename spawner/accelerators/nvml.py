@@ -61,6 +61,8 @@ class Nvml:
         self._library = library
         self._ready = False
         self._lost: set[int] = set()
+        self._sampled: dict[str, int] = {}
+        """By UUID the time of the newest sample that was read."""
 
     def gpus(self) -> list[Gpu]:
         """All GPUs that answer, in the driver's order."""
@@ -102,6 +104,36 @@ class Nvml:
                 if memory is not None:
                     found.setdefault("mem", {})[instance.uuid] = Reading(memory.used, memory.total)
         return found
+
+    def processes(self, gpus: list[Gpu]) -> dict[str, dict[str, dict[int, float]]]:
+        """Quantity (``util``, ``mem``) to UUID to process id on the node; of whole GPUs only."""
+        found: dict[str, dict[str, dict[int, float]]] = {}
+        if not self._begin():
+            return found
+        for gpu in gpus:
+            handle = None if gpu.partitioned else _ask(pynvml.nvmlDeviceGetHandleByUUID, gpu.uuid)
+            running = None if handle is None else _running(handle)
+            if running is not None:
+                found.setdefault("mem", {})[gpu.uuid] = running
+                if not running:
+                    found.setdefault("util", {})[gpu.uuid] = {}
+                elif (busy := self._busy(gpu.uuid, handle)) is not None:
+                    found.setdefault("util", {})[gpu.uuid] = busy
+        return found
+
+    def _busy(self, uuid: str, handle: Any) -> dict[int, float] | None:
+        """Percent by process since the last look; None where the driver does not tell."""
+        since = self._sampled.get(uuid, 0)
+        try:
+            samples = pynvml.nvmlDeviceGetProcessUtilization(handle, since)
+        except pynvml.NVMLError_NotFound:  # no process used it since
+            return {}
+        except pynvml.NVMLError:
+            return None
+        # Places that the driver left empty have the time 0.
+        fresh = sorted((s for s in samples if s.timeStamp > since), key=lambda s: s.timeStamp)
+        self._sampled[uuid] = max((int(s.timeStamp) for s in fresh), default=since)
+        return {int(s.pid): float(s.smUtil) for s in fresh}
 
     def _begin(self) -> bool:
         """Load and start the library unless it is; False where there is none, or no driver."""
@@ -219,6 +251,16 @@ def _of_gpu(handle: Any) -> Iterator[tuple[str, Reading]]:
     heat = _ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
     if heat is not None:
         yield "temperature", Reading(float(heat))
+
+
+def _running(handle: Any) -> dict[int, float] | None:
+    """Memory by process; None where the driver does not tell processes apart."""
+    computing = _ask(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, handle)
+    drawing = _ask(pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3, handle) or []
+    if computing is None or any(each.usedGpuMemory is None for each in computing):
+        return None
+    # One that does both is in both lists, with all its memory in each.
+    return {int(each.pid): float(each.usedGpuMemory or 0) for each in (*drawing, *computing)}
 
 
 def _whose(gpu: Gpu, quantity: str) -> tuple[str, ...]:

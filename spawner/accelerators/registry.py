@@ -20,6 +20,8 @@ from spawner.agent.protocol import DeviceReport, Share, SlotMetadata
 from spawner.scheduler.slots import SlotType, kind_of
 
 GROUP = "perijove.accelerators"
+INTRINSIC = ("cpu", "mem")
+"""Slots of the node itself."""
 PATIENCE = 20.0
 """Seconds that a plug-in may take to list its devices or to measure."""
 T = TypeVar("T")
@@ -96,6 +98,21 @@ class Accelerators:
             *(self._try(plugin, "measure", plugin.measure) for plugin in present)
         )
         return tuple(measure for measures in found for measure in measures or ())
+
+    def parts(self, shares: Iterable[Share]) -> dict[str, float]:
+        """Which part of each accelerator ``shares`` are; what the node keeps for itself counts as a part."""
+        whole = {
+            (device.slot, device.device_id): device.capacity + device.reserved
+            for devices in self._listed.values()
+            for device in devices
+        }
+        found: dict[str, float] = {}
+        for share in shares:
+            amount = whole.get((share.slot, share.device_id), 0)
+            if share.slot not in INTRINSIC and amount > 0:
+                part = min(1.0, share.amount / amount)
+                found[share.device_id] = max(found.get(share.device_id, 0.0), part)
+        return found
 
     def limits(self, shares: Iterable[Share], shm_bytes: int, pids: int) -> Limits:
         """What a kernel with ``shares`` may use. Raises ``PluginError`` with a sentence."""

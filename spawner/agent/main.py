@@ -10,10 +10,13 @@ import signal
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from prometheus_client import generate_latest
+
 from spawner.accelerators.registry import Accelerators
 from spawner.agent.config import AgentConfig
 from spawner.agent.daemon import AgentDaemon
 from spawner.agent.engines.base import Engine, EngineError
+from spawner.monitors.registry import Monitors
 
 GROUP = "perijove.engines"
 log = logging.getLogger(__name__)
@@ -59,6 +62,11 @@ async def run_agent(config: AgentConfig) -> None:
     accelerators = Accelerators.load(dict(config.accelerators))
     daemon = AgentDaemon(config, choose_engine(config.engine), accelerators)
     os.environ.pop("PERIJOVE_AGENT_TOKEN", None)  # sessions of the process engine inherit nothing
+    async with Monitors(parent=config).start("agent", generate_latest):
+        await _until_told(daemon)
+
+
+async def _until_told(daemon: AgentDaemon) -> None:
     task = asyncio.create_task(daemon.run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

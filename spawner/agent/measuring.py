@@ -6,19 +6,29 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from spawner.accelerators.measures import Measure, MeasureKind, Told, of_kernel
 from spawner.accelerators.registry import Accelerators
 from spawner.agent import node
-from spawner.agent.device_measures import DeviceValue, read_devices
 from spawner.agent.engines.base import Engine, EngineError, Identity, Measured
 from spawner.agent.kernels import Kernels
 from spawner.agent.measures import METRICS, Kind, Metric, Record, number
 from spawner.agent.protocol import KernelReport, Measures
 
 MOST_PROCESSES = 200
+LOOK = 0.5
+"""Seconds over which it is seen how busy processes are."""
+UNITS = {"percent": "pct", "celsius": "Celsius"}
+"""Units of plug-ins that Backend.AI's clients know by another name."""
+KINDS = {
+    MeasureKind.GAUGE: Kind.GAUGE,
+    MeasureKind.USAGE: Kind.USAGE,
+    MeasureKind.UTILIZATION: Kind.USAGE,  # plug-ins read percents, not busy time
+    MeasureKind.ACCUMULATION: Kind.ACCUMULATION,
+}
 log = logging.getLogger(__name__)
 
 
@@ -28,6 +38,8 @@ class _Kernel:
 
     since: float
     record: Record = field(default_factory=Record)
+    shared: frozenset[str] = frozenset()
+    """Metrics of devices of which others may have a part."""
     connected_at: float | None = None
 
 
@@ -64,27 +76,39 @@ class Measuring:
     async def look(self) -> Measures:
         """Measure once."""
         counted = await self._engine.measure()
-        devices = await read_devices(self._accelerators)
+        measured = await self._accelerators.measure()
         here = await asyncio.to_thread(node.read, self._folder)
-        now = time.monotonic()
         reports = {_identity(report): report for report in self._kernels.reports()}
+        processes = await self._processes_on(measured)
+        now = time.monotonic()
         self._runs = {each: run for each, run in self._runs.items() if each in reports}
-        for identity, measured in counted.items():
+        for identity, counters in counted.items():
             report = reports.get(identity)
             if report is not None:
                 run = self._runs.setdefault(identity, _Kernel(now))
-                _add_kernel(run, measured, report, now)
-                _add_held(run.record, devices, report, now)
-        told = self._add_node(here, devices, now)
+                _add_kernel(run, counters, report, now)
+                parts = self._accelerators.parts(report.shares)
+                _add_held(run, of_kernel(measured, parts, processes.get(identity, ())), now)
+        devices = self._add_node(here, measured, now)
         self.latest = Measures(
             at=time.time(),
             node=self._node.shown(),
-            devices=told,
+            devices=devices,
             kernels={each.kernel_id: _shown(run, now) for each, run in self._runs.items()},
         )
         self._news.set()
         self._news = asyncio.Event()
         return self.latest
+
+    async def _processes_on(self, measured: Iterable[Measure]) -> dict[Identity, list[int]]:
+        """Processes that drivers tell of, by kernel."""
+        users = [each for measure in measured for each in measure.processes.values()]
+        pids = {pid for each in users for pid in each}
+        found: dict[Identity, list[int]] = {}
+        if pids:
+            for pid, identity in (await self._engine.owners(pids)).items():
+                found.setdefault(identity, []).append(pid)
+        return found
 
     async def following(self) -> Measures:
         """The next measures."""
@@ -96,18 +120,29 @@ class Measuring:
     def last(self, identity: Identity) -> dict[str, Any]:
         """What was measured of a run last; empty when nothing was."""
         run = self._runs.get(identity)
-        return {} if run is None else run.record.shown()
+        return {} if run is None else _shown(run, time.monotonic())
 
     async def processes(self, params: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Call ``processes``: ``{"kernel_id"}`` -> its processes, those that used most CPU time first."""
+        """Call ``processes``: ``{"kernel_id"}`` -> its processes, those that used most CPU time first.
+
+        It looks twice, to tell what each does now: ``cpu_util`` is percent of one CPU.
+        """
         identity = self._running(params)
+        begin = time.monotonic()
+        before = {each.pid: each.cpu_seconds for each in await self._engine.processes(identity)}
+        await asyncio.sleep(LOOK)
         found = await self._engine.processes(identity)
+        seconds = time.monotonic() - begin
         busiest = sorted(found, key=lambda each: (-each.cpu_seconds, each.pid))
         return [
             {
                 "pid": each.pid,
+                "name": each.name,
                 "command": each.command,
                 "cpu_used": number(each.cpu_seconds * 1000),
+                "cpu_util": number(
+                    max(0, each.cpu_seconds - before.get(each.pid, 0)) / seconds * 100
+                ),
                 "mem": str(each.memory_bytes),
             }
             for each in busiest[:MOST_PROCESSES]
@@ -116,7 +151,7 @@ class Measuring:
     def _add_node(
         self,
         here: node.NodeUsage,
-        devices: Mapping[str, Mapping[str, DeviceValue]],
+        measured: Sequence[Measure],
         now: float,
     ) -> dict[str, dict[str, Any]]:
         """The node's own record, and by metric what each device shows."""
@@ -128,17 +163,23 @@ class Measuring:
         record.add(METRICS["disk"], here.disk_bytes, now, here.disk_capacity)
         record.add(METRICS["net_rx"], here.net_rx_bytes, now)
         record.add(METRICS["net_tx"], here.net_tx_bytes, now)
+        for measure in measured:
+            reading = measure.of_node()
+            if measure.name not in METRICS and reading is not None:
+                record.add(_metric(measure), reading.value, now, reading.capacity)
         shown = record.shown()
         told = {
             name: {name.split("_")[0]: {**shown[name], "unit_hint": unit}}
             for name, unit in (("cpu_util", "pct"), ("mem", "bytes"))
             if name in shown
         }
-        self._devices = {each: self._devices.get(each, Record()) for each in devices}
-        for device, values in devices.items():
-            for name, value in values.items():
-                self._devices[device].add(_metric(name, value), value.current, now, value.capacity)
-            for name, shape in self._devices[device].shown().items():
+        present = {device for measure in measured for device in measure.devices}
+        self._devices = {each: self._devices.get(each, Record()) for each in sorted(present)}
+        for measure in measured:
+            for device, reading in measure.devices.items():
+                self._devices[device].add(_metric(measure), reading.value, now, reading.capacity)
+        for device, of_device in self._devices.items():
+            for name, shape in of_device.shown().items():
                 told.setdefault(name, {})[device] = shape
         return told
 
@@ -167,36 +208,23 @@ def _add_kernel(run: _Kernel, measured: Measured, report: KernelReport, now: flo
         run.connected_at = now
 
 
-def _add_held(
-    record: Record,
-    devices: Mapping[str, Mapping[str, DeviceValue]],
-    report: KernelReport,
-    now: float,
-) -> None:
-    """What the accelerators that a kernel holds show, together: sums, and means of percents."""
-    held = {share.device_id for share in report.shares if share.slot not in ("cpu", "mem")}
-    values: dict[str, list[DeviceValue]] = {}
-    for device in sorted(held):
-        for name, value in devices.get(device, {}).items():
-            values.setdefault(name, []).append(value)
-    for name, several in values.items():
-        total = sum(value.current for value in several)
-        capacities = [value.capacity for value in several if value.capacity is not None]
-        if several[0].unit in ("pct", "Celsius"):
-            total /= len(several)
-            capacities = capacities[:1]
-        capacity = sum(capacities) if capacities else None
-        record.add(_metric(name, several[0]), total, now, capacity)
+def _add_held(run: _Kernel, told: Sequence[Told], now: float) -> None:
+    """What the accelerators that a kernel holds show."""
+    for each in told:
+        run.record.add(_metric(each.measure), each.reading.value, now, each.reading.capacity)
+    run.shared = frozenset(each.measure.name for each in told if each.shared)
 
 
-def _metric(name: str, value: DeviceValue) -> Metric:
-    kind = Kind.GAUGE if value.capacity is None else Kind.USAGE
-    return Metric(name, kind, value.unit, "")
+def _metric(measure: Measure) -> Metric:
+    unit = UNITS.get(measure.unit, measure.unit)
+    return Metric(measure.name, KINDS[measure.kind], unit, "")
 
 
 def _shown(run: _Kernel, now: float) -> dict[str, Any]:
     """A run's record; ``connections`` says since when there was none, and how long that was watched."""
     shown = run.record.shown()
+    for name in run.shared & shown.keys():
+        shown[name]["shared"] = True
     if "connections" in shown:
         quiet = now - (run.since if run.connected_at is None else run.connected_at)
         shown["connections"] |= {"quiet": round(quiet, 3), "watched": round(now - run.since, 3)}

@@ -21,6 +21,7 @@ from spawner.sessions.idle_watch import IdleWatch
 from spawner.sessions.images import ImageService
 from spawner.sessions.metrics import Metrics
 from spawner.sessions.nodes import NodeService
+from spawner.sessions.observing import Observing
 from spawner.sessions.offers import Offers, bootstrap
 from spawner.sessions.opening import AppService
 from spawner.sessions.reconciler import WATCH_SHARE, Reconciler
@@ -80,6 +81,7 @@ class ControlPlane:
         self.nodes = NodeService(self.journal, self.agents.is_connected)
         self.images = ImageService(self.journal, self.agents, now)
         self.apps = AppService(store, self.agents)
+        self.observing = Observing(store, self.agents)
         self.offers = Offers(self.journal, self.agents, now, policies, folders)
         self.scheduler = SchedulerLoop(self.journal, self.metrics, self.settings.tick, policies)
         self.extensions = Extensions(self.journal)

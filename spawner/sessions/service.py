@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from functools import partial
-from typing import Any
 
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.exc import IntegrityError
@@ -274,23 +273,6 @@ class SessionService:
             found.agent_id, "logs", {"kernel_id": str(found.id), "tail": tail}
         )
         return answer if isinstance(answer, str) else ""
-
-    async def measures(self, principal: Principal, ref: str) -> dict[uuid.UUID, Mapping[str, Any]]:
-        """What was measured last of each kernel: live where this manager has it, else what was kept."""
-        require(principal, Scope.SESSIONS_READ)
-
-        async def work(db: AsyncSession) -> list[KernelRow]:
-            row = await queries.resolve(db, principal, ref, Scope.SESSIONS_READ)
-            return list(await db.scalars(select(KernelRow).where(KernelRow.session_id == row.id)))
-
-        live = self._agents.statistics
-        return {
-            kernel.id: (
-                (Status(kernel.status) not in FINAL and live.kernel(kernel.agent_id, kernel.id))
-                or kernel.last_stat
-            )
-            for kernel in await self._store.read(work)
-        }
 
     async def wait(
         self, session_id: uuid.UUID, statuses: frozenset[Status], timeout: float | None

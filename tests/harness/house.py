@@ -34,7 +34,7 @@ BELOW = {
 }
 STORE_ALSO = {"sqlalchemy", "alembic", "aiosqlite", "asyncpg"}
 AWAY = ("spawner.spawner", "spawner.client", "spawner.options", "authenticator.authenticator",
-        "spawner.agent", "spawner.accelerators")  # fmt: skip
+        "spawner.agent", "spawner.accelerators", "spawner.monitors")  # fmt: skip
 """Modules that run in the hub or on a node, where no database is."""
 
 PURE = Path("spawner/scheduler")
@@ -53,6 +53,7 @@ TEXTS = {".py", ".ts", ".tsx", ".js", ".css", ".html", ".md", ".sh", ".cfg", ".t
 BOUNDARIES = {
     "spawner/accelerators/registry.py",
     "spawner/agent/runner.py",
+    "spawner/monitors/registry.py",
     "spawner/resuming.py",
     "spawner/sessions/control.py",
     "spawner/sessions/scheduling.py",
@@ -62,6 +63,7 @@ BOUNDARIES = {
 
 ``spawner/accelerators/registry.py``: a plug-in is foreign code; the others must go on without it.
 ``spawner/agent/runner.py``: engines and plug-ins of others may raise anything; the start has failed then.
+``spawner/monitors/registry.py``: a monitor is foreign code; the service must go on whatever it does.
 ``spawner/resuming.py``: the hub's proxy client may raise anything; the hub's next check adds the route.
 ``spawner/sessions/scheduling.py``: plug-ins may raise anything; the pass goes on without their group.
 ``spawner/sessions/control.py``: the leader's loops are logged and started again whatever ends them.

@@ -8,7 +8,7 @@ restarts finds everything it made with ``list``; objects without our labels are 
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,7 +119,9 @@ class Process:
     """One process of a kernel; ``pid`` as the kernel itself sees it."""
 
     pid: int
+    name: str
     command: str
+    """With its arguments."""
     cpu_seconds: float
     memory_bytes: int
 
@@ -272,6 +274,10 @@ class Engine(abc.ABC):
     async def processes(self, identity: Identity) -> tuple[Process, ...]:
         """The processes of a running kernel. Raises ``EngineError``."""
         raise self._cannot("tell the processes of a session")
+
+    async def owners(self, pids: Collection[int]) -> Mapping[int, Identity]:
+        """Whose these processes of the node are; those of no kernel are left out."""
+        return {}
 
     async def commit(self, identity: Identity, name: str, labels: Mapping[str, str]) -> ImageReport:
         """Make an image ``name`` of a kernel's file system. Raises ``EngineError``."""

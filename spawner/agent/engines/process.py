@@ -20,7 +20,7 @@ import socket
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +325,12 @@ class ProcessEngine(Engine):
         """By the mark in their environment."""
         pids = await asyncio.to_thread(process_table.marked, self._of(identity).mark)
         return await asyncio.to_thread(process_table.describe, pids)
+
+    async def owners(self, pids: Collection[int]) -> Mapping[int, Identity]:
+        """By the mark in their environment."""
+        marks = await asyncio.to_thread(process_table.by_mark, pids)
+        states = {state.native_id: state.identity for state in await self.list()}
+        return {pid: states[mark] for mark in marks.keys() & states for pid in marks[mark]}
 
     def _look_after(self, scratch: Scratch) -> None:
         """Bound the log; without control groups, end a run that uses more than it asked for."""

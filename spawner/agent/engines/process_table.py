@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,17 +55,15 @@ def marked(mark: str) -> list[int]:
     """Ids of all processes that carry ``mark`` in their environment and are not zombies."""
     wanted = f"{MARK}={mark}".encode()
     found = []
-    for entry in _PROC.iterdir():
-        if not entry.name.isdigit():
-            continue
+    for pid in _all():
         try:
-            environment = (entry / "environ").read_bytes()
+            environment = (_PROC / str(pid) / "environ").read_bytes()
         except OSError:  # gone, or another user's
             continue
         if wanted in environment.split(b"\0"):
-            facts = _stat(int(entry.name))
+            facts = _stat(pid)
             if facts is not None and facts[0] not in "ZX":
-                found.append(int(entry.name))
+                found.append(pid)
     return found
 
 
@@ -82,22 +80,24 @@ def resident_bytes(pids: list[int]) -> int:
     return total
 
 
-def by_mark() -> dict[str, list[int]]:
-    """Ids of all processes that carry any mark, by mark: one look at everything."""
+def by_mark(pids: Iterable[int] | None = None) -> dict[str, list[int]]:
+    """Ids of processes that carry any mark, by mark; without ``pids`` one look at everything."""
     prefix = f"{MARK}=".encode()
     found: dict[str, list[int]] = {}
-    for entry in _PROC.iterdir():
-        if not entry.name.isdigit():
-            continue
+    for pid in _all() if pids is None else pids:
         try:
-            environment = (entry / "environ").read_bytes()
+            environment = (_PROC / str(pid) / "environ").read_bytes()
         except OSError:  # gone, or another user's
             continue
         at = environment.find(prefix)
         if at == 0 or (at > 0 and environment[at - 1] == 0):
             mark = environment[at + len(prefix) :].partition(b"\0")[0].decode("ascii", "replace")
-            found.setdefault(mark, []).append(int(entry.name))
+            found.setdefault(mark, []).append(pid)
     return found
+
+
+def _all() -> list[int]:
+    return [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
@@ -119,7 +119,8 @@ def describe(pids: Sequence[int]) -> tuple[Process, ...]:
         if fields is None or fields[0] in "ZX":
             continue
         seconds = (int(fields[11]) + int(fields[12])) / tick
-        found.append(Process(_own_pid(pid), _command(pid), seconds, int(fields[21]) * page))
+        memory = int(fields[21]) * page
+        found.append(Process(_own_pid(pid), _name(pid), _command(pid), seconds, memory))
     return tuple(found)
 
 
@@ -133,6 +134,13 @@ def _own_pid(pid: int) -> int:
         if line.startswith("NSpid:"):
             return int(line.split()[-1])
     return pid
+
+
+def _name(pid: int) -> str:
+    try:
+        return (_PROC / str(pid) / "comm").read_bytes().decode("utf-8", "replace").rstrip("\n")
+    except OSError:
+        return ""
 
 
 def _command(pid: int) -> str:

@@ -402,6 +402,10 @@ class EngineConformance(RunConformance):
         assert measured.connections == 0
         commands = [process.command for process in await engine.processes(state.identity)]
         assert any("while True" in command for command in commands), commands
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        owners = await engine.owners(pids)
+        assert state.identity in owners.values()
+        assert os.getpid() not in owners
         await engine.stop(state.identity, 0)
         assert state.identity not in await engine.measure()
 

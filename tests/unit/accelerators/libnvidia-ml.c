@@ -2,25 +2,31 @@
  *   gpu UUID NAME BUSID MEMORY USED UTIL POWER LIMIT HEAT MIG     (a _ in NAME is a space)
  *   mig UUID NAME MEGABYTES SLICES                                (of the last gpu)
  *   link NUMBER BUSID TYPE                                        (of the last gpu)
+ *   process PID USED UTIL                                         (of the last gpu)
  *   lost                                                          (the last gpu does not answer)
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, NO_DRIVER = 9, LOST = 15 };
+enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9, LOST = 15 };
 typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; } Pci;
 typedef struct { char bus_id[32]; int active; unsigned type; } Link;
+typedef struct { unsigned pid; unsigned long long memory; unsigned instance, part; } Process;
+typedef struct { unsigned pid; unsigned long long time; unsigned sm, memory, encoder, decoder; } Sample;
 typedef struct Part {
     char uuid[96], name[96], bus_id[32];
     unsigned long long memory, used;
-    unsigned util, power, limit, heat, mig, slices, index, parts, lost;
+    unsigned util, power, limit, heat, mig, slices, index, parts, lost, processes;
+    Process process[8];
+    Sample sample[8];
     struct Part *part[8];
     Link link[36];
 } Part;
 
 static Part *gpus[16];
 static unsigned count;
+static unsigned long long now = 1000;
 
 static void spaces(char *text) { for (; *text; text++) if (*text == '_') *text = ' '; }
 
@@ -33,8 +39,8 @@ static int load(void) {
     count = 0;
     while (fgets(line, sizeof line, file)) {
         Part *new = calloc(1, sizeof *new);
-        unsigned number, type;
-        unsigned long long megabytes;
+        unsigned number, type, pid, busy;
+        unsigned long long megabytes, used;
         char bus[32];
         if (sscanf(line, "gpu %95s %95s %31s %llu %llu %u %u %u %u %u", new->uuid, new->name, new->bus_id,
                    &new->memory, &new->used, &new->util, &new->power, &new->limit, &new->heat, &new->mig) == 10) {
@@ -53,6 +59,9 @@ static int load(void) {
                 gpu->link[number].active = 1;
                 gpu->link[number].type = type;
                 strcpy(gpu->link[number].bus_id, bus);
+            } else if (gpu && sscanf(line, "process %u %llu %u", &pid, &used, &busy) == 3) {
+                gpu->process[gpu->processes] = (Process){.pid = pid, .memory = used};
+                gpu->sample[gpu->processes++] = (Sample){.pid = pid, .sm = busy};
             } else if (gpu && !strncmp(line, "lost", 4)) {
                 gpu->lost = 1;
             }
@@ -129,4 +138,24 @@ int nvmlDeviceGetNvLinkRemotePciInfo_v2(Part *part, unsigned link, Pci *answer) 
     memset(answer, 0, sizeof *answer);
     strcpy(answer->bus_id, part->link[link].bus_id);
     return OK;
+}
+int nvmlDeviceGetComputeRunningProcesses_v3(Part *part, unsigned *number, Process *answer) {
+    if (part->mig) return NOT_SUPPORTED;
+    if (*number < part->processes) { *number = part->processes; return TOO_SMALL; }
+    *number = part->processes;
+    memcpy(answer, part->process, part->processes * sizeof *answer);
+    return OK;
+}
+int nvmlDeviceGetGraphicsRunningProcesses_v3(Part *part, unsigned *number, Process *answer) {
+    (void)part; (void)answer;
+    *number = 0;
+    return OK;
+}
+int nvmlDeviceGetProcessUtilization(Part *part, Sample *answer, unsigned *number, unsigned long long since) {
+    if (!answer) { *number = part->processes + 1; return TOO_SMALL; }
+    for (unsigned i = 0; i < part->processes; i++) {
+        answer[i] = part->sample[i];
+        answer[i].time = ++now;
+    }
+    return now > since ? OK : NOT_FOUND; /* the last place stays empty, as the driver leaves some */
 }

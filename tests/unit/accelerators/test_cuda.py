@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spawner.accelerators.cuda import CudaPlugin
-from spawner.accelerators.measures import Measure
+from spawner.accelerators.measures import Measure, of_kernel
 from spawner.accelerators.registry import Accelerators, PluginError
 from spawner.agent.protocol import DeviceReport, Share
 from tests.unit.accelerators import driver, trees
@@ -96,6 +96,39 @@ def test_measures_of_a_gpu(tmp_path: Path) -> None:
     assert mean is not None
     assert watts is not None
     assert (mean.value, watts.value, watts.capacity) == (60, 700, 1400)
+
+
+def test_holders_of_parts_are_told_of_their_own_use(tmp_path: Path) -> None:
+    lines = (f"process 11 {4 * driver.GIB} 30", f"process 12 {6 * driver.GIB} 10")
+    driver.describe(tmp_path, driver.gpu(0), *lines, driver.gpu(1))
+
+    async def told(amount: int, *pids: int) -> dict[str, tuple[float, float | None, bool]]:
+        accelerators = Accelerators([plugin(mode="shares")])
+        shares = [Share(d.slot, d.device_id, amount) for d in await accelerators.devices()][:1]
+        found = of_kernel(await accelerators.measure(), accelerators.parts(shares), pids)
+        return {
+            each.measure.name: (each.reading.value, each.reading.capacity, each.shared)
+            for each in found
+        }
+
+    assert asyncio.run(told(250_000, 12, 99)) == {
+        "cuda_util": (10, 25, False),
+        "cuda_mem": (6 * driver.GIB, 20 * driver.GIB, False),
+        "cuda_power": (350, 700, True),
+        "cuda_temperature": (61, None, True),
+    }
+    whole = asyncio.run(told(1_000_000))
+    assert whole["cuda_util"] == (40, 100, False)
+    assert whole["cuda_mem"] == (20 * driver.GIB, 80 * driver.GIB, False)
+
+
+def test_a_gpu_without_processes_is_used_by_nobody(tmp_path: Path) -> None:
+    driver.describe(tmp_path, driver.gpu(0), driver.gpu(1, mig=1))
+    made = plugin(mode="shares")
+    devices(made)
+    told = measures(made)
+    assert told["cuda_util"].processes == {"GPU-00000000": {}}
+    assert told["cuda_power"].processes == {}
 
 
 def test_a_lost_gpu_does_not_hide_the_others(

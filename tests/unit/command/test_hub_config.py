@@ -1,5 +1,6 @@
 """The ready-made JupyterHub configuration, as JupyterHub reads it."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from traitlets.config.loader import PyFileConfigLoader
 
 import hub.config
 from hub.config.deployment import Deployment
+from spawner.monitors.registry import Running
 
 CONFIG = Path(hub.config.__file__).with_name("jupyterhub_config.py")
 
@@ -79,3 +81,20 @@ def test_every_scope_of_the_manager_is_defined_and_given():
     given = {scope.split("!")[0] for scope in USER_SCOPES}
     implied = {each for scope in given for each in IMPLIED.get(scope, ())}
     assert given | implied >= set(Scope)
+
+
+def test_monitors_of_errors_get_the_hubs_log(deployment, tmp_path, monkeypatch):
+    own = tmp_path / "perijove_config.py"
+    own.write_text(
+        "c = get_config()\n"
+        "c.Monitors.errors = ['sentry']\n"
+        "c.SentryMonitor.dsn = 'http://key@127.0.0.1:9/1'\n"
+    )
+    monkeypatch.setenv("PERIJOVE_CONFIG", str(own))
+    ends = []
+    monkeypatch.setattr("atexit.register", ends.append)
+    (handler,) = load().JupyterHub.extra_log_handlers
+    (end,) = (each for each in ends if isinstance(getattr(each, "__self__", None), Running))
+    assert handler in logging.getLogger().handlers
+    end()
+    assert handler not in logging.getLogger().handlers

@@ -57,11 +57,11 @@ async def test_owners_and_prometheus_see_live_measures(plane: Rig) -> None:
     )
 
     async def told() -> Any:
-        return (await plane.plane.sessions.measures(ada, detail.session.name))[detail.main.id]
+        return (await plane.plane.observing.measures(ada, detail.session.name))[detail.main.id]
 
     assert await until(told, lambda metrics: metrics == {"mem": shape})
     with pytest.raises(NotFound):
-        await plane.plane.sessions.measures(bob, str(detail.session.id))
+        await plane.plane.observing.measures(bob, str(detail.session.id))
     text = (await plane.plane.render_metrics()).decode()
     assert 'perijove_node_measure{agent="node-1",metric="mem",value="pct"} 50.0' in text
     [line] = [each for each in text.splitlines() if kernel in each and 'value="current"' in each]

@@ -13,7 +13,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +348,10 @@ class DockerEngine(Engine):
     async def processes(self, identity: Identity) -> tuple[Process, ...]:
         """From its control group."""
         return await asyncio.to_thread(self._counters.processes, identity)
+
+    async def owners(self, pids: Collection[int]) -> Mapping[int, Identity]:
+        """By their control groups."""
+        return await asyncio.to_thread(self._counters.owners, pids)
 
     def _ours(self) -> tuple[str, ...]:
         """Labels that all containers of this agent carry, and no others."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from spawner.agent.engines import connections, counters
@@ -51,6 +52,17 @@ class ContainerCounters:
         """Its processes. Blocks for the reading of small files."""
         watched = self._watch(identity)
         return () if watched is None else describe(counters.members(watched.place))
+
+    def owners(self, pids: Collection[int]) -> dict[int, Identity]:
+        """Whose these processes are. Blocks for the reading of small files."""
+        names = {native_id: identity for identity, (native_id, _) in self._told.items()}
+        found: dict[int, Identity] = {}
+        for pid in pids:
+            place = counters.place_of(pid)
+            for part in () if place is None else re.findall(r"[0-9a-f]{64}", place.cpu):
+                if part in names:
+                    found[pid] = names[part]
+        return found
 
     def _watch(self, identity: Identity) -> _Watched | None:
         """What is watched of a container; forgets one that is gone."""

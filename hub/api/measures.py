@@ -1,0 +1,62 @@
+"""What sessions use: their measures and their processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from authenticator.principals import Scope
+from hub.api.endpoints import endpoint
+from hub.api.handler import ApiHandler
+from hub.api.parameters import param
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """Parameters of ``GET /session/{session}/stats``."""
+
+    owner_access_key: str | None = param("Access key of the owner.", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """Parameters of ``GET /session/{session}/processes``."""
+
+    owner_access_key: str | None = param("Access key of the owner.", default=None)
+    kernel: str | None = param(
+        "Id or host name (sub1) of one of its containers; the main one when left out.",
+        default=None,
+        names=("kernel_id", "kernelId"),
+    )
+
+
+class SessionStatistics(ApiHandler):
+    """What it uses."""
+
+    paths = ("/session/{session}/stats",)
+
+    @endpoint("Newest measures of a session", scope=Scope.SESSIONS_READ, parameters=Whose)
+    async def get(self, session: str, given: Whose) -> None:
+        """By kernel and metric; after the end the last ones."""
+        principal = await self.acting_for(given.owner_access_key)
+        found = await self.services.control.observing.measures(principal, session)
+        self.answer({"kernels": {str(kernel): metrics for kernel, metrics in found.items()}})
+
+
+class SessionProcesses(ApiHandler):
+    """What runs in it."""
+
+    paths = ("/session/{session}/processes",)
+
+    @endpoint(
+        "Processes in one of a session's containers",
+        scope=Scope.SESSIONS_READ,
+        parameters=Container,
+    )
+    async def get(self, session: str, given: Container) -> None:
+        """Those that used most CPU time first; none when it does not run."""
+        principal = await self.acting_for(given.owner_access_key)
+        found = await self.services.control.observing.processes(principal, session, given.kernel)
+        self.answer({"processes": found})
+
+
+HANDLERS = (SessionStatistics, SessionProcesses)

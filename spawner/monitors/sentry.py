@@ -1,0 +1,76 @@
+"""Errors for Sentry. Needs ``sentry-sdk`` (extra ``sentry``)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import Any
+
+from traitlets import Float, Unicode
+
+from spawner.monitors.base import ErrorMonitor, LoggedError
+
+
+class SentryMonitor(ErrorMonitor):
+    """Where errors are sent. Values of variables and contents of requests are not."""
+
+    dsn = Unicode(help="DSN of the project. Default: the environment variable SENTRY_DSN.").tag(
+        config=True
+    )
+    environment = Unicode("production", help="Name of this deployment there.").tag(config=True)
+    sample_rate = Float(1.0, min=0, max=1, help="Part of the errors that is sent.").tag(config=True)
+    ca_file = Unicode(help="Certificate authorities of the server, if it is one of your own.").tag(
+        config=True
+    )
+
+    def __init__(self, **traits: Any) -> None:
+        super().__init__(**traits)
+        self._sdk: Any = None
+        self._client: Any = None
+        self._process = ""
+
+    def open(self, process: str) -> None:
+        """Make the client; nothing is sent yet."""
+        try:
+            self._sdk = importlib.import_module("sentry_sdk")
+        except ImportError as error:
+            raise ValueError(
+                "the package sentry-sdk is missing: install perijove[sentry]"
+            ) from error
+        self._process = process
+        try:
+            self._client = self._sdk.Client(
+                dsn=self.dsn or None,
+                environment=self.environment,
+                release=f"perijove@{importlib.metadata.version('perijove')}",
+                sample_rate=self.sample_rate,
+                ca_certs=self.ca_file or None,
+                # What is logged is handed on by us; nothing else in the process is touched.
+                default_integrations=False,
+                auto_enabling_integrations=False,
+                include_local_variables=False,
+                shutdown_timeout=2,
+            )
+        except self._sdk.utils.BadDsn as error:
+            raise ValueError(f"dsn is {self.dsn!r}: {error}") from error
+        if not self._client.options["dsn"]:
+            raise ValueError("dsn is missing: set SentryMonitor.dsn or SENTRY_DSN")
+
+    def capture(self, error: LoggedError) -> None:
+        """Queued in the client, which sends from a thread of its own."""
+        with self._sdk.new_scope() as scope:
+            scope.set_client(self._client)
+            scope.set_tag("process", self._process)
+            event: dict[str, Any] = {"level": "error", "logger": error.logger}
+            if error.exception is not None:
+                event, _ = self._sdk.utils.event_from_exception(
+                    error.exception, client_options=self._client.options
+                )
+                event |= {"level": "error", "logger": error.logger}
+            event["logentry"] = {"message": error.template, "formatted": error.message}
+            scope.capture_event(event)
+
+    def close(self) -> None:
+        """Waits for what is being sent."""
+        if self._client is not None:
+            self._client.close()

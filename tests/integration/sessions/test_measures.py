@@ -1,0 +1,142 @@
+"""What a real agent measures of a session and its devices, as its owner and Prometheus see it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spawner.agent.engines.process import IMAGE
+from store import schema
+from store.database import Store
+from tests.harness.plane import REQUEST, TOKEN
+from tests.unit.api.server import HUB_SECRET, Api, serving
+
+pytestmark = pytest.mark.integration
+
+PERIJOVE = str(Path(sys.executable).parent / "perijove")
+MOCK = """
+[[devices]]
+slot = "cuda.shares"
+id = "GPU-0"
+capacity = 1
+[devices.measures]
+cuda_util = {kind = "utilization", unit = "percent", value = 42, capacity = 100}
+cuda_mem = {kind = "usage", unit = "bytes", value = 1000, capacity = 4000}
+cuda_power = {kind = "usage", unit = "watts", value = 300, capacity = 700}
+cuda_temperature = {kind = "gauge", unit = "celsius", value = 61}
+"""
+HUB = {"Authorization": f"Bearer {HUB_SECRET}"}
+BUSY = "import sys\nprint('begun', flush=True)\nwhile True: pass"
+
+
+@asynccontextmanager
+async def node(folder: Path) -> AsyncIterator[Api]:
+    """A manager, and an agent process with a described GPU."""
+    url = f"sqlite:///{folder / 'perijove.sqlite'}"
+    await asyncio.to_thread(schema.upgrade, url)
+    store = Store(url)
+    (folder / "devices.toml").write_text(MOCK)
+    async with serving(store, folder, agent=False) as api:
+        agent = await asyncio.create_subprocess_exec(
+            *(PERIJOVE, "agent", "--engine=process", "--agent-id=node-1"),
+            f"--manager=http://{api.host}",
+            f"--AgentConfig.volumes={{'local': '{folder / 'volume'}'}}",
+            f"--AgentConfig.accelerators={{'mock': {{'file': '{folder / 'devices.toml'}'}}}}",
+            "--AgentConfig.measure_interval=0.2",
+            "--AgentConfig.stop_grace=0",
+            env={**os.environ, "PERIJOVE_AGENT_TOKEN": TOKEN, "PERIJOVE_STATE": str(folder)},
+        )
+        try:
+            await until(partial(_connected, api), bool)
+            yield api
+            await api.plane.plane.sessions.end_all(REQUEST)
+        finally:
+            agent.terminate()
+            await agent.wait()
+    await store.close()
+
+
+async def _connected(api: Api) -> bool:
+    return api.plane.plane.agents.is_connected("node-1")
+
+
+async def until(look: Callable[[], Awaitable[Any]], good: Callable[[Any], Any]) -> Any:
+    """The answer of ``look`` as soon as it is ``good``."""
+    seen = None
+    try:
+        async with asyncio.timeout(60):
+            while not good(seen := await look()):
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"still {seen!r}") from None
+    return seen
+
+
+async def test_a_session_is_told_of_its_part_of_a_gpu_and_of_its_processes(tmp_path: Path) -> None:
+    async with node(tmp_path) as api:
+        body = {
+            "name": "half",
+            "image": IMAGE,
+            "type": "batch",
+            "startupCommand": f'{sys.executable} -c "{BUSY}"',
+            "config": {"resources": {"cpu": "0.5", "mem": "256m", "cuda.shares": "0.5"}},
+        }
+        pair = await api.user("ada")
+        created = await api.signed(pair, "POST", "/session", body)
+        assert created.status == 201, created.body
+        session = created.body["sessionId"]
+
+        async def stats() -> dict[str, Any]:
+            answer = await api.signed(pair, "GET", f"/session/{session}/stats")
+            [measures] = answer.body["kernels"].values()
+            return dict(measures)
+
+        live = await until(stats, lambda seen: {"cuda_util", "cpu_util"} <= seen.keys())
+        assert (live["cuda_util"]["current"], live["cuda_util"]["unit_hint"]) == ("42", "pct")
+        assert (live["cuda_mem"]["current"], live["cuda_mem"]["pct"]) == ("1000", "25")
+        assert (live["cuda_power"]["current"], live["cuda_power"]["capacity"]) == ("300", "700")
+        assert live["cuda_temperature"]["current"] == "61"
+        assert all(live[each]["shared"] for each in live if each.startswith("cuda_"))
+        assert "shared" not in live["mem"]
+
+        metrics = str((await api.send("GET", "/metrics", headers=HUB)).body)
+        told = [each for each in metrics.splitlines() if 'metric="cuda_util"' in each]
+        assert {line.partition("{")[0] for line in told} == {
+            "perijove_node_measure",
+            "perijove_device_measure",
+            "perijove_kernel_measure",
+        }
+
+        async def processes() -> list[dict[str, Any]]:
+            answer = await api.signed(pair, "GET", f"/session/{session}/processes")
+            return list(answer.body["processes"])
+
+        found = await until(processes, lambda seen: any("while True" in p["command"] for p in seen))
+        busiest = found[0]
+        assert "while True" in busiest["command"]
+        assert busiest["name"].startswith("python")
+        assert float(busiest["cpu_used"]) > 0
+        assert float(busiest["cpu_util"]) > 0
+        assert int(busiest["mem"]) > 2**20
+        stranger = await api.user("eve")
+        refused = await api.signed(stranger, "GET", f"/session/{session}/processes")
+        assert refused.status == 404
+
+        await api.signed(pair, "DELETE", f"/session/{session}")
+
+        async def status() -> str:
+            return str((await api.signed(pair, "GET", f"/session/{session}")).body["status"])
+
+        await until(status, lambda seen: seen == "TERMINATED")
+        kept = await stats()
+        assert kept["cuda_util"]["current"] == "42"
+        assert kept["cuda_util"]["shared"] is True
+        assert await processes() == []
