@@ -280,11 +280,8 @@ def _why(name: str, verdict: Verdict) -> str:
 def _warning(name: str, verdict: Verdict, ends_at: float, now: float) -> str:
     when = dt.datetime.fromtimestamp(ends_at, dt.UTC).strftime("%H:%M UTC")
     ends = f"it ends in {_span(ends_at - now)}, at {when}"
-    if name == LIFETIME:
-        return f"its run time is nearly over: {ends}, unless you extend it"
-    if name == NETWORK:
-        return f"nobody is connected to it: {ends}, unless somebody connects or you extend it"
-    return f"it uses too little of what it holds: {ends}, unless it works or you extend it"
+    unless = {NETWORK: "somebody connects or ", UTILIZATION: "it works or "}.get(name, "")
+    return f"{idleness.CAUSES[name]}: {ends}, unless {unless}you extend it"
 
 
 def _span(seconds: float) -> str:

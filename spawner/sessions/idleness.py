@@ -21,6 +21,12 @@ REASONS = {
     UTILIZATION: "idle-utilization",
 }
 """Backend.AI's reasons, by checker."""
+CAUSES = {
+    LIFETIME: "its run time is nearly over",
+    NETWORK: "nobody is connected to it",
+    UTILIZATION: "it uses too little of what it holds",
+}
+"""Why a session will end, for its owner, by checker."""
 OPERATORS = ("and", "or")
 FRESH = 120.0
 """Seconds after which a measure is too old to decide anything."""
