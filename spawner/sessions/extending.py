@@ -11,11 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.principals import Principal, Scope, require
 from authenticator.problems import BadRequest, InvalidParameters, QuotaExceeded
-from authenticator.tables import KeyPairPolicyRow, KeyPairRow
-from spawner.sessions import idleness, queries, steps
+from authenticator.tables import KeyPairPolicyRow, KeyPairRow, UserRow
+from spawner.sessions import queries, steps
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.idle_state import read_state
-from spawner.sessions.idleness import Verdict, read_checks
+from spawner.sessions.idleness import LIFETIME, NETWORK, UTILIZATION, Verdict, read_checks
 from spawner.sessions.kinds import BATCH, INTERACTIVE
 from spawner.sessions.states import Status, Target
 from spawner.sessions.tables import KernelRow, SessionRow
@@ -102,29 +102,28 @@ async def _extend(
     state.extended += 1
     state.touched_at, state.at = now, 0.0
     state.warned, state.parts = {}, []
-    judged = _anew(session, kernels, policy, started.timestamp(), now)
-    state.judged(judged, checks.warn_before, now)
+    owner = await change.db.get_one(UserRow, session.owner_id)
+    grace_ends = owner.created_at.timestamp() + checks.new_user_grace
+    judged = _anew(session, kernels, policy, max(grace_ends, now))
+    verdicts = {name: Verdict(ends_at - now, ends_at - now) for name, ends_at in judged.items()}
+    state.judged(verdicts, checks.warn_before, now)
     session.idle = state.document()
     told = "" if session.ends_at is None else f"; it ends at {session.ends_at:%Y-%m-%d %H:%M UTC}"
     change.note(session, f"extended{told}")
 
 
 def _anew(
-    session: SessionRow,
-    kernels: Sequence[KernelRow],
-    policy: KeyPairPolicyRow | None,
-    started: float,
-    now: float,
-) -> dict[str, Verdict]:
-    """What each check leaves of a session whose idleness counts from now; the next look tells more."""
-    found: dict[str, Verdict] = {}
+    session: SessionRow, kernels: Sequence[KernelRow], policy: KeyPairPolicyRow | None, since: float
+) -> dict[str, float]:
+    """When each check ends a session at the earliest whose idleness counts ``since``."""
+    found: dict[str, float] = {}
     if session.ends_at is not None:
-        found[idleness.LIFETIME] = Verdict(session.ends_at.timestamp() - now, 0.0, hard=True)
+        found[LIFETIME] = session.ends_at.timestamp()
     if policy is not None and policy.idle_timeout and session.type == INTERACTIVE:
-        found[idleness.NETWORK] = Verdict(policy.idle_timeout, policy.idle_timeout)
+        found[NETWORK] = since + policy.idle_timeout
     rules = None if policy is None else read_checks(policy.idle_checks).utilization
     slots = {slot for kernel in kernels for slot in kernel.slots}
     if rules is not None and session.type in (INTERACTIVE, BATCH) and rules.of(slots):
-        left = max(started + rules.initial_grace - now, 0.0) + rules.window
-        found[idleness.UTILIZATION] = Verdict(left, rules.window)
+        started = (session.started_at or session.created_at).timestamp()
+        found[UTILIZATION] = max(started + rules.initial_grace, since) + rules.window
     return found

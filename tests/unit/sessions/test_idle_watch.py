@@ -278,3 +278,27 @@ async def test_who_extends_counts_anew_as_often_as_allowed(plane: Rig) -> None:
     assert (await plane.wait(detail)).status is Status.RUNNING
     with pytest.raises(QuotaExceeded, match="extended 1 times, and your policy allows 1"):
         await extend(plane, ada, detail)
+
+
+async def test_nothing_counts_as_idleness_of_who_is_new_here(plane: Rig) -> None:
+    agent, ada = await plane.agent(), await plane.user()
+    await plane.policy(
+        idle_timeout=300,
+        idle_checks={"warn_before": 100, "new_user_grace": "20m", "utilization": USE},
+    )
+    detail = await plane.run(ada)
+    await settled(plane)
+    events = listen(plane)
+    for second in range(50, 1000, 50):
+        await look(plane, agent, detail, 50, quiet=second, cpu=1)
+    told = await checks(plane, ada, detail)
+    assert {each["remaining_time_type"] for each in told.values()} == {"grace_period"}
+    assert told["network_timeout"]["remaining"] == pytest.approx(1200 - 990 + 300, abs=61)
+    assert told["utilization"]["remaining"] == pytest.approx(1200 - 990 + 600, abs=61)
+    assert not await warnings(events)
+    row = await extend(plane, ada, detail)
+    assert extended(row, plane.clock())["ends_in"] == pytest.approx(1200 - 990 + 300, abs=2)
+    for second in range(1000, 1550, 50):
+        await look(plane, agent, detail, 50, quiet=second, cpu=1)
+    ended = await plane.wait(detail, Status.TERMINATED)
+    assert ended.session.status_data["end"]["reason"] == "idle-timeout"
