@@ -30,6 +30,7 @@ class Scope(enum.StrEnum):
 
     SESSIONS = "custom:perijove:sessions"
     SESSIONS_READ = "custom:perijove:sessions:read"
+    SESSIONS_EXTEND = "custom:perijove:sessions:extend"
     VFOLDER_READ = "custom:perijove:vfolder:read"
     VFOLDER_WRITE = "custom:perijove:vfolder:write"
     ADMIN = "custom:perijove:admin"
@@ -37,7 +38,7 @@ class Scope(enum.StrEnum):
 
 ALL_SCOPES = frozenset(Scope)
 IMPLIED: dict[Scope, frozenset[Scope]] = {
-    Scope.SESSIONS: frozenset({Scope.SESSIONS_READ}),
+    Scope.SESSIONS: frozenset({Scope.SESSIONS_READ, Scope.SESSIONS_EXTEND}),
     Scope.VFOLDER_WRITE: frozenset({Scope.VFOLDER_READ}),
 }
 

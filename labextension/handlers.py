@@ -1,4 +1,4 @@
-"""The server half of the extension: one route that tells the browser about its session.
+"""The server half of the extension: routes that tell the browser about its session, and extend it.
 
 The browser never speaks to the manager: the session's token stays on the server.
 """
@@ -16,7 +16,15 @@ from jupyter_server.base.handlers import APIHandler
 from jupyter_server.utils import url_path_join
 from tornado import web
 
-from perijove.session import Access, NotInSession, SessionFacts, SessionUnknown, fetch
+from perijove.session import (
+    Access,
+    NotExtended,
+    NotInSession,
+    SessionFacts,
+    SessionUnknown,
+    extend,
+    fetch,
+)
 
 FRESH = 5.0
 """Seconds for which an answer of the manager, or its absence, serves all browser tabs."""
@@ -54,8 +62,14 @@ class SessionWatch:
         told = self._told
         if told.session is None:
             return told
-        age = told.session.age + self._now() - self._told_at
-        return replace(told, session=replace(told.session, age=age))
+        return replace(told, session=told.session.later(self._now() - self._told_at))
+
+    async def extend(self) -> float | None:
+        """Extend the session, and ask anew at the next look. Raises as ``perijove.session.extend``."""
+        try:
+            return await asyncio.to_thread(lambda: extend(Access.from_environ()))
+        finally:
+            self._asked_at = None
 
     async def _renew(self) -> None:
         try:
@@ -96,7 +110,33 @@ class SessionHandler(APIHandler):
         self.finish({"session": session, "problem": told.problem})
 
 
+class ExtendHandler(APIHandler):
+    """``POST /perijove/extend``: ``{"ends_in": seconds or null}`` until its end at the earliest.
+
+    409 with ``{"message"}`` where the owner's policy does not allow it, 502 where the manager does not answer.
+    """
+
+    auth_resource = "perijove"
+
+    def initialize(self, watch: SessionWatch) -> None:
+        """``watch`` is shared by all requests."""
+        self.watch = watch
+
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        """Extend it."""
+        try:
+            self.finish({"ends_in": await self.watch.extend()})
+        except (NotExtended, SessionUnknown) as reason:
+            self.set_status(409 if isinstance(reason, NotExtended) else 502)
+            self.finish({"message": str(reason)})
+
+
 def add_routes(app: Any) -> None:
     """Add the extension's routes to the Jupyter server's ``app``."""
-    route = url_path_join(app.settings["base_url"], "perijove", "session")
-    app.add_handlers(".*$", [(route, SessionHandler, {"watch": SessionWatch()})])
+    base, watch = url_path_join(app.settings["base_url"], "perijove"), {"watch": SessionWatch()}
+    app.add_handlers(
+        ".*$",
+        [(f"{base}/session", SessionHandler, watch), (f"{base}/extend", ExtendHandler, watch)],
+    )

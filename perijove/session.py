@@ -10,7 +10,7 @@ import http.client
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -21,6 +21,10 @@ _MOST_BYTES = 1 << 20
 
 class SessionUnknown(Exception):
     """Nothing new is known about the session; the sentence says why."""
+
+
+class NotExtended(Exception):
+    """The session was not extended; the sentence says why."""
 
 
 class NotInSession(SessionUnknown):
@@ -59,11 +63,21 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True)
+class EndWarning:
+    """The owner was told that the session ends in ``ends_in`` seconds by this ``check``, and why."""
+
+    check: str
+    message: str
+    ends_in: float
+
+
+@dataclass(frozen=True, slots=True)
 class SessionFacts:
     """A session as its owner sees it.
 
     ``resources`` are sentences by slot (``{"cpu": "2 CPUs"}``), CPU and memory first; ``age`` is in
-    seconds since the session was asked for; ``created_at`` is ISO 8601; ``message`` may be empty.
+    seconds since the session was asked for; ``created_at`` is ISO 8601; ``message`` may be empty;
+    ``ends_in`` is in seconds until the first of its limits, None where it has none.
     """
 
     id: str
@@ -77,6 +91,18 @@ class SessionFacts:
     owner: str
     created_at: str
     age: float
+    ends_in: float | None = None
+    warning: EndWarning | None = None
+
+    def later(self, seconds: float) -> SessionFacts:
+        """The same, as it is some seconds later."""
+        told, left = self.warning, self.ends_in
+        return replace(
+            self,
+            age=self.age + seconds,
+            ends_in=None if left is None else left - seconds,
+            warning=None if told is None else replace(told, ends_in=told.ends_in - seconds),
+        )
 
     def rows(self) -> list[tuple[str, str]]:
         """Titles and texts for people, in the order in which they matter."""
@@ -86,6 +112,7 @@ class SessionFacts:
             ("Status", f"{self.status}: {self.message}" if news else self.status),
             ("Resources", ", ".join(self.resources.values()) or "none yet"),
             ("Age", age_text(self.age)),
+            ("Time left", "" if self.ends_in is None else age_text(max(self.ends_in, 0.0))),
             ("Image", self.image),
             ("Resource group", self.resource_group),
             ("Project", self.project),
@@ -115,29 +142,51 @@ def age_text(seconds: float) -> str:
 
 def fetch(access: Access, timeout: float = TIMEOUT) -> SessionFacts:
     """Ask the manager; blocks. Raises ``SessionUnknown`` with a sentence that says why it cannot tell."""
+    status, body = _call(access, "GET", "", timeout)
+    if status != 200:
+        raise SessionUnknown(_refusal(status, body, access))
+    try:
+        return _facts(json.loads(body))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SessionUnknown("the manager's answer is not a session's description") from error
+
+
+def extend(access: Access, timeout: float = TIMEOUT) -> float | None:
+    """Keep the session from ending; blocks. Seconds until it ends now at the earliest, None if it does not.
+
+    Raises ``NotExtended`` with the policy's sentence, ``SessionUnknown`` when the manager cannot be asked.
+    """
+    status, body = _call(access, "POST", "/extend", timeout)
+    try:
+        told = json.loads(body)
+        if status == 200:
+            return None if told["ends_in"] is None else float(told["ends_in"])
+        if status in (400, 412):
+            raise NotExtended(str(told["msg"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise SessionUnknown(_refusal(status, body, access)) from error
+    raise SessionUnknown(_refusal(status, body, access))
+
+
+def _call(access: Access, method: str, path: str, timeout: float) -> tuple[int, bytes]:
+    """Status and body of what the manager answers about the session. Raises ``SessionUnknown``."""
     place = urlsplit(access.url)
     secure = place.scheme == "https"
     kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
     connection = kind(place.hostname or "", place.port, timeout=timeout)
     try:
         connection.request(
-            "GET",
-            f"{place.path}/session/{quote(access.session_id, safe='')}",
+            method,
+            f"{place.path}/session/{quote(access.session_id, safe='')}{path}",
             headers={"Authorization": f"token {access.token}", "Accept": "application/json"},
         )
         answer = connection.getresponse()
-        body = answer.read(_MOST_BYTES)
+        return answer.status, answer.read(_MOST_BYTES)
     except (OSError, http.client.HTTPException) as error:
         reason = str(error) or type(error).__name__
         raise SessionUnknown(f"the manager does not answer ({reason})") from error
     finally:
         connection.close()
-    if answer.status != 200:
-        raise SessionUnknown(_refusal(answer.status, body, access))
-    try:
-        return _facts(json.loads(body))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SessionUnknown("the manager's answer is not a session's description") from error
 
 
 def _refusal(status: int, body: bytes, access: Access) -> str:
@@ -155,6 +204,7 @@ def _refusal(status: int, body: bytes, access: Access) -> str:
 
 def _facts(told: dict[str, Any]) -> SessionFacts:
     ours = told["perijove"]
+    warning, left = ours.get("warning"), ours.get("ends_in")
     slots = sorted(ours["resources"], key=lambda slot: (slot not in ("cpu", "mem"), slot))
     return SessionFacts(
         id=str(told["sessionId"]),
@@ -168,4 +218,8 @@ def _facts(told: dict[str, Any]) -> SessionFacts:
         owner=str(ours["owner"] or ""),
         created_at=str(told["creationTime"]),
         age=int(told["age"]) / 1000,
+        ends_in=None if left is None else float(left),
+        warning=None
+        if warning is None
+        else EndWarning(str(warning["check"]), str(warning["message"]), float(warning["ends_in"])),
     )

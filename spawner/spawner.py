@@ -187,6 +187,7 @@ class PerijoveSpawner(Spawner):
             "users:activity!user",
             "access:servers!server",
             "custom:perijove:sessions:read!user",
+            "custom:perijove:sessions:extend!user",
         ]
 
     @default("options_form")

@@ -201,7 +201,7 @@ class SessionExtension(ApiHandler):
 
     paths = ("/session/{session}/extend",)
 
-    @endpoint("Keep a session from ending", scope=Scope.SESSIONS, parameters=Extension)
+    @endpoint("Keep a session from ending", scope=Scope.SESSIONS_EXTEND, parameters=Extension)
     async def post(self, session: str, given: Extension) -> None:
         """Idleness counts anew, and a run-time limit moves, within the policy."""
         principal = await self.acting_for(given.owner_access_key)

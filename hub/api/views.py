@@ -12,7 +12,7 @@ import msgspec
 from spawner.scheduler.model import Verdict
 from spawner.scheduler.slots import format_amount, human_amount
 from spawner.sessions.clusters import rank_of
-from spawner.sessions.idle_state import shown
+from spawner.sessions.idle_state import shown, warning
 from spawner.sessions.progress import percent
 from spawner.sessions.requests import AgentView, Check, Created, ProgressEvent, SessionDetail
 from spawner.sessions.retries import attempt_of
@@ -150,8 +150,17 @@ def session_info(
         "clusterMode": session.cluster_mode,
         "clusterSize": session.cluster_size,
         "containers": [_container(each) for each in detail.kernels],
-        "perijove": _own_facts(detail),
+        "perijove": {
+            **_own_facts(detail),
+            "ends_in": ends_in(session, now),
+            "warning": idle_warning(session, now),
+        },
     }
+
+
+def idle_warning(session: SessionRow, now: dt.datetime) -> dict[str, Any] | None:
+    """What its owner was warned of: ``{"check", "message", "ends_in"}``."""
+    return warning(session.idle, now) if session.status in RUNNING else None
 
 
 def idle_checks(session: SessionRow, now: dt.datetime) -> dict[str, Any] | None:
@@ -166,8 +175,9 @@ def ends_in(session: SessionRow, now: dt.datetime) -> float | None:
 
 
 def extended(session: SessionRow, now: dt.datetime) -> dict[str, Any]:
-    """The answer to ``POST /session/{s}/extend``; ``idleChecks`` follow with the next look."""
+    """The answer to ``POST /session/{s}/extend``."""
     return {
+        "ends_in": ends_in(session, now),
         "extensions": (session.idle or {}).get("extended", 0),
         "ends_at": session.ends_at,
         "idleChecks": idle_checks(session, now),
@@ -304,6 +314,7 @@ def session(detail: SessionDetail, now: dt.datetime) -> dict[str, Any]:
         "age": round(age(detail, now).total_seconds(), 3),
         "unreachable_since": detail.unreachable_since,
         "ends_in": ends_in(row, now),
+        "warning": idle_warning(row, now),
     }
 
 

@@ -16,7 +16,10 @@ from spawner.monitors.registry import Monitors
 CUSTOM_SCOPES = {
     "custom:perijove:sessions": {
         "description": "Create, change and end sessions",
-        "subscopes": ["custom:perijove:sessions:read"],
+        "subscopes": ["custom:perijove:sessions:read", "custom:perijove:sessions:extend"],
+    },
+    "custom:perijove:sessions:extend": {
+        "description": "Keep sessions from ending, as far as the owner's policy allows"
     },
     "custom:perijove:sessions:read": {"description": "See sessions, their logs and their progress"},
     "custom:perijove:vfolder:write": {

@@ -1,5 +1,5 @@
 /**
- * Shows the session that JupyterLab runs in: its name, resources and age.
+ * Shows the session that JupyterLab runs in: its name, resources and age, and warns before it ends.
  */
 
 import type {
@@ -12,6 +12,7 @@ import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { DisposableSet } from '@lumino/disposable';
 
 import { SessionModel } from './model.js';
+import { EndNotice } from './notice.js';
 import { SessionDetails, SessionItem } from './widgets.js';
 
 /** The command that shows the details. */
@@ -21,7 +22,7 @@ let active: DisposableSet | null = null;
 
 const plugin: JupyterFrontEndPlugin<void> = {
   id: 'perijove-lab:session',
-  description: 'Shows the name, the resources and the age of the session.',
+  description: 'Shows the name, the resources and the age of the session, and warns before it ends.',
   autoStart: true,
   // Notebook 7 has no status bar: there, the command opens a dialog.
   optional: [IStatusBar, ICommandPalette, ITranslator],
@@ -33,7 +34,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
   ): void => {
     const trans = (translator ?? nullTranslator).load('perijove');
     const model = new SessionModel(app.serviceManager.serverSettings);
-    const disposables = DisposableSet.from([model]);
+    const disposables = DisposableSet.from([model, new EndNotice(model, trans)]);
     active = disposables;
 
     let item: SessionItem | null = null;

@@ -13,6 +13,9 @@ import type { ISession } from './text.js';
 /** Milliseconds between questions to the server, and the most when it does not answer. */
 const INTERVAL = 30_000;
 const LONGEST = 300_000;
+/** Seconds before the end from which it asks more often, and how often then. */
+const NEAR = 120;
+const NEAR_INTERVAL = 5_000;
 
 /** The answer of `GET /perijove/session`. */
 interface IAnswer {
@@ -58,6 +61,16 @@ export class SessionModel implements IDisposable {
     return told + (performance.now() - this._toldAt) / 1000;
   }
 
+  /** Seconds until the first of its limits ends it, as of now; null where it has none. */
+  get left(): number | null {
+    return this._later(this._session?.ends_in);
+  }
+
+  /** Seconds until the end that its owner was warned of, as of now; null without a warning. */
+  get warnedLeft(): number | null {
+    return this._later(this._session?.warning?.ends_in);
+  }
+
   get isDisposed(): boolean {
     return this._poll.isDisposed;
   }
@@ -67,11 +80,34 @@ export class SessionModel implements IDisposable {
     return this._poll.refresh();
   }
 
+  /** Keep the session from ending: seconds until it does at the earliest, null for never. */
+  async extend(): Promise<number | null> {
+    const url = URLExt.join(this._settings.baseUrl, 'perijove', 'extend');
+    const response = await ServerConnection.makeRequest(url, { method: 'POST' }, this._settings);
+    const answer = (await response.json()) as { ends_in?: number | null; message?: string };
+    if (!response.ok) {
+      throw new Error(answer.message ?? response.statusText);
+    }
+    const left = answer.ends_in ?? null;
+    if (this._session !== null) {
+      // The age as of now: it shares its clock with what is left.
+      const told = { ...this._session, age: this.age, ends_in: left, warning: null };
+      this._take({ session: told, problem: this._problem });
+    }
+    void this.refresh();
+    return left;
+  }
+
   dispose(): void {
     if (!this.isDisposed) {
       this._poll.dispose();
       Signal.clearData(this);
     }
+  }
+
+  private _later(seconds: number | null | undefined): number | null {
+    const since = (performance.now() - this._toldAt) / 1000;
+    return seconds === null || seconds === undefined ? null : seconds - since;
   }
 
   private async _ask(): Promise<void> {
@@ -88,6 +124,11 @@ export class SessionModel implements IDisposable {
       const answer = (await response.json()) as IAnswer;
       this._missing = false;
       this._take(answer);
+      const near = (answer.session?.ends_in ?? Infinity) < NEAR;
+      const interval = near ? NEAR_INTERVAL : INTERVAL;
+      if (interval !== this._poll.frequency.interval) {
+        this._poll.frequency = { interval, backoff: true, max: LONGEST };
+      }
       if (answer.session === null) {
         // Not in a session of Perijove: that does not change while the server runs.
         void this._poll.stop();

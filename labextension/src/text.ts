@@ -16,6 +16,18 @@ export interface ISession {
   readonly owner: string;
   readonly created_at: string;
   readonly age: number;
+  /** Seconds until the first of its limits; null where it has none. */
+  readonly ends_in: number | null;
+  /** What its owner was warned of. */
+  readonly warning: IWarning | null;
+}
+
+/** A session ends in so many seconds by a check of its owner's policy. */
+export interface IWarning {
+  readonly check: string;
+  /** Why, as half a sentence. */
+  readonly message: string;
+  readonly ends_in: number;
 }
 
 /** Translates a sentence, and fills `%1`, `%2` ... in. */
@@ -39,6 +51,30 @@ export function ageText(seconds: number, trans: ITranslate): string {
   return trans.__('%1 d %2 h', Math.floor(hours / 24), hours % 24);
 }
 
+/** What is left of a time in seconds: by the second when it is short. */
+export function leftText(seconds: number, trans: ITranslate): string {
+  const left = Math.max(Math.floor(seconds), 0);
+  return left < 120 ? trans.__('%1 s', left) : ageText(left, trans);
+}
+
+/** The warning as people read it, `left` seconds before the end. */
+export function warningText(warning: IWarning, left: number, trans: ITranslate): string {
+  return trans.__('This session ends in %1: %2.', leftText(left, trans), trans.__(warning.message));
+}
+
+/** What became of a session that was extended: it ends in `left` seconds, or not by itself. */
+export function extendedText(left: number | null, now: Date, trans: ITranslate): string {
+  if (left === null) {
+    return trans.__('The session was extended.');
+  }
+  const end = new Date(now.getTime() + left * 1000);
+  const sameDay = end.toDateString() === now.toDateString();
+  const when = sameDay
+    ? end.toLocaleTimeString([], { timeStyle: 'short' })
+    : end.toLocaleString([], { dateStyle: 'medium', timeStyle: 'short' });
+  return trans.__('The session was extended: it goes on at least until %1.', when);
+}
+
 /** The resources in a row: `2 CPUs, 4 GiB of memory, 1 GPU`. */
 export function resourcesText(session: ISession): string {
   return Object.values(session.resources).join(', ');
@@ -48,6 +84,7 @@ export function resourcesText(session: ISession): string {
 export function detailRows(
   session: ISession,
   age: number,
+  left: number | null,
   trans: ITranslate
 ): [string, string][] {
   const told = session.message.toLowerCase() === session.status.toLowerCase();
@@ -60,6 +97,7 @@ export function detailRows(
     [trans.__('Status'), status],
     [trans.__('Resources'), Object.values(session.resources).join('\n')],
     [trans.__('Age'), ageText(age, trans)],
+    [trans.__('Time left'), left === null ? '' : leftText(left, trans)],
     [trans.__('Image'), session.image],
     [trans.__('Resource group'), session.resource_group],
     [trans.__('Project'), session.project],

@@ -62,11 +62,11 @@ export class SessionDetails extends ModelWidget {
   }
 
   private _show(): void {
-    const { session, problem, age } = this.model;
+    const { session, problem, age, left } = this.model;
     const parts: HTMLElement[] = [];
     if (session !== null) {
       const list = document.createElement('dl');
-      for (const [title, text] of detailRows(session, age, this.trans)) {
+      for (const [title, text] of detailRows(session, age, left, this.trans)) {
         list.append(element('dt', title), element('dd', text));
       }
       parts.push(list);

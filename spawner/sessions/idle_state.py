@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from spawner.sessions.idleness import Verdict, Window, deadline
+from spawner.sessions.idleness import CAUSES, Verdict, Window, deadline
 
 
 @dataclass(slots=True)
@@ -73,6 +73,17 @@ def read_state(idle: Mapping[str, Any] | None, started_at: dt.datetime) -> IdleS
     state.warned = dict(state.warned)
     state.parts = [[part, count, dict(sums)] for part, count, sums in state.parts]
     return state
+
+
+def warning(idle: Mapping[str, Any] | None, now: dt.datetime) -> dict[str, Any] | None:
+    """Of the checks that the owner was warned of the one that ends the session first."""
+    kept = idle or {}
+    due = [
+        {"check": name, "message": CAUSES[name], "ends_in": check["ends_at"] - now.timestamp()}
+        for name, check in kept.get("checks", {}).items()
+        if name in kept["warned"]
+    ]
+    return min(due, key=lambda each: float(each["ends_in"]), default=None)
 
 
 def shown(idle: Mapping[str, Any] | None, now: dt.datetime) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from authenticator.tables import KeyPairPolicyRow, KeyPairRow
+from authenticator.tables import KeyPairPolicyRow, KeyPairRow, UserRow
 from spawner.sessions import idleness, steps
 from spawner.sessions.idle_state import IdleState, read_state
 from spawner.sessions.idleness import LIFETIME, NETWORK, REASONS, UTILIZATION, Step, Verdict
@@ -52,11 +52,18 @@ class Found:
     kernels: Sequence[KernelRow]
     idle_timeout: int | None
     checks: idleness.Checks
+    owner_since: dt.datetime
+    """When the owner's account was made."""
 
     @property
     def started(self) -> dt.datetime:
         """When this run began."""
         return self.session.started_at or self.session.created_at
+
+    @property
+    def grace_ends(self) -> float:
+        """From when on idleness may count at all."""
+        return self.owner_since.timestamp() + self.checks.new_user_grace
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +156,13 @@ class IdleWatch:
                 found.idle_timeout,
                 session.type,
                 self._activity(found),
-                since=state.since,
+                since=max(state.since, found.grace_ends),
                 resumed_at=self._resumed_at,
                 now=now,
             )
         rules = found.checks.utilization
         if rules is not None and session.type in (INTERACTIVE, BATCH):
-            since = max(state.started_at + rules.initial_grace, state.since)
+            since = max(state.started_at + rules.initial_grace, state.since, found.grace_ends)
             window = state.window_of(rules.window)
             self._sample(found, state, window, rules, since)
             slots = {slot for kernel in found.kernels for slot in kernel.slots}
@@ -217,7 +224,8 @@ def _percent(shape: Mapping[str, Any] | None) -> float | None:
 async def _running(db: AsyncSession) -> list[Found]:
     """Running sessions that nobody asked to end, with their owners' policies."""
     query = (
-        select(SessionRow, KeyPairPolicyRow)
+        select(SessionRow, KeyPairPolicyRow, UserRow.created_at)
+        .join(UserRow, UserRow.id == SessionRow.owner_id)
         .join(KeyPairRow, KeyPairRow.access_key == SessionRow.access_key)
         .join(KeyPairPolicyRow, KeyPairPolicyRow.name == KeyPairRow.policy)
         .where(SessionRow.status.in_(RUNNING), SessionRow.target == Target.RUNNING.value)
@@ -228,12 +236,12 @@ async def _running(db: AsyncSession) -> list[Found]:
     for kernel in await db.scalars(select(KernelRow).where(KernelRow.session_id.in_(ids))):
         kernels.setdefault(kernel.session_id, []).append(kernel)
     checks: dict[str, idleness.Checks] = {}
-    for _, policy in rows:
+    for _, policy, _ in rows:
         if policy.name not in checks:
             checks[policy.name] = _checks(policy)
     return [
-        Found(session, kernels.get(session.id, []), policy.idle_timeout, checks[policy.name])
-        for session, policy in rows
+        Found(session, kernels.get(session.id, []), policy.idle_timeout, checks[policy.name], since)
+        for session, policy, since in rows
     ]
 
 
@@ -280,11 +288,8 @@ def _why(name: str, verdict: Verdict) -> str:
 def _warning(name: str, verdict: Verdict, ends_at: float, now: float) -> str:
     when = dt.datetime.fromtimestamp(ends_at, dt.UTC).strftime("%H:%M UTC")
     ends = f"it ends in {_span(ends_at - now)}, at {when}"
-    if name == LIFETIME:
-        return f"its run time is nearly over: {ends}, unless you extend it"
-    if name == NETWORK:
-        return f"nobody is connected to it: {ends}, unless somebody connects or you extend it"
-    return f"it uses too little of what it holds: {ends}, unless it works or you extend it"
+    unless = {NETWORK: "somebody connects or ", UTILIZATION: "it works or "}.get(name, "")
+    return f"{idleness.CAUSES[name]}: {ends}, unless {unless}you extend it"
 
 
 def _span(seconds: float) -> str:

@@ -21,6 +21,12 @@ REASONS = {
     UTILIZATION: "idle-utilization",
 }
 """Backend.AI's reasons, by checker."""
+CAUSES = {
+    LIFETIME: "its run time is nearly over",
+    NETWORK: "nobody is connected to it",
+    UTILIZATION: "it uses too little of what it holds",
+}
+"""Why a session will end, for its owner, by checker."""
 OPERATORS = ("and", "or")
 FRESH = 120.0
 """Seconds after which a measure is too old to decide anything."""
@@ -31,7 +37,7 @@ PARTS = 60
 ENOUGH = 0.8
 """The part of a window that must have been measured."""
 _METRIC = re.compile(r"cpu_util|mem|[a-z][a-z0-9-]{0,30}_(?:util|mem)")
-_FIELDS = ("warn_before", "extensions", "utilization")
+_FIELDS = ("warn_before", "extensions", "utilization", "new_user_grace")
 _USE_FIELDS = ("thresholds", "operator", "window", "initial_grace")
 _SHOWN = 80
 
@@ -61,6 +67,8 @@ class Checks:
     extensions: int | None = 3
     """How often an owner may extend one session; None: without bound."""
     utilization: Utilization | None = None
+    new_user_grace: float = 0.0
+    """Seconds after an owner's account was made in which nothing counts as idleness."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +163,8 @@ def network_timeout(
         return None
     if activity.measured_at < resumed_at + SETTLE or now - activity.measured_at > FRESH:
         return None
+    if now < since:
+        return Verdict(since + timeout - now, timeout, GRACE)
     quiet = min(activity.quiet, activity.measured_at - since)
     if quiet <= 0:
         return Verdict(timeout, timeout)
@@ -228,6 +238,7 @@ def read_checks(given: Mapping[str, Any] | None) -> Checks:
         _duration(given, "", "warn_before", 300.0),
         extensions,
         None if use is None else _read_utilization(use),
+        _duration(given, "", "new_user_grace", 0.0),
     )
 
 

@@ -7,6 +7,7 @@
   const isAdmin = page.dataset.admin === "yes";
   const rows = document.getElementById("perijove-rows");
   const live = document.getElementById("perijove-live");
+  const news = document.getElementById("perijove-news");
   const SLOW_TICK = 10000;
   const DEBOUNCE = 300;
 
@@ -19,6 +20,12 @@
     if (className) made.className = className;
     if (text !== undefined) made.textContent = text;
     return made;
+  }
+
+  function say(text, kind) {
+    news.className = `alert alert-${kind}`;
+    news.textContent = text;
+    news.hidden = false;
   }
 
   async function ask(path, options = {}) {
@@ -63,6 +70,25 @@
     return button;
   }
 
+  function extendButton(session) {
+    const button = element("button", "btn btn-sm btn-outline-secondary me-2", "Extend");
+    button.type = "button";
+    button.title = "Keep it from ending, as far as the owner's policy allows";
+    button.setAttribute("aria-label", `Extend ${session.name}`);
+    button.addEventListener("click", async () => {
+      button.disabled = true;
+      try {
+        const told = await ask(`session/${session.id}/extend`, { method: "POST" });
+        const left = told.ends_in === null ? "" : ` for at least ${age(told.ends_in)}`;
+        say(`${session.name} was extended and goes on${left}.`, "success");
+      } catch (error) {
+        say(`${session.name} was not extended: ${error.message}.`, "warning");
+      }
+      refresh();
+    });
+    return button;
+  }
+
   function terminalLink(session) {
     const link = element("a", "btn btn-sm btn-outline-secondary me-2", "Terminal");
     link.href = `${prefix}session/${session.id}/terminal`;
@@ -89,12 +115,20 @@
     if (isAdmin) cells.push(element("td", "", session.agent || "–"));
     const time = element("td", "text-nowrap", age(session.age));
     if (session.ends_in !== null) {
-      const left = Math.max(session.ends_in, 0);
-      time.append(element("div", "small text-body-secondary", `${age(left)} left`));
+      const told = session.warning ? "perijove-ending" : "text-body-secondary";
+      const left = element("div", `small ${told}`);
+      left.dataset.endsAt = String(performance.now() / 1000 + session.ends_in);
+      time.append(left);
+    }
+    if (session.warning) {
+      time.append(element("div", "small text-body-secondary text-wrap", session.warning.message));
     }
     cells.push(time);
     const actions = element("td", "text-end text-nowrap");
-    if (session.status.startsWith("RUNNING")) actions.append(terminalLink(session));
+    if (session.status.startsWith("RUNNING")) {
+      if (session.ends_in !== null) actions.append(extendButton(session));
+      actions.append(terminalLink(session));
+    }
     actions.append(stopButton(session));
     cells.push(actions);
     row.append(...cells);
@@ -139,6 +173,13 @@
     return card;
   }
 
+  function countDown() {
+    for (const each of rows.querySelectorAll("[data-ends-at]")) {
+      const left = Math.max(Number(each.dataset.endsAt) - performance.now() / 1000, 0);
+      each.textContent = `${left < 120 ? `${Math.floor(left)} s` : age(left)} left`;
+    }
+  }
+
   async function refresh() {
     try {
       const [listing, nodes] = await Promise.all([
@@ -146,6 +187,7 @@
         isAdmin ? ask("agents") : Promise.resolve({ agents: [] }),
       ]);
       rows.replaceChildren(...listing.sessions.map(sessionRow));
+      countDown();
       document.getElementById("perijove-none").hidden = listing.sessions.length > 0;
       live.textContent = `${listing.total} session${listing.total === 1 ? "" : "s"}`;
       if (isAdmin) {
@@ -171,5 +213,6 @@
     events.addEventListener(`kernel_${name}`, soon);
   }
   setInterval(() => { if (!document.hidden) refresh(); }, SLOW_TICK);
+  setInterval(countDown, 1000);
   refresh();
 })();

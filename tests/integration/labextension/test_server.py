@@ -31,10 +31,12 @@ class Server:
     url: str
     log: Path
 
-    def get(self, path: str, token: str | None = JUPYTER_TOKEN) -> tuple[int, Any]:
+    def get(
+        self, path: str, token: str | None = JUPYTER_TOKEN, method: str = "GET"
+    ) -> tuple[int, Any]:
         """Status and JSON body."""
         headers = {} if token is None else {"Authorization": f"token {token}"}
-        request = urllib.request.Request(self.url + path, headers=headers)
+        request = urllib.request.Request(self.url + path, headers=headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=20) as answer:
                 return answer.status, json.loads(answer.read())
@@ -133,3 +135,20 @@ def test_outside_of_a_session_it_says_so(serve: Any) -> None:
     status, body = serve({}).get("perijove/session")
     assert status == 200
     assert body == {"session": None, "problem": "this does not run in a session of Perijove"}
+
+
+def test_the_browser_extends_its_session(serve: Any, manager: Upstream) -> None:
+    server = serve(manager.environ())
+    assert server.get("perijove/session")[0] == 200
+    assert server.get("perijove/extend", None, "POST")[0] == 403
+    told = manager.body
+    manager.body = b'{"ends_in": 3600.0}'
+    assert server.get("perijove/extend", method="POST") == (200, {"ends_in": 3600.0})
+    manager.status, manager.body = 412, b'{"msg": "your policy allows 3"}'
+    refused = {"message": "your policy allows 3"}
+    assert server.get("perijove/extend", method="POST") == (409, refused)
+    manager.status, manager.body = 200, told
+    assert server.get("perijove/session")[0] == 200
+    asked = [path.rpartition("/")[2] for path, _ in manager.asked]
+    assert asked[1:3] == ["extend", "extend"]
+    assert len(asked) == 4, "what was known before it was extended is old"

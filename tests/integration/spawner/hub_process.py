@@ -45,8 +45,13 @@ c.ConfigurableHTTPProxy.should_start = False
 c.ConfigurableHTTPProxy.api_url = os.environ["TEST_PROXY_API_URL"]
 c.JupyterHub.template_paths = template_paths()
 c.JupyterHub.extra_handlers = extra_handlers()
-c.JupyterHub.custom_scopes = {"custom:perijove:sessions:read": {"description": "See sessions"}}
-c.JupyterHub.extra_user_scopes = ["custom:perijove:sessions:read!user"]
+c.JupyterHub.custom_scopes = {
+    "custom:perijove:sessions:read": {"description": "See sessions"},
+    "custom:perijove:sessions:extend": {"description": "Extend sessions"},
+}
+c.JupyterHub.extra_user_scopes = [
+    "custom:perijove:sessions:read!user", "custom:perijove:sessions:extend!user"
+]
 c.JupyterHub.services = [{"name": "test", "api_token": os.environ["TEST_API_TOKEN"]}]
 c.JupyterHub.load_roles = [{"name": "test", "services": ["test"],
     "scopes": ["admin:users", "admin:servers", "tokens", "proxy", "access:servers"]}]

@@ -11,8 +11,16 @@ from collections.abc import Iterator
 import pytest
 
 from perijove.__main__ import main
-from perijove.session import Access, NotInSession, SessionUnknown, age_text, fetch
-from tests.harness.session_upstream import SESSION_ID, TOKEN, Upstream, upstream
+from perijove.session import (
+    Access,
+    NotExtended,
+    NotInSession,
+    SessionUnknown,
+    age_text,
+    extend,
+    fetch,
+)
+from tests.harness.session_upstream import SESSION_ID, TOKEN, Upstream, description, upstream
 
 
 @pytest.fixture
@@ -156,3 +164,29 @@ def test_importing_it_costs_nothing() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_warning_and_the_time_left_go_on_by_themselves(manager: Upstream) -> None:
+    ours = description()["perijove"]
+    warning = {"check": "utilization", "message": "it uses too little", "ends_in": 300.0}
+    manager.tell(perijove={**ours, "ends_in": 300.0, "warning": warning})
+    facts = fetch(Access.from_environ(manager.environ())).later(60)
+    assert facts.warning is not None
+    assert (facts.age, facts.ends_in, facts.warning.ends_in) == (814.0, 240.0, 240.0)
+    assert ("Time left", "4 min") in facts.rows()
+
+
+def test_a_session_is_extended_or_told_why_not(manager: Upstream) -> None:
+    access = Access.from_environ(manager.environ())
+    manager.body = b'{"ends_in": 3600.5, "extensions": 1, "ends_at": null}'
+    assert extend(access) == 3600.5
+    assert manager.asked[-1][0].endswith(f"/session/{SESSION_ID}/extend")
+    manager.body = b'{"ends_in": null}'
+    assert extend(access) is None
+    manager.status, manager.body = 412, b'{"title": "T", "msg": "your policy allows 3"}'
+    with pytest.raises(NotExtended, match="your policy allows 3"):
+        extend(access)
+    for status, body in ((503, b"<html>"), (200, b"[]"), (403, b"{}")):
+        manager.status, manager.body = status, body
+        with pytest.raises(SessionUnknown, match=f"HTTP {status}"):
+            extend(access)

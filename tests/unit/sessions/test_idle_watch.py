@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from authenticator.principals import Principal
-from authenticator.problems import BadRequest, InvalidParameters, NotFound, QuotaExceeded
-from hub.api.views import ends_in, session_info
+from authenticator.principals import Principal, Scope
+from authenticator.problems import (
+    BadRequest,
+    Forbidden,
+    InvalidParameters,
+    NotFound,
+    QuotaExceeded,
+)
+from hub.api.views import ends_in, extended, session_info
 from spawner.agent.protocol import Measures
 from spawner.sessions.events import Event, Subscription
 from spawner.sessions.idle_watch import WARNING, _percent
 from spawner.sessions.requests import SessionDetail
 from spawner.sessions.states import Status
+from spawner.sessions.tables import SessionRow
 from tests.harness.agent import FakeAgent
 from tests.harness.plane import REQUEST, Rig, until
 
@@ -66,6 +74,11 @@ async def settled(plane: Rig) -> None:
 async def checks(plane: Rig, owner: Principal, detail: SessionDetail) -> Any:
     now = await plane.plane.sessions.get(owner, str(detail.session.id))
     return session_info(now, plane.clock())["idleChecks"]
+
+
+async def facts(plane: Rig, owner: Principal, detail: SessionDetail) -> Any:
+    now = await plane.plane.sessions.get(owner, str(detail.session.id))
+    return session_info(now, plane.clock())["perijove"]
 
 
 async def warnings(events: Subscription) -> list[Event]:
@@ -211,7 +224,14 @@ async def test_a_life_time_is_warned_of_and_extended(plane: Rig) -> None:
     await plane.plane.reconciler.idle.look()
     (warning,) = await warnings(events)
     assert warning.reason.startswith("its run time is nearly over: it ends in 8 minutes")
-    await extend(plane, ada, detail, "30m")
+    assert (await facts(plane, ada, detail))["warning"] == {
+        "check": "session_lifetime",
+        "message": "its run time is nearly over",
+        "ends_in": pytest.approx(500, abs=2),
+    }
+    row = await extend(plane, ada, detail, "30m")
+    assert extended(row, plane.clock())["ends_in"] == pytest.approx(2300, abs=2)
+    assert (await facts(plane, ada, detail))["warning"] is None
     plane.clock.forward(600)
     await plane.plane.reconciler.end_overdue()
     await plane.plane.reconciler.idle.look()
@@ -230,8 +250,10 @@ async def test_a_life_time_is_warned_of_and_extended(plane: Rig) -> None:
         await extend(plane, ada, detail)
 
 
-async def extend(plane: Rig, who: Principal, detail: SessionDetail, by: str | None = None) -> None:
-    await plane.plane.extensions.extend(who, str(detail.session.id), by, REQUEST)
+async def extend(
+    plane: Rig, who: Principal, detail: SessionDetail, by: str | None = None
+) -> SessionRow:
+    return await plane.plane.extensions.extend(who, str(detail.session.id), by, REQUEST)
 
 
 async def test_who_extends_counts_anew_as_often_as_allowed(plane: Rig) -> None:
@@ -246,10 +268,37 @@ async def test_who_extends_counts_anew_as_often_as_allowed(plane: Rig) -> None:
     with pytest.raises(InvalidParameters) as refused:
         await extend(plane, ada, detail, "soon")
     assert "by" in refused.value.fields
-    await extend(plane, ada, detail)
+    row = await extend(plane, replace(ada, scopes=frozenset({Scope.SESSIONS_EXTEND})), detail)
+    assert extended(row, plane.clock())["ends_in"] == pytest.approx(600, abs=2)
+    with pytest.raises(Forbidden):
+        await extend(plane, replace(ada, scopes=frozenset({Scope.SESSIONS_READ})), detail)
     await look(plane, agent, detail, 50, quiet=600)
     told = await checks(plane, ada, detail)
     assert told["network_timeout"]["remaining"] == pytest.approx(550, abs=2)
     assert (await plane.wait(detail)).status is Status.RUNNING
     with pytest.raises(QuotaExceeded, match="extended 1 times, and your policy allows 1"):
         await extend(plane, ada, detail)
+
+
+async def test_nothing_counts_as_idleness_of_who_is_new_here(plane: Rig) -> None:
+    agent, ada = await plane.agent(), await plane.user()
+    await plane.policy(
+        idle_timeout=300,
+        idle_checks={"warn_before": 100, "new_user_grace": "20m", "utilization": USE},
+    )
+    detail = await plane.run(ada)
+    await settled(plane)
+    events = listen(plane)
+    for second in range(50, 1000, 50):
+        await look(plane, agent, detail, 50, quiet=second, cpu=1)
+    told = await checks(plane, ada, detail)
+    assert {each["remaining_time_type"] for each in told.values()} == {"grace_period"}
+    assert told["network_timeout"]["remaining"] == pytest.approx(1200 - 990 + 300, abs=61)
+    assert told["utilization"]["remaining"] == pytest.approx(1200 - 990 + 600, abs=61)
+    assert not await warnings(events)
+    row = await extend(plane, ada, detail)
+    assert extended(row, plane.clock())["ends_in"] == pytest.approx(1200 - 990 + 300, abs=2)
+    for second in range(1000, 1550, 50):
+        await look(plane, agent, detail, 50, quiet=second, cpu=1)
+    ended = await plane.wait(detail, Status.TERMINATED)
+    assert ended.session.status_data["end"]["reason"] == "idle-timeout"

@@ -49,7 +49,8 @@ def test_lifetime(ends_at: float | None, verdict: Verdict | None) -> None:
         ({"activity": Activity(NOW, 700.0)}, -100.0),
         ({"activity": Activity(NOW - 20, 100.0)}, 480.0),
         ({"since": NOW - 40}, 560.0),
-        ({"since": NOW + 1}, 600.0),
+        ({"since": NOW + 1}, 601.0),
+        ({"since": NOW + 1, "activity": None}, None),
         ({"activity": None}, None),
         ({"timeout": None}, None),
         ({"timeout": 0}, None),
@@ -185,6 +186,7 @@ def test_a_late_warning_moves_the_end() -> None:
 
 def test_a_policy_is_read() -> None:
     assert read_checks(None) == Checks()
+    assert read_checks({"new_user_grace": "2d"}) == Checks(new_user_grace=172_800.0)
     use = {"thresholds": {"cpu_util": 5}, "operator": "or", "window": "2h", "initial_grace": "1m"}
     assert read_checks({"warn_before": "10m", "extensions": None, "utilization": use}) == Checks(
         600.0, None, Utilization({"cpu_util": 5.0}, "or", 7200.0, 60.0)
@@ -194,8 +196,9 @@ def test_a_policy_is_read() -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"x": 1}, "x: one of warn_before, extensions, utilization"),
+        ({"x": 1}, "x: one of warn_before, extensions, utilization, new_user_grace"),
         ({"warn_before": "soon"}, "warn_before: 'soon': a duration"),
+        ({"new_user_grace": "long"}, "new_user_grace: 'long': a duration"),
         ({"extensions": -1}, "extensions: '-1': a whole number from 0 to 1000, or null"),
         ({"extensions": True}, "extensions: 'True'"),
         ({"utilization": 5}, "utilization: '5': an object"),
