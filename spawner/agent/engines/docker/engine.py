@@ -33,9 +33,9 @@ from spawner.agent.engines.base import (
     Measured,
     Process,
 )
+from spawner.agent.engines.config_files import ConfigFiles
 from spawner.agent.engines.docker import clusters, firewall, inside
 from spawner.agent.engines.docker.calls import Calls, Conflict, Missing
-from spawner.agent.engines.docker.config_files import ConfigFiles
 from spawner.agent.engines.docker.execs import DockerExec
 from spawner.agent.engines.docker.images import Images
 from spawner.agent.engines.docker.manifest import (
