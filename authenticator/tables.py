@@ -80,6 +80,10 @@ class UserRow(Base):
     max_concurrent_sessions: Mapped[int | None]
     weight: Mapped[float] = mapped_column(Double, default=1.0, server_default="1")
     """The person's share in ``fair-share``, against others in the same project; ``drf`` has weights of its group."""
+    bootstrap_script: Mapped[str | None] = mapped_column(Text)
+    """Runs first in sessions that bring none of their own."""
+    ssh_public_key: Mapped[str | None] = mapped_column(Text)
+    """Whose private part opens the SSH servers of the person's sessions; that part is never kept."""
     created_at: Mapped[dt.datetime]
 
 
@@ -118,6 +122,8 @@ class KeyPairPolicyRow(Base):
     max_vfolder_count: Mapped[int | None]
     max_customized_image_count: Mapped[int] = mapped_column(default=3, server_default="3")
     """Images that a user may have made of sessions."""
+    seccomp: Mapped[str | None] = mapped_column(String(64))
+    """Name of the profile that their sessions run under (``spawner.agent.seccomp``)."""
     allowed_vfolder_hosts: Mapped[JsonDict | None]
     created_at: Mapped[dt.datetime]
 
@@ -139,3 +145,32 @@ class KeyPairRow(Base):
     """Requests per rolling 15 minutes."""
     created_at: Mapped[dt.datetime]
     last_used: Mapped[dt.datetime | None]
+
+
+_COUNT = " + ".join(
+    f"CASE WHEN {name} IS NULL THEN 0 ELSE 1 END" for name in ("user_id", "project_id", "domain")
+)
+
+
+class DotfileRow(Base):
+    """A file that sessions of a user, of a project's or of a domain's members find in their home folder."""
+
+    __tablename__ = "dotfiles"
+    __table_args__ = (
+        CheckConstraint(f"{_COUNT} = 1", name="owner"),
+        UniqueConstraint("user_id", "path", name="uq_dotfiles_user_id_path"),
+        UniqueConstraint("project_id", "path", name="uq_dotfiles_project_id_path"),
+        UniqueConstraint("domain", "path", name="uq_dotfiles_domain_path"),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    user_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    project_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("projects.id", ondelete="CASCADE")
+    )
+    domain: Mapped[str | None] = mapped_column(ForeignKey("domains.name", ondelete="CASCADE"))
+    path: Mapped[str] = mapped_column(Text)
+    """Beneath the home folder."""
+    permission: Mapped[str] = mapped_column(String(3))
+    """Three octal digits."""
+    data: Mapped[str] = mapped_column(Text)

@@ -19,6 +19,7 @@ from hub.api import (
     nodes,
     openapi,
     pages,
+    personal,
     resources,
     sessions,
 )
@@ -41,6 +42,7 @@ HANDLERS: tuple[type[Base], ...] = (
     *internal.HANDLERS,
     *connections.HANDLERS,
     *nodes.HANDLERS,
+    *personal.HANDLERS,
     *openapi.HANDLERS,
 )
 """Literal paths come before those with a name in the same place: the first match counts."""

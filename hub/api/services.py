@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from authenticator.dotfiles import DotfileService
 from authenticator.identity import IdentityService
 from authenticator.keypairs import KeyPairService
 from authenticator.principals import Principal, Scope, may
 from authenticator.problems import AuthFailed, Forbidden
+from authenticator.sshkeys import SshKeyService
 from spawner.sessions.control import ControlPlane
 from spawner.sessions.states import FINAL
 from spawner.sessions.tables import SessionRow
@@ -44,6 +46,16 @@ class Services:
     """Whether agents of other nodes must show a certificate with their id."""
     keepalive: float = 15.0
     """Seconds of silence after which an event stream gets a comment."""
+
+    @property
+    def dotfiles(self) -> DotfileService:
+        """What sessions find in their home folders."""
+        return DotfileService(self.store)
+
+    @property
+    def ssh_keys(self) -> SshKeyService:
+        """Keys that open the SSH servers of sessions."""
+        return SshKeyService(self.store)
 
     async def owner(self, actor: Principal, access_key: str) -> Principal:
         """The owner of ``access_key``, with the rights of ``actor``. Raises ``Forbidden``."""

@@ -24,12 +24,14 @@ shift $((OPTIND - 1))
 records=$HOME/.local/state/perijove/dotfiles
 say() { printf 'perijove: %s\n' "$*" >&2; }
 
+shown() { printf '%s ' "$(stat -c %a "$1")" && cksum <"$1"; }
+
 place() {
     from=$config/dotfiles/$1 to=$HOME/$1 record=$records/$(printf %s "$1" | tr / %)
-    new=$(cksum <"$from")
+    new=$(shown "$from")
     if [ -e "$to" ] || [ -L "$to" ]; then
         [ -f "$to" ] || { say "~/$1 is no plain file and stays as it is"; return 0; }
-        here=$(cksum <"$to")
+        here=$(shown "$to")
         if [ "$here" = "$new" ]; then printf '%s\n' "$new" >"$record"; return 0; fi
         if [ "$here" != "$(cat "$record" 2>/dev/null)" ]; then
             say "~/$1 was changed here and stays as it is"

@@ -20,7 +20,6 @@ from spawner.agent.protocol import (
     Answer,
     AnyMessage,
     Call,
-    File,
     HealthCheck,
     Heartbeat,
     Hello,
@@ -38,7 +37,7 @@ from spawner.agent.protocol import (
     decode,
     encode,
 )
-from spawner.sessions import clusters, registration, reports, runs, steps
+from spawner.sessions import clusters, personal, registration, reports, runs, steps
 from spawner.sessions.failpoints import reach
 from spawner.sessions.image_rows import pull_rules
 from spawner.sessions.losses import hand_over, lease_of
@@ -52,10 +51,9 @@ from spawner.sessions.transitions import Change, Journal
 from store.database import StoreError
 
 HELLO_TIMEOUT = 10.0
-WANTED = (Status.PREPARING, Status.CREATING, Status.RUNNING, Status.RESTARTING)
+STARTING = (Status.PREPARING, Status.CREATING, Status.RESTARTING)
+WANTED = (*STARTING, Status.RUNNING)
 REQUEST_ID = "agent"
-BOOTSTRAP = "bootstrap"
-"""Where a bootstrap script lies among the files of the platform."""
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +83,8 @@ class AgentLink:
         self.token_id: uuid.UUID | None = None
         """What it dialled with."""
         self.recheck = False
+        self.held_back = False
+        """Whether kernels wait for others to run, so that their files fit a frame."""
         self.last_sent: Wanted | None = None
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._next_call = 0
@@ -322,7 +322,7 @@ class AgentRegistry:
             link.strays &= {(kernel.kernel_id, kernel.epoch) for kernel in report.kernels}
         for kernel_id, epoch in link.strays - before:
             log.warning("agent %s runs stray %s/%d: draining", link.agent_id, kernel_id, epoch)
-        if link.strays != before:
+        if link.strays != before or link.held_back:
             link.changed.set()
         await link.send(Ack(report.sequence))
 
@@ -360,14 +360,15 @@ class AgentRegistry:
             waiting = await _scheduled(db, link.agent_id)
             return waiting, await wanted_set(db, link.agent_id, link.strays)
 
-        waiting, wanted = await self._journal.store.read(look)
-        if waiting:
+        link.held_back, wanted = await self._journal.store.read(look)
+        if link.held_back and wanted is not None:
+            room = personal.room(wanted.kernels)
             handed = await self._journal.write(
-                REQUEST_ID, lambda change: _hand_over(change, link.agent_id)
+                REQUEST_ID, lambda change: _hand_over(change, link.agent_id, room)
             )
             link.handed.update(handed)
             await reach("push-recorded")
-            _, wanted = await self._journal.store.read(look)
+            link.held_back, wanted = await self._journal.store.read(look)
         if wanted is not None and (always or wanted != link.last_sent):
             await link.send(wanted)
             link.last_sent = wanted
@@ -397,20 +398,29 @@ async def _scheduled(db: AsyncSession, agent_id: str) -> bool:
     return (await db.scalars(query.limit(1))).first() is not None
 
 
-async def _hand_over(change: Change, agent_id: str) -> list[uuid.UUID]:
-    """SCHEDULED kernels of an agent become PREPARING; from here on only the agent can end them."""
+async def _hand_over(change: Change, agent_id: str, room: int) -> list[uuid.UUID]:
+    """SCHEDULED kernels of an agent become PREPARING; from here on only the agent can end them.
+
+    Those whose files have no ``room`` follow when others run.
+    """
     query = select(KernelRow.session_id, KernelRow.id).where(
         KernelRow.agent_id == agent_id, KernelRow.status == Status.SCHEDULED.value
     )
     handed: list[uuid.UUID] = []
+    seen: dict[personal.Key, personal.Personal] = {}
     rules = await read_loss_rules(change.db)
     for session_id, kernel_id in (await change.db.execute(query)).all():
         loaded = await steps.load(change.db, session_id)
         if loaded is None:
             continue
         session, kernels = loaded
+        own = await personal.read(change.db, session, seen)
         for kernel in kernels:
             mine = kernel.id == kernel_id and kernel.agent_id == agent_id
+            weight = personal.weight(personal.files(session, kernel, own)) if mine else 0
+            if weight > room:
+                continue
+            room -= weight
             if mine and kernel.status == Status.SCHEDULED and session.target == "RUNNING":
                 cause = steps.CAUSES[Status.PREPARING]
                 hand_over(session, rules.get(session.resource_group))
@@ -445,6 +455,7 @@ async def wanted_set(
         share = Share(row.slot, row.device_id, row.amount)
         shares.setdefault((row.kernel_id, row.epoch), []).append(share)
     pulls = await pull_rules(db, {kernel.image for kernel, _, _ in rows})
+    seen: dict[personal.Key, personal.Personal] = {}
     kernels: list[KernelSpec] = []
     drain = set(strays) | await runs.lost(db, agent_id)
     for kernel, session, owner in rows:
@@ -452,7 +463,10 @@ async def wanted_set(
             drain.add((str(kernel.id), kernel.epoch))
         else:
             mine = shares.get((kernel.id, kernel.epoch), [])
-            kernels.append(kernel_spec(kernel, session, owner, mine, pulls.get(kernel.image)))
+            starts = kernel.status in STARTING
+            brought = await personal.read(db, session, seen) if starts else personal.NOTHING
+            pull = pulls.get(kernel.image)
+            kernels.append(kernel_spec(kernel, session, owner, mine, brought, pull))
     networks = await clusters.wanted_networks(db, agent_id)
     return Wanted(tuple(kernels), tuple(sorted(drain)), networks)
 
@@ -462,6 +476,7 @@ def kernel_spec(
     session: SessionRow,
     owner: str,
     shares: Iterable[Share],
+    brought: personal.Personal = personal.NOTHING,
     pull: ImagePull | None = None,
 ) -> KernelSpec:
     """Everything the agent needs for one run of a kernel."""
@@ -494,14 +509,7 @@ def kernel_spec(
         health=None if health is None else HealthCheck(**health),
         lease=lease_of(session),
         cluster=clusters.cluster_of(session, kernel),
-        files=() if kernel.status == Status.RUNNING else _files(session, kernel),
-        bootstrap=BOOTSTRAP if spec.get("bootstrap") else "",
+        files=() if kernel.status not in STARTING else personal.files(session, kernel, brought),
+        bootstrap=personal.BOOTSTRAP if personal.bootstrap_of(kernel, brought) else "",
         seccomp=spec.get("seccomp"),
     )
-
-
-def _files(session: SessionRow, kernel: KernelRow) -> tuple[File, ...]:
-    """What the platform puts into a kernel that starts; one that runs has it."""
-    script = kernel.spec.get("bootstrap")
-    own = (File(BOOTSTRAP, script, 0o700),) if script else ()
-    return (*clusters.files(session, kernel), *own)

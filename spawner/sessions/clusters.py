@@ -12,17 +12,11 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from authenticator.sshkeys import new_pair
 from spawner.agent.protocol import Cluster, File, Network
 from spawner.sessions.states import HOLDS, Status
 from spawner.sessions.swarms import networks_of
@@ -84,10 +78,7 @@ def new_keys() -> dict[str, str]:
     """A key pair of the session's user and one of its hosts, as OpenSSH writes them."""
     keys: dict[str, str] = {}
     for name in ("user", "host"):
-        key = Ed25519PrivateKey.generate()
-        private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-        public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-        keys[name], keys[f"{name}_public"] = private.decode(), public.decode()
+        keys[f"{name}_public"], keys[name] = new_pair("")
     return keys
 
 

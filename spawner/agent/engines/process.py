@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spawner.agent import entering
 from spawner.agent.engines import process_table
 from spawner.agent.engines.base import (
     BoundMount,
@@ -136,9 +137,8 @@ class ProcessEngine(Engine):
         present = scratch.read()
         if present is not None:
             return self._state(scratch, present)
-        if spec.bootstrap or spec.seccomp not in (None, "default"):
-            what = "bootstrap scripts" if spec.bootstrap else "seccomp profiles"
-            raise EngineError(f"the process engine has no {what}: {_HINT}")
+        if spec.seccomp not in (None, "default"):
+            raise EngineError(f"the process engine has no seccomp profiles: {_HINT}")
         home = self._home(mounts)
         endpoints = tuple(
             Endpoint(port.name, port.protocol, port.container_port, LOOPBACK, self._free_port())
@@ -168,9 +168,10 @@ class ProcessEngine(Engine):
             cgroups=cgroups,
             cpus=() if cgroups else self._processors(limits.cpu_quota),
             pids=None if cgroups else limits.pids,
+            before=entering.words(spec, str(scratch.config)),
         )
         _sockets(scratch.mark).mkdir(mode=0o700, exist_ok=True)
-        await asyncio.to_thread(scratch.write, run)
+        await asyncio.to_thread(scratch.write, run, entering.files(spec))
         return self._state(scratch, run)
 
     async def start(self, identity: Identity) -> EngineState:

@@ -11,14 +11,15 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from spawner.agent.engines.base import Endpoint, EngineState, Identity
+from spawner.agent.engines.config_files import write_files
 from spawner.agent.engines.process_table import MARK, ProcessId, parse
-from spawner.agent.protocol import Share
+from spawner.agent.protocol import File, Share
 
 UNFINISHED = ".new"
 """Ending of a folder that a crash may have left half-made."""
@@ -65,6 +66,8 @@ class Run:
     """Processors that it is kept to where no control group bounds its CPU time; empty: all."""
     pids: int | None = None
     """Processes that it may have where no control group counts them."""
+    before: tuple[str, ...] = ()
+    """Words before its command, which do what comes first (``spawner.agent.entering``)."""
 
     @property
     def identity(self) -> Identity:
@@ -84,8 +87,13 @@ class Scratch:
         """Where its output goes."""
         return self.folder / "output.log"
 
-    def write(self, run: Run) -> None:
-        """Make the folder with ``run.json``: it appears with its content or not at all."""
+    @property
+    def config(self) -> Path:
+        """Where the files of the platform lie."""
+        return self.folder / "config"
+
+    def write(self, run: Run, files: Iterable[File] = ()) -> None:
+        """Make the folder with ``run.json`` and ``files``: it appears with its content or not at all."""
         new = self.folder.with_name(f"{self.folder.name}{UNFINISHED}")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700, parents=True)
@@ -94,6 +102,7 @@ class Scratch:
         descriptor = os.open(new / "run.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             json.dump(body, file)
+        write_files(new / self.config.name, files, None)
         new.rename(self.folder)
 
     def read(self) -> Run | None:
@@ -104,7 +113,7 @@ class Scratch:
             return None
         body["endpoints"] = tuple(Endpoint(**endpoint) for endpoint in body["endpoints"])
         body["shares"] = tuple(Share(*share) for share in body["shares"])
-        for name in ("argv", "cgroups", "cpus"):
+        for name in ("argv", "cgroups", "cpus", "before"):
             body[name] = tuple(body.get(name, ()))
         return Run(**body)
 
@@ -140,7 +149,7 @@ class Scratch:
         with _kept_to(run.cpus):
             return os.posix_spawn(
                 _SHELL,
-                [_SHELL, "-c", _WRAPPER, "perijove-session", *run.argv],
+                [_SHELL, "-c", _WRAPPER, "perijove-session", *run.before, *run.argv],
                 environ,
                 setsid=True,
                 file_actions=[

@@ -15,6 +15,7 @@ from spawner.agent.engines.base import BoundMount, Engine, EngineError, Limits
 from spawner.agent.engines.cgroups import ControlGroups
 from spawner.agent.engines.process import IMAGE, ProcessEngine
 from spawner.agent.engines.scratch import UNFINISHED
+from spawner.agent.protocol import File
 from tests.integration.engines.conformance import MIB, SERVE, EngineConformance, until
 
 pytestmark = pytest.mark.integration
@@ -113,3 +114,17 @@ class TestProcessEngineWithoutControlGroups(TestProcessEngine):
         ended = await self.ends(engine, state.identity)
         assert ended.exit_code == 1
         assert "MemoryError" in await engine.logs(state.identity, 5)
+
+    async def test_dotfiles_and_the_bootstrap_script_come_first(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...], home: Path
+    ) -> None:
+        files = (
+            File("dotfiles/.profile", "mine\n", 0o664),
+            File("bootstrap", "echo prepared > made", 0o700),
+        )
+        command = ("sh", "-c", "cat .profile made; stat -c %a .profile")
+        spec = self.spec(image, command, ports=(), files=files, bootstrap="bootstrap")
+        state = await self.run(engine, spec, mounts)
+        assert (await self.ends(engine, state.identity)).exit_code == 0
+        assert "mine\nprepared\n664" in await engine.logs(state.identity, 10)
+        assert (home / "made").exists()

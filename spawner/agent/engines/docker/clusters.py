@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spawner.agent.engines.base import BoundMount
-from spawner.agent.engines.docker.config_files import TARGET
+from spawner.agent.engines.config_files import TARGET
 from spawner.agent.protocol import KernelSpec
 
 SSH_SETTINGS = "/etc/ssh/ssh_config.d/perijove.conf"

@@ -33,9 +33,9 @@ from spawner.agent.engines.base import (
     Measured,
     Process,
 )
-from spawner.agent.engines.docker import clusters, firewall, inside
+from spawner.agent.engines.config_files import ConfigFiles
+from spawner.agent.engines.docker import accounts, clusters, firewall, inside
 from spawner.agent.engines.docker.calls import Calls, Conflict, Missing
-from spawner.agent.engines.docker.config_files import ConfigFiles
 from spawner.agent.engines.docker.execs import DockerExec
 from spawner.agent.engines.docker.images import Images
 from spawner.agent.engines.docker.manifest import (
@@ -73,6 +73,7 @@ class DockerEngine(Engine):
     def __init__(self) -> None:
         self._calls = Calls()
         self._images = Images(self._calls)
+        self._accounts = accounts.Accounts(self._calls)
         self._networks = SessionNetworks(self._calls)
         self._files = ConfigFiles(Path(), 0, 0)
         self._profiles = Path()
@@ -80,7 +81,7 @@ class DockerEngine(Engine):
         self._gateway = ""
         self._home = ""
         self._publish_host = "127.0.0.1"
-        self._user = "1000:1000"
+        self._user = (1000, 1000)
         self._read_only_root = True
 
     async def open(self, config: Mapping[str, Any]) -> None:
@@ -92,8 +93,8 @@ class DockerEngine(Engine):
         root = os.geteuid() == 0
         uid = config.get("uid") or (1000 if root else os.geteuid())
         gid = config.get("gid") or (1000 if root else os.getegid())
-        self._user = f"{uid}:{gid}"
-        self._files = ConfigFiles(Path(folder) / "config", int(uid), int(gid))
+        self._user = (int(uid), int(gid))
+        self._files = ConfigFiles(Path(folder) / "config", *self._user)
         self._profiles = Path(folder) / "seccomp"
         self._read_only_root = bool(config.get("read_only_root", True))
         await self._calls.open()
@@ -103,6 +104,7 @@ class DockerEngine(Engine):
             if why is not None:
                 told = "sessions of this node can reach each other's ports at %s: %s"
                 log.warning(told, self._publish_host, why)
+        await self._accounts.sweep(self._home)
         self._files.sweep([state.identity for state in await self.list()])
 
     async def close(self) -> None:
@@ -142,7 +144,11 @@ class DockerEngine(Engine):
         port = spec.ports[0].container_port if spec.ports else 0
         tokens = Substitution("0.0.0.0", port, HOME, self._gateway)  # noqa: S104 - inside the container
         identity = Identity(spec.kernel_id, spec.session_id, spec.epoch)
-        written = await asyncio.to_thread(self._files.write, identity, entering.files(spec))
+        kept = inside.host_options(spec, labels, limits, mounts, self._profiles)
+        people = await self._accounts.files(spec.image, *self._user, kept["group_add"])
+        files = (*entering.files(spec), *people)
+        written = await asyncio.to_thread(self._files.write, identity, files)
+        written += accounts.mounts(written, people)
         arguments = [tokens.text(item) for item in command]
         network = None if spec.cluster is None else spec.cluster.network
         if network is not None:
@@ -157,15 +163,14 @@ class DockerEngine(Engine):
             publish_host=self._publish_host,
             read_only_root=self._read_only_root and labels.get(ROOT_LABEL) != "writable",
         )
-        options |= inside.host_options(spec, labels, limits, mounts, self._profiles)
-        host_config = client.api.create_host_config(**options)
+        host_config = client.api.create_host_config(**{**options, **kept})
         call = functools.partial(
             client.api.create_container,
             image=spec.image,
             **inside.command_options(spec, image, arguments),
             name=container_name(identity),
             hostname=spec.hostname,
-            user=self._user,
+            user=":".join(map(str, self._user)),
             working_dir=HOME,
             environment=inside.environment(labels, environment(limits, spec, tokens)),
             labels={**labels_of(spec, identity), f"{LABEL}.home": self._home},

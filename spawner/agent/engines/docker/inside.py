@@ -10,7 +10,7 @@ from typing import Any
 
 from spawner.agent import entering, seccomp
 from spawner.agent.engines.base import BoundMount, Limits
-from spawner.agent.engines.docker.config_files import TARGET
+from spawner.agent.engines.config_files import TARGET
 from spawner.agent.protocol import KernelSpec
 
 INIT_LABEL = "ai.perijove.init"

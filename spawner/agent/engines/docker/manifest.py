@@ -17,6 +17,8 @@ from spawner.agent.substitution import Substitution
 
 NETWORK = "perijove"
 HOME = "/home/work"
+USER = "work"
+"""Name of every container's user, whatever its id."""
 LABEL = "ai.perijove"
 IMAGE_LABEL = "ai.perijove.image"
 COMMAND_LABEL = "ai.perijove.command"
@@ -97,6 +99,8 @@ def environment(limits: Limits, spec: KernelSpec, tokens: Substitution) -> dict[
     """Defaults, then what the session asks for, then what decides about devices."""
     return {
         "HOME": HOME,
+        "USER": USER,
+        "LOGNAME": USER,
         **tokens.environ(limits.environ),
         **tokens.environ(spec.environ),
         **limits.enforced,

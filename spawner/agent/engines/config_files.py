@@ -1,4 +1,4 @@
-"""Files of the platform in a container: one folder for each run beneath the agent's state, mounted read-only."""
+"""Files of the platform for a kernel: one folder for each run; containers have it mounted, read-only."""
 
 from __future__ import annotations
 
@@ -25,14 +25,8 @@ class ConfigFiles:
         wanted = tuple(files)
         if not wanted:
             return ()
-        self._make(folder)
-        for file in wanted:
-            path = PurePosixPath(file.path)
-            if path.is_absolute() or ".." in path.parts or not path.parts:
-                raise EngineError(f"file {file.path!r}: a path beneath {TARGET} is allowed")
-            for parent in reversed(path.parents[:-1]):
-                self._make(folder / parent)
-            self._put(folder / path, file)
+        owner = (self._uid, self._gid) if os.geteuid() == 0 else None
+        write_files(folder, wanted, owner)
         return (BoundMount(str(folder), TARGET, True),)
 
     def remove(self, identity: Identity) -> None:
@@ -50,17 +44,30 @@ class ConfigFiles:
     def _folder(self, identity: Identity) -> Path:
         return self._root / f"{identity.kernel_id}-{identity.epoch}"
 
-    def _make(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._own(folder)
 
-    def _put(self, path: Path, file: File) -> None:
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file.mode)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            out.write(file.content)
-        self._own(path)
+def write_files(folder: Path, files: Iterable[File], owner: tuple[int, int] | None) -> None:
+    """Write ``files`` beneath ``folder``, for ``owner`` alone. Raises ``EngineError``."""
+    _make(folder, owner)
+    for file in files:
+        path = PurePosixPath(file.path)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise EngineError(f"file {file.path!r}: a path beneath {TARGET} is allowed")
+        for parent in reversed(path.parents[:-1]):
+            _make(folder / parent, owner)
+        _put(folder / path, file, owner)
 
-    def _own(self, path: Path) -> None:
-        if os.geteuid() == 0:
-            os.chown(path, self._uid, self._gid)
+
+def _make(folder: Path, owner: tuple[int, int] | None) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if owner is not None:
+        os.chown(folder, *owner)
+
+
+def _put(path: Path, file: File, owner: tuple[int, int] | None) -> None:
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file.mode)
+    os.fchmod(descriptor, file.mode)  # whatever the agent's umask is
+    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+        out.write(file.content)
+    if owner is not None:
+        os.chown(path, *owner)
