@@ -31,6 +31,14 @@ class PerijoveApp(Group):
         "domain": ("hub.commands.administration.DomainGroup", "Administer domains."),
         "project": ("hub.commands.administration.ProjectGroup", "Administer projects."),
         "policy": ("hub.commands.administration.PolicyGroup", "Administer policies of key pairs."),
+        "user-policy": (
+            "hub.commands.administration.UserPolicyGroup",
+            "Administer resource policies of users.",
+        ),
+        "project-policy": (
+            "hub.commands.administration.ProjectPolicyGroup",
+            "Administer resource policies of projects.",
+        ),
         "resource-group": (
             "hub.commands.administration.ResourceGroupGroup",
             "Administer resource groups and how they schedule.",

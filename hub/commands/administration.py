@@ -277,6 +277,10 @@ def _commands(word: str, plural: str, what: str, *, made_here: bool = True) -> t
 DomainGroup = _commands("domain", "domains", "domains")
 ProjectGroup = _commands("project", "projects", "projects and their members")
 PolicyGroup = _commands("policy", "keypair-policies", "policies of key pairs")
+UserPolicyGroup = _commands("user-policy", "user-policies", "resource policies of users")
+ProjectPolicyGroup = _commands(
+    "project-policy", "project-policies", "resource policies of projects"
+)
 ResourceGroupGroup = _commands("resource-group", "resource-groups", "resource groups")
 PresetGroup = _commands("preset", "presets", "presets")
 RegistryGroup = _commands("registry", "registries", "registries of images")

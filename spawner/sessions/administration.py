@@ -15,9 +15,18 @@ from sqlalchemy import ColumnElement, inspect, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from authenticator.identity import DEFAULT
 from authenticator.principals import Principal, Scope, require
 from authenticator.problems import BadRequest, InvalidParameters, NotFound
-from authenticator.tables import KeyPairPolicyRow, KeyPairRow, MembershipRow, ProjectRow, UserRow
+from authenticator.tables import (
+    KeyPairPolicyRow,
+    KeyPairRow,
+    MembershipRow,
+    ProjectPolicyRow,
+    ProjectRow,
+    UserPolicyRow,
+    UserRow,
+)
 from spawner.scheduler.policies import Policies
 from spawner.scheduler.slots import human_bytes
 from spawner.sessions.groups import OptionsError
@@ -27,6 +36,9 @@ from spawner.sessions.tables import PresetRow, ResourceGroupRow
 from spawner.sessions.transitions import Change, Journal
 
 Record = dict[str, Any]
+
+_SOME = 5
+"""Holders of a policy that are named."""
 
 log = logging.getLogger(__name__)
 
@@ -106,11 +118,11 @@ class Administration:
 
         async def work(change: Change) -> Record:
             row = await _find(change.db, kind, ref)
-            policy = values.pop("policy", None)
-            if policy is not None:
-                await _give_policy(change.db, row, policy)
             for field, value in values.items():
-                setattr(row, field, value)
+                if field == "policy":
+                    await _give_policy(change.db, row, value)
+                else:
+                    setattr(row, field, value)
             await _consistent(change.db, row)
             await change.db.flush()
             change.schedule = True
@@ -132,7 +144,9 @@ class Administration:
             raise BadRequest(f"a {kind.word} is not deleted here")
 
         async def work(change: Change) -> None:
-            await change.db.delete(await _find(change.db, kind, ref))
+            row = await _find(change.db, kind, ref)
+            await _unheld(change.db, kind, row)
+            await change.db.delete(row)
             await change.db.flush()
             change.schedule = True
 
@@ -258,6 +272,8 @@ async def _shown(db: AsyncSession, kind: Kind, row: Any) -> Record:
 
 async def _consistent(db: AsyncSession, row: Any) -> None:
     """What one field alone cannot say."""
+    if isinstance(row, UserRow | ProjectRow):
+        await _has_policy(db, row)
     if isinstance(row, ResourceGroupRow) and row.is_default:
         if not row.is_active:
             told = "the default group cannot be switched off: make another one the default first"
@@ -277,6 +293,36 @@ async def _consistent(db: AsyncSession, row: Any) -> None:
             if await db.scalar(query) is None:
                 told = f"there is no resource group {row.resource_group!r}"
                 raise InvalidParameters({"resource_group": told})
+
+
+async def _has_policy(db: AsyncSession, row: UserRow | ProjectRow) -> None:
+    """Refuse a resource policy that is not there; one that is stays until this transaction ends."""
+    table: Any = UserPolicyRow if isinstance(row, UserRow) else ProjectPolicyRow
+    query = select(table.name).where(table.name == row.resource_policy)
+    if await db.scalar(query.with_for_update(read=True)) is None:
+        word = "user" if isinstance(row, UserRow) else "project"
+        told = f"there is no {word} policy {row.resource_policy!r}"
+        raise InvalidParameters({"resource_policy": told})
+
+
+async def _unheld(db: AsyncSession, kind: Kind, policy: Any) -> None:
+    """Refuse to delete a resource policy that somebody has, or that new ones get."""
+    if kind.holders is None:
+        return
+    holders: Any = kind.holders
+    naming = holders.username if holders is UserRow else holders.name
+    query = select(naming).where(holders.resource_policy == policy.name).order_by(naming)
+    names = list(await db.scalars(query))
+    whose = "users" if holders is UserRow else "projects"
+    if names:
+        some = ", ".join(names[:_SOME]) + (", ..." if len(names) > _SOME else "")
+        raise BadRequest(
+            f"the {kind.word} {policy.name!r} is in use: the {whose} {some} have it"
+            if len(names) > 1
+            else f"the {kind.word} {policy.name!r} is in use: {some} has it"
+        )
+    if policy.name == DEFAULT:
+        raise BadRequest(f"the {kind.word} {DEFAULT!r} stays: new {whose} get it")
 
 
 async def _give_policy(db: AsyncSession, user: UserRow, policy: str) -> None:

@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from authenticator.tables import DomainRow, KeyPairPolicyRow, ProjectRow, UserRow
+from authenticator.tables import (
+    DomainRow,
+    KeyPairPolicyRow,
+    ProjectPolicyRow,
+    ProjectRow,
+    UserPolicyRow,
+    UserRow,
+)
 from spawner.scheduler.policies import Policies
 from spawner.scheduler.slots import format_amount, parse_amount
 from spawner.sessions.durations import seconds_of
@@ -52,6 +59,8 @@ class Kind:
     """Its key is an id; ``name`` is unique within its domain only."""
     made_here: bool = True
     """Whether records are made and deleted here; the others are only changed."""
+    holders: type[UserRow | ProjectRow] | None = None
+    """Whose rows name it as their ``resource_policy``; then there is always one called ``default``."""
 
 
 def name(value: Any) -> str:
@@ -194,19 +203,34 @@ PROJECT = {
     "is_active": ACTIVE,
     "weight": WEIGHT,
     **LIMITS,
+    "resource_policy": Field(name, "Its project policy, whose limits hold besides.", "default"),
+}
+QUEUE = {
+    "max_pending_sessions": Field(or_null(whole(0)), "Sessions that may wait; null: unlimited."),
+    "max_pending_resource_slots": SLOTS,
 }
 POLICY = {
     "name": NAMED,
     **LIMITS,
-    "max_pending_sessions": Field(or_null(whole(0)), "Sessions that may wait."),
-    "max_pending_resource_slots": SLOTS,
+    **QUEUE,
     "max_containers_per_session": Field(whole(1, 1000), "Containers.", 1),
     "max_session_lifetime": LIFE,
     "idle_timeout": Field(or_null(seconds), "Without a connection; null or 0: unlimited."),
     "idle_checks": Field(or_null(idle_checks), "Utilisation, warnings and extensions."),
     "max_priority": Field(whole(0, 100), "Highest priority.", 10),
+}
+PROJECT_POLICY = {
+    "name": NAMED,
+    **LIMITS,
+    **QUEUE,
+    "max_containers_per_session": Field(or_null(whole(1, 1000)), "Containers; null: unlimited."),
+}
+USER_POLICY = {
+    **PROJECT_POLICY,
     "max_vfolder_count": Field(or_null(whole(0)), "Folders; null: unlimited."),
-    "max_customized_image_count": Field(whole(0), "Images made of sessions.", 3),
+    "max_customized_image_count": Field(
+        or_null(whole(0)), "Images made of sessions; null: unlimited.", 3
+    ),
 }
 PRESET = {
     "name": NAMED,
@@ -217,8 +241,12 @@ PRESET = {
     "resource_group": Field(or_null(name), "The only group it is offered in."),
     "rank": Field(whole(0), "Place in lists.", 0),
 }
-USER = {**LIMITS, "weight": WEIGHT, "policy": Field(name, "Policy of all key pairs of the user.")}
-
+USER = {
+    **LIMITS,
+    "weight": WEIGHT,
+    "resource_policy": Field(name, "The user policy, whose limits hold besides."),
+    "policy": Field(name, "Policy of all key pairs of the user."),
+}
 
 REGISTRY = {
     "name": Field(registry, "Its host, with the port if there is one.", fixed=True),
@@ -241,6 +269,14 @@ def kinds(policies: Policies) -> dict[str, Kind]:
         Kind("domains", "domain", DomainRow, DOMAIN),
         Kind("projects", "project", ProjectRow, PROJECT, by_id=True),
         Kind("keypair-policies", "policy", KeyPairPolicyRow, POLICY),
+        Kind("user-policies", "user policy", UserPolicyRow, USER_POLICY, holders=UserRow),
+        Kind(
+            "project-policies",
+            "project policy",
+            ProjectPolicyRow,
+            PROJECT_POLICY,
+            holders=ProjectRow,
+        ),
         Kind("resource-groups", "resource group", ResourceGroupRow, group),
         Kind("presets", "preset", PresetRow, PRESET),
         Kind("registries", "registry", RegistryRow, REGISTRY),

@@ -36,6 +36,16 @@ MADE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"max_session_lifetime": 7200, "max_pending_sessions": None, "idle_timeout": None},
     ),
     (
+        "user-policies",
+        {"name": "students", "max_pending_resource_slots": {"cpu": 8}},
+        {"max_vfolder_count": None, "max_customized_image_count": 3},
+    ),
+    (
+        "project-policies",
+        {"name": "small", "max_containers_per_session": 4},
+        {"max_pending_sessions": None, "total_resource_slots": None},
+    ),
+    (
         "resource-groups",
         {"name": "gpu", "options": {"sequencer": "fifo", "half_life": "1d"}},
         {"is_default": False, "options": {"sequencer": "fifo", "half_life": "1d"}},
@@ -58,10 +68,10 @@ async def test_a_record_from_its_making_to_its_end(
     assert {key: made[key] for key in shown} == shown
     assert made in await records.list(root, kind)
     assert await records.get(root, kind, given["name"]) == made
-    field = "rank" if kind == "presets" else "max_priority"
-    change: dict[str, Any] = (
-        {field: 7} if kind in ("presets", "keypair-policies") else {"description": "new"}
-    )
+    number = {"presets": "rank", "keypair-policies": "max_priority"}
+    limited = "max_pending_sessions" if kind.endswith("policies") else None
+    field = number.get(kind, limited)
+    change: dict[str, Any] = {field: 7} if field else {"description": "new"}
     changed = await records.update(root, kind, given["name"], change, REQUEST)
     assert changed == {**made, **change}
     with pytest.raises(InvalidParameters) as twice:
@@ -100,6 +110,19 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("projects", {"name": "x", "domain": "nowhere"}, "domain", "there is no domain 'nowhere'"),
     ("keypair-policies", {"name": "x", "max_priority": 101}, "max_priority", "from 0 to 100"),
     ("keypair-policies", {"name": "x", "idle_timeout": "soon"}, "idle_timeout", "a duration"),
+    (
+        "user-policies",
+        {"name": "x", "max_vfolder_count": "7"},
+        "max_vfolder_count",
+        "'7': a whole number of 0 or more",
+    ),
+    (
+        "project-policies",
+        {"name": "x", "max_containers_per_session": 0},
+        "max_containers_per_session",
+        "'0': a whole number from 1 to 1000",
+    ),
+    ("project-policies", {"name": "x", "max_vfolder_count": 1}, "max_vfolder_count", "unknown"),
     (
         "resource-groups",
         {"name": "x", "options": {"sequencer": "lottery"}},
@@ -193,6 +216,7 @@ async def test_limits_and_policy_of_a_user(plane: Rig) -> None:
         "total_resource_slots": {"cpu": "2"},
         "max_concurrent_sessions": None,
         "weight": 1.0,
+        "resource_policy": "default",
         "policy": "guests",
     }
     with pytest.raises(InvalidParameters) as refused:
