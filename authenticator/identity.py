@@ -160,7 +160,7 @@ class IdentityService:
         Raises ``InvalidParameters`` with every wrong field at once; then nothing was made.
         """
         address = email if email is not None else f"{username}@localhost"
-        errors = {"username": username_error(username), "email": _email_error(address)}
+        errors = {"username": username_error(username), "email": email_error(address)}
         if password is not None:
             errors["password"] = passwords.password_error(password, username)
         _refuse(errors)
@@ -387,7 +387,7 @@ class IdentityService:
         if reason is not None:
             raise InvalidParameters({"username": reason})
         identity = uuid.uuid4()
-        address = username if _email_error(username) is None else f"{username}@localhost"
+        address = username if email_error(username) is None else f"{username}@localhost"
         if await self._find(UserRow.email == address) is not None:
             address = f"{identity}@localhost"
         user = UserRow(
@@ -464,7 +464,8 @@ async def _taken(
     return None if found is None else f"{value!r} is taken"
 
 
-def _email_error(email: str) -> str | None:
+def email_error(email: str) -> str | None:
+    """Why a text is no address, as a sentence; None when it is one."""
     if len(email) > MAX_EMAIL:
         return f"it has {len(email)} characters, at most {MAX_EMAIL} are allowed"
     if not _EMAIL.fullmatch(email):

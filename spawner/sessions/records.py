@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from authenticator.identity import DEFAULT, STATUSES, email_error, username_error
+from authenticator.principals import Role
 from authenticator.tables import (
     DomainRow,
     KeyPairPolicyRow,
@@ -57,8 +59,6 @@ class Kind:
     fields: Mapping[str, Field] = field(default_factory=dict)
     by_id: bool = False
     """Its key is an id; ``name`` is unique within its domain only."""
-    made_here: bool = True
-    """Whether records are made and deleted here; the others are only changed."""
     holders: type[UserRow | ProjectRow] | None = None
     """Whose rows name it as their ``resource_policy``; then there is always one called ``default``."""
 
@@ -87,6 +87,31 @@ def text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > 1000:
         raise ValueError(f"{str(value)[:_SHOWN]!r}: a text of at most 1000 characters")
     return value
+
+
+def one_of(*allowed: str) -> Parse:
+    """One of a few words."""
+
+    def parse(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError(f"{str(value)[:_SHOWN]!r}: one of {', '.join(allowed)}")
+        return str(value)
+
+    return parse
+
+
+def _username(value: Any) -> str:
+    error = username_error(value) if isinstance(value, str) else f"{str(value)[:_SHOWN]!r}: a text"
+    if error is not None:
+        raise ValueError(error)
+    return str(value)
+
+
+def _email(value: Any) -> str:
+    error = email_error(value) if isinstance(value, str) else f"{str(value)[:_SHOWN]!r}: a text"
+    if error is not None:
+        raise ValueError(error)
+    return str(value)
 
 
 def flag(value: Any) -> bool:
@@ -198,12 +223,12 @@ LIMITS = {"total_resource_slots": SLOTS, "max_concurrent_sessions": COUNT}
 DOMAIN = {"name": NAMED, "description": TEXT, "is_active": ACTIVE, "weight": WEIGHT, **LIMITS}
 PROJECT = {
     "name": NAMED,
-    "domain": Field(name, "Its domain.", "default", fixed=True),
+    "domain": Field(name, "Its domain.", DEFAULT, fixed=True),
     "description": TEXT,
     "is_active": ACTIVE,
     "weight": WEIGHT,
     **LIMITS,
-    "resource_policy": Field(name, "Its project policy, whose limits hold besides.", "default"),
+    "resource_policy": Field(name, "Its project policy, whose limits hold besides.", DEFAULT),
 }
 QUEUE = {
     "max_pending_sessions": Field(or_null(whole(0)), "Sessions that may wait; null: unlimited."),
@@ -241,11 +266,25 @@ PRESET = {
     "resource_group": Field(or_null(name), "The only group it is offered in."),
     "rank": Field(whole(0), "Place in lists.", 0),
 }
+IDENTITY = {
+    "name": Field(_username, "Log-in name; it stays.", fixed=True),
+    "password": Field(
+        or_null(str), "Generated when left out; null: log-in happens elsewhere.", fixed=True
+    ),
+    "email": Field(_email, "NAME@localhost when left out."),
+    "full_name": Field(text, "The person's name.", ""),
+    "role": Field(one_of(*Role), "What the user may do.", Role.USER.value),
+    "domain": Field(name, "The user's domain.", DEFAULT, fixed=True),
+    "project": Field(name, "The first project, of that domain.", DEFAULT, fixed=True),
+}
+"""What ``IdentityService.create_user`` makes a user of."""
 USER = {
+    **IDENTITY,
+    "status": Field(one_of(*STATUSES), "Whether the user may log in.", "active"),
     **LIMITS,
     "weight": WEIGHT,
-    "resource_policy": Field(name, "The user policy, whose limits hold besides."),
-    "policy": Field(name, "Policy of all key pairs of the user."),
+    "resource_policy": Field(name, "The user policy, whose limits hold besides.", DEFAULT),
+    "policy": Field(name, "Policy of all key pairs of the user.", DEFAULT),
 }
 
 REGISTRY = {
@@ -280,6 +319,6 @@ def kinds(policies: Policies) -> dict[str, Kind]:
         Kind("resource-groups", "resource group", ResourceGroupRow, group),
         Kind("presets", "preset", PresetRow, PRESET),
         Kind("registries", "registry", RegistryRow, REGISTRY),
-        Kind("users", "user", UserRow, USER, made_here=False),
+        Kind("users", "user", UserRow, USER),
     )
     return {kind.plural: kind for kind in found}

@@ -71,6 +71,10 @@ test_rename = test_service.test_rename
 test_a_record_from_its_making_to_its_end = (
     test_administration.test_a_record_from_its_making_to_its_end
 )
+test_a_user_from_the_making_to_the_end = test_administration.test_a_user_from_the_making_to_the_end
+test_a_user_who_ran_something_is_not_deleted = (
+    test_administration.test_a_user_who_ran_something_is_not_deleted
+)
 test_a_policy_holds_sessions_in_the_queue = test_limits.test_a_policy_holds_sessions_in_the_queue
 test_a_policy_in_use_stays = test_limits.test_a_policy_in_use_stays
 test_a_policy_that_is_not_there_cannot_be_given = (

@@ -84,7 +84,7 @@ def test_projects_members_and_limits(up: Up) -> None:
     done = perijove(up.state, "project", "show", "lhc")
     assert '{"cpu": "8"}' in done.stdout
     assert perijove(up.state, "project", "leave", "lhc", "admin").stdout.endswith("nobody\n")
-    done = perijove(up.state, "limit", "set", "admin", "max_concurrent_sessions=5")
+    done = perijove(up.state, "user", "set", "admin", "max_concurrent_sessions=5")
     assert done.returncode == 0, done.stderr
     assert call(up, "GET", "/admin/users/admin")["max_concurrent_sessions"] == 5
     assert "default" in perijove(up.state, "policy", "list").stdout
@@ -94,7 +94,7 @@ def test_resource_policies_by_api_and_command(up: Up) -> None:
     done = perijove(up.state, "user-policy", "add", "few", "total_resource_slots.cpu=4")
     assert (done.returncode, done.stdout) == (0, "Added few\n"), done.stderr
     assert call(up, "GET", "/admin/user-policies/few")["total_resource_slots"] == {"cpu": "4"}
-    assert perijove(up.state, "limit", "set", "admin", "resource_policy=few").returncode == 0
+    assert perijove(up.state, "user", "set", "admin", "resource_policy=few").returncode == 0
     status, problem = refused(up, "DELETE", "/admin/user-policies/few")
     assert (status, problem["msg"]) == (400, "the user policy 'few' is in use: admin has it")
     call(up, "PATCH", "/admin/users/admin", {"resource_policy": "default"})

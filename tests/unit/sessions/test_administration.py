@@ -110,6 +110,13 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("projects", {"name": "x", "domain": "nowhere"}, "domain", "there is no domain 'nowhere'"),
     ("keypair-policies", {"name": "x", "max_priority": 101}, "max_priority", "from 0 to 100"),
     ("keypair-policies", {"name": "x", "idle_timeout": "soon"}, "idle_timeout", "a duration"),
+    ("users", {"name": "X"}, "name", "'X' must begin with a small letter"),
+    ("users", {"name": "x", "email": "nobody"}, "email", "'nobody' is not an address"),
+    ("users", {"name": "x", "role": "king"}, "role", "'king': one of user, admin, superadmin"),
+    ("users", {"name": "x", "status": "away"}, "status", "'away': one of active, inactive"),
+    ("users", {"name": "x", "password": "short"}, "password", "at least"),
+    ("users", {"name": "x", "domain": "nowhere"}, "project", "in the domain 'nowhere'"),
+    ("users", {"name": "x", "policy": "none"}, "policy", "there is no policy 'none'"),
     (
         "user-policies",
         {"name": "x", "max_vfolder_count": "7"},
@@ -213,6 +220,11 @@ async def test_limits_and_policy_of_a_user(plane: Rig) -> None:
     changed = await records.update(root, "users", "ada", given, REQUEST)
     assert changed == {
         "name": "ada",
+        "email": "ada@localhost",
+        "full_name": "",
+        "role": "user",
+        "domain": "default",
+        "status": "active",
         "total_resource_slots": {"cpu": "2"},
         "max_concurrent_sessions": None,
         "weight": 1.0,
@@ -222,12 +234,48 @@ async def test_limits_and_policy_of_a_user(plane: Rig) -> None:
     with pytest.raises(InvalidParameters) as refused:
         await records.update(root, "users", "ada", {"policy": "nobodys"}, REQUEST)
     assert refused.value.fields == {"policy": "there is no policy 'nobodys'"}
-    for refuse in (
-        records.create(root, "users", {"name": "x"}, REQUEST),
-        records.delete(root, "users", "ada", REQUEST),
+
+
+async def test_a_user_from_the_making_to_the_end(plane: Rig) -> None:
+    records, root = await admin(plane)
+    given = {"name": "ada", "full_name": "Ada L", "total_resource_slots": {"cpu": 2}}
+    made = await records.create(root, "users", given, REQUEST)
+    assert (await plane.identity.log_in("ada", made.pop("password"), "test")).full_name == "Ada L"
+    assert made["total_resource_slots"] == {"cpu": "2"}
+    assert await records.get(root, "users", "ada") == made
+    change = {"role": "superadmin", "email": "ada@example.org", "status": "inactive"}
+    assert (await records.update(root, "users", "ada", change, REQUEST)) == {**made, **change}
+    silent = {"name": "bob", "password": None}
+    assert "password" not in await records.create(root, "users", silent, REQUEST)
+    for taken in ({"name": "ada"}, {"name": "eve", "email": "ada@example.org"}):
+        with pytest.raises(InvalidParameters, match="Input validation") as refused:
+            await records.create(root, "users", taken, REQUEST)
+        assert "is taken" in "".join(refused.value.fields.values())
+    with pytest.raises(InvalidParameters) as refused:
+        await records.update(root, "users", "bob", {"email": "ada@example.org"}, REQUEST)
+    assert refused.value.fields == {"email": "'ada@example.org' is taken"}
+    await records.delete(root, "users", "ada", REQUEST)
+    with pytest.raises(NotFound):
+        await records.get(root, "users", "ada")
+
+
+async def test_a_user_who_ran_something_is_not_deleted(plane: Rig) -> None:
+    await plane.agent()
+    records, root = await admin(plane)
+    await plane.run(await plane.user())
+    with pytest.raises(
+        BadRequest, match=r"in use \(it can be switched off instead: status=inactive\)"
     ):
-        with pytest.raises(BadRequest, match="here"):
-            await refuse
+        await records.delete(root, "users", "ada", REQUEST)
+
+
+async def test_administrators_do_not_lock_themselves_out(plane: Rig) -> None:
+    records, root = await admin(plane)
+    with pytest.raises(InvalidParameters) as refused:
+        await records.update(root, "users", "root", {"role": "user", "status": "inactive"}, REQUEST)
+    assert set(refused.value.fields) == {"role", "status"}
+    with pytest.raises(BadRequest, match="ask another administrator"):
+        await records.delete(root, "users", "root", REQUEST)
 
 
 async def test_members_of_a_project(plane: Rig) -> None:
