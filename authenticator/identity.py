@@ -32,13 +32,15 @@ from authenticator.tables import (
     KeyPairPolicyRow,
     KeyPairRow,
     MembershipRow,
+    ProjectPolicyRow,
     ProjectRow,
+    UserPolicyRow,
     UserRow,
 )
 from store.database import Store
 
 DEFAULT = "default"
-"""Name of the domain, project and key pair policy that bootstrap makes."""
+"""Name of the domain, the project and the policies that bootstrap makes."""
 MAX_USERNAME = 64
 MAX_EMAIL = 254
 STATUSES = ("active", "inactive", "before-verification")
@@ -99,7 +101,7 @@ class IdentityService:
         self._by_address = LoginThrottle(free=30)
 
     async def bootstrap(self) -> None:
-        """Make the default domain, project and key pair policy where they are missing; change nothing else."""
+        """Make the default domain, project and policies where they are missing; change nothing else."""
 
         async def work(session: AsyncSession) -> None:
             now = self._now()
@@ -123,10 +125,20 @@ class IdentityService:
                         total_resource_slots=None,
                         max_concurrent_sessions=30,
                         max_pending_sessions=100,
-                        max_vfolder_count=50,
                         created_at=now,
                     )
                 )
+            if await session.get(UserPolicyRow, DEFAULT) is None:
+                session.add(
+                    UserPolicyRow(
+                        name=DEFAULT,
+                        max_vfolder_count=50,
+                        max_customized_image_count=3,
+                        created_at=now,
+                    )
+                )
+            if await session.get(ProjectPolicyRow, DEFAULT) is None:
+                session.add(ProjectPolicyRow(name=DEFAULT, created_at=now))
 
         await self._store.write(work)
 
@@ -148,7 +160,7 @@ class IdentityService:
         Raises ``InvalidParameters`` with every wrong field at once; then nothing was made.
         """
         address = email if email is not None else f"{username}@localhost"
-        errors = {"username": username_error(username), "email": _email_error(address)}
+        errors = {"username": username_error(username), "email": email_error(address)}
         if password is not None:
             errors["password"] = passwords.password_error(password, username)
         _refuse(errors)
@@ -375,7 +387,7 @@ class IdentityService:
         if reason is not None:
             raise InvalidParameters({"username": reason})
         identity = uuid.uuid4()
-        address = username if _email_error(username) is None else f"{username}@localhost"
+        address = username if email_error(username) is None else f"{username}@localhost"
         if await self._find(UserRow.email == address) is not None:
             address = f"{identity}@localhost"
         user = UserRow(
@@ -452,7 +464,8 @@ async def _taken(
     return None if found is None else f"{value!r} is taken"
 
 
-def _email_error(email: str) -> str | None:
+def email_error(email: str) -> str | None:
+    """Why a text is no address, as a sentence; None when it is one."""
     if len(email) > MAX_EMAIL:
         return f"it has {len(email)} characters, at most {MAX_EMAIL} are allowed"
     if not _EMAIL.fullmatch(email):

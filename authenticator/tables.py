@@ -53,6 +53,10 @@ class ProjectRow(Base):
     weight: Mapped[float] = mapped_column(Double, default=1.0, server_default="1")
     """Its share in ``fair-share``, against others beside it."""
     allowed_vfolder_hosts: Mapped[JsonDict | None]
+    resource_policy: Mapped[str] = mapped_column(
+        String(64), default="default", server_default="default"
+    )
+    """Name of its ``ProjectPolicyRow``; added without a foreign key, so ``Administration`` guards it."""
     created_at: Mapped[dt.datetime]
 
 
@@ -80,6 +84,10 @@ class UserRow(Base):
     max_concurrent_sessions: Mapped[int | None]
     weight: Mapped[float] = mapped_column(Double, default=1.0, server_default="1")
     """The person's share in ``fair-share``, against others in the same project; ``drf`` has weights of its group."""
+    resource_policy: Mapped[str] = mapped_column(
+        String(64), default="default", server_default="default"
+    )
+    """Name of its ``UserPolicyRow``, guarded as a project's is."""
     bootstrap_script: Mapped[str | None] = mapped_column(Text)
     """Runs first in sessions that bring none of their own."""
     ssh_public_key: Mapped[str | None] = mapped_column(Text)
@@ -119,12 +127,40 @@ class KeyPairPolicyRow(Base):
     """Seconds."""
     idle_checks: Mapped[JsonDict | None]
     """When sessions count as idle besides, and how their owners are warned (``spawner.sessions.idleness``)."""
-    max_vfolder_count: Mapped[int | None]
-    max_customized_image_count: Mapped[int] = mapped_column(default=3, server_default="3")
-    """Images that a user may have made of sessions."""
     seccomp: Mapped[str | None] = mapped_column(String(64))
     """Name of the profile that their sessions run under (``spawner.agent.seccomp``)."""
     allowed_vfolder_hosts: Mapped[JsonDict | None]
+    created_at: Mapped[dt.datetime]
+
+
+class UserPolicyRow(Base):
+    """What each user under this policy may use with all key pairs together; None: unlimited, 0: nothing."""
+
+    __tablename__ = "user_resource_policies"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    total_resource_slots: Mapped[JsonDict | None]
+    max_concurrent_sessions: Mapped[int | None]
+    max_pending_sessions: Mapped[int | None]
+    max_pending_resource_slots: Mapped[JsonDict | None]
+    max_containers_per_session: Mapped[int | None]
+    max_vfolder_count: Mapped[int | None]
+    max_customized_image_count: Mapped[int | None]
+    """Images that a user may have made of sessions."""
+    created_at: Mapped[dt.datetime]
+
+
+class ProjectPolicyRow(Base):
+    """What each project under this policy may use, its members together; None: unlimited, 0: nothing."""
+
+    __tablename__ = "project_resource_policies"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    total_resource_slots: Mapped[JsonDict | None]
+    max_concurrent_sessions: Mapped[int | None]
+    max_pending_sessions: Mapped[int | None]
+    max_pending_resource_slots: Mapped[JsonDict | None]
+    max_containers_per_session: Mapped[int | None]
     created_at: Mapped[dt.datetime]
 
 

@@ -27,10 +27,17 @@ class PerijoveApp(Group):
         "agent": ("hub.commands.agent.AgentCommand", "Run the agent of this node alone."),
         "image": ("hub.commands.image.ImageGroup", "Build and list images for sessions."),
         "user": ("hub.commands.user.UserGroup", "Add, list and change users."),
-        "limit": ("hub.commands.administration.LimitGroup", "Show and change limits of users."),
         "domain": ("hub.commands.administration.DomainGroup", "Administer domains."),
         "project": ("hub.commands.administration.ProjectGroup", "Administer projects."),
         "policy": ("hub.commands.administration.PolicyGroup", "Administer policies of key pairs."),
+        "user-policy": (
+            "hub.commands.administration.UserPolicyGroup",
+            "Administer resource policies of users.",
+        ),
+        "project-policy": (
+            "hub.commands.administration.ProjectPolicyGroup",
+            "Administer resource policies of projects.",
+        ),
         "resource-group": (
             "hub.commands.administration.ResourceGroupGroup",
             "Administer resource groups and how they schedule.",

@@ -28,7 +28,7 @@ from authenticator.problems import (
     QuotaExceeded,
     Unavailable,
 )
-from authenticator.tables import KeyPairPolicyRow, KeyPairRow
+from authenticator.tables import UserPolicyRow, UserRow
 from store.database import Store
 from vfolder.confinement import PathEscapes, components
 from vfolder.tables import FolderRow
@@ -331,11 +331,11 @@ class FolderService:
 
 
 async def _check_count(session: AsyncSession, principal: Principal) -> None:
-    """Raise ``QuotaExceeded`` when the key pair's policy allows no further folder."""
+    """Raise ``QuotaExceeded`` when the user's policy allows no further folder."""
     query = (
-        select(KeyPairPolicyRow.max_vfolder_count)
-        .join(KeyPairRow, KeyPairRow.policy == KeyPairPolicyRow.name)
-        .where(KeyPairRow.access_key == principal.access_key)
+        select(UserPolicyRow.max_vfolder_count)
+        .join(UserRow, UserRow.resource_policy == UserPolicyRow.name)
+        .where(UserRow.id == principal.user_id)
     )
     limit = await session.scalar(query)
     if limit is None:

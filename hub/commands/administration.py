@@ -239,16 +239,15 @@ class MemberRemove(MemberAdd):
     member = False
 
 
-def _commands(word: str, plural: str, what: str, *, made_here: bool = True) -> type[Group]:
+def _commands(word: str, plural: str, what: str) -> type[Group]:
     """The group of commands of one kind of records."""
     offered: dict[str, tuple[type[RecordCommand], str]] = {
         "list": (RecordList, f"List {what}."),
         "show": (RecordShow, "Show one with all its fields."),
         "set": (RecordSet, "Change fields of one: KEY=VALUE..."),
+        "add": (RecordAdd, "Make one; KEY=VALUE... for its fields."),
+        "remove": (RecordRemove, "Delete one that nothing uses."),
     }
-    if made_here:
-        offered["add"] = (RecordAdd, "Make one; KEY=VALUE... for its fields.")
-        offered["remove"] = (RecordRemove, "Delete one that nothing uses.")
     title = word.title().replace("-", "")
     subcommands: dict[str, Any] = {}
     for verb, (base, text) in offered.items():
@@ -277,7 +276,10 @@ def _commands(word: str, plural: str, what: str, *, made_here: bool = True) -> t
 DomainGroup = _commands("domain", "domains", "domains")
 ProjectGroup = _commands("project", "projects", "projects and their members")
 PolicyGroup = _commands("policy", "keypair-policies", "policies of key pairs")
+UserPolicyGroup = _commands("user-policy", "user-policies", "resource policies of users")
+ProjectPolicyGroup = _commands(
+    "project-policy", "project-policies", "resource policies of projects"
+)
 ResourceGroupGroup = _commands("resource-group", "resource-groups", "resource groups")
 PresetGroup = _commands("preset", "presets", "presets")
 RegistryGroup = _commands("registry", "registries", "registries of images")
-LimitGroup = _commands("limit", "users", "limits of users", made_here=False)

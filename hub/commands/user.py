@@ -6,6 +6,7 @@ from typing import Any
 
 from traitlets import Bool, Unicode
 
+from hub.commands.administration import RecordRemove, RecordSet, RecordShow
 from hub.commands.base import Command, Group, say, table
 
 
@@ -157,6 +158,30 @@ class UserAdmin(Command):
         say(f"{user.username} has the role {user.role} now; in the hub from the next log-in on")
 
 
+class UserShow(RecordShow):
+    """Show a user with all fields."""
+
+    name = "perijove user show"
+    description = "Show a user with all fields: who it is, limits, policies."
+    plural = "users"
+
+
+class UserSet(RecordSet):
+    """Change fields of a user."""
+
+    name = "perijove user set"
+    description = "Change fields of a user, such as limits and policies: KEY=VALUE..."
+    plural = "users"
+
+
+class UserRemove(RecordRemove):
+    """Delete a user who left nothing behind."""
+
+    name = "perijove user remove"
+    description = "Delete a user who never had a session or folder; others can be disabled."
+    plural = "users"
+
+
 class UserGroup(Group):
     """The people of this deployment."""
 
@@ -165,6 +190,9 @@ class UserGroup(Group):
     subcommands: dict[str, Any] = {
         "add": (UserAdd, "Add a user."),
         "list": (UserList, "List the users."),
+        "show": (UserShow, "Show a user with all fields."),
+        "set": (UserSet, "Change fields of a user: KEY=VALUE..."),
+        "remove": (UserRemove, "Delete a user who left nothing behind."),
         "password": (UserPassword, "Set a user's password."),
         "disable": (UserDisable, "Disable a user."),
         "enable": (UserEnable, "Enable a disabled user."),

@@ -15,18 +15,30 @@ from sqlalchemy import ColumnElement, inspect, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from authenticator.principals import Principal, Scope, require
+from authenticator.identity import DEFAULT, IdentityService
+from authenticator.principals import Principal, Role, Scope, require
 from authenticator.problems import BadRequest, InvalidParameters, NotFound
-from authenticator.tables import KeyPairPolicyRow, KeyPairRow, MembershipRow, ProjectRow, UserRow
+from authenticator.tables import (
+    KeyPairPolicyRow,
+    KeyPairRow,
+    MembershipRow,
+    ProjectPolicyRow,
+    ProjectRow,
+    UserPolicyRow,
+    UserRow,
+)
 from spawner.scheduler.policies import Policies
 from spawner.scheduler.slots import human_bytes
 from spawner.sessions.groups import OptionsError
 from spawner.sessions.ledger import Repair
-from spawner.sessions.records import Kind, kinds
+from spawner.sessions.records import IDENTITY, Kind, kinds
 from spawner.sessions.tables import PresetRow, ResourceGroupRow
 from spawner.sessions.transitions import Change, Journal
 
 Record = dict[str, Any]
+
+_SOME = 5
+"""Holders of a policy that are named."""
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +53,7 @@ class Administration:
         repair: Callable[[], Awaitable[Repair]],
     ) -> None:
         self._journal, self._repair = journal, repair
+        self._identity = IdentityService(journal.store, journal.now)
         self.kinds = kinds(policies)
 
     async def list(self, principal: Principal, plural: str) -> list[Record]:
@@ -70,9 +83,9 @@ class Administration:
         """A new record. Raises ``InvalidParameters`` with all wrong fields."""
         require(principal, Scope.ADMIN)
         kind = self._kind(plural)
-        if not kind.made_here:
-            raise BadRequest(f"a {kind.word} is not made here")
         values = _checked(kind, given, new=True)
+        if kind.row is UserRow:
+            return await self._create_user(principal, given, values, request_id)
 
         async def work(change: Change) -> Record:
             dated = {"created_at": change.now} if hasattr(kind.row, "created_at") else {}
@@ -106,11 +119,16 @@ class Administration:
 
         async def work(change: Change) -> Record:
             row = await _find(change.db, kind, ref)
-            policy = values.pop("policy", None)
-            if policy is not None:
-                await _give_policy(change.db, row, policy)
+            if kind.row is UserRow and row.username == principal.username:
+                _refuse_own(values)
             for field, value in values.items():
+                if field == "policy":
+                    await _give_policy(change.db, row, value)
+                    continue
                 setattr(row, field, value)
+                if field == "role":
+                    pairs = update(KeyPairRow).where(KeyPairRow.user_id == row.id)
+                    await change.db.execute(pairs.values(is_admin=value != Role.USER))
             await _consistent(change.db, row)
             await change.db.flush()
             change.schedule = True
@@ -128,21 +146,54 @@ class Administration:
         """Delete a record that nothing uses. Raises ``NotFound``, ``BadRequest``."""
         require(principal, Scope.ADMIN)
         kind = self._kind(plural)
-        if not kind.made_here:
-            raise BadRequest(f"a {kind.word} is not deleted here")
 
         async def work(change: Change) -> None:
-            await change.db.delete(await _find(change.db, kind, ref))
+            row = await _find(change.db, kind, ref)
+            if kind.row is UserRow and ref == principal.username:
+                raise BadRequest("you cannot delete yourself: ask another administrator")
+            await _unheld(change.db, kind, row)
+            await change.db.delete(row)
             await change.db.flush()
             change.schedule = True
 
         try:
             await self._journal.write(request_id, work)
         except IntegrityError as error:
-            instead = " (it can be switched off instead: is_active)"
-            hint = instead if "is_active" in kind.fields else ""
+            off = "is_active=false" if "is_active" in kind.fields else "status=inactive"
+            hint = f" (it can be switched off instead: {off})"
+            hint = hint if off.partition("=")[0] in kind.fields else ""
             raise BadRequest(f"the {kind.word} {ref[:80]!r} is in use{hint}") from error
         log.info("%s deleted the %s %s", principal.username, kind.word, ref[:80])
+
+    async def _create_user(
+        self, principal: Principal, given: Mapping[str, Any], values: Record, request_id: str
+    ) -> Record:
+        """A new user, and then the limits that are ``given``; a generated ``password`` is shown this once."""
+        limits = {field: value for field, value in given.items() if field not in IDENTITY}
+
+        async def look(db: AsyncSession) -> None:
+            if await db.get(KeyPairPolicyRow, values["policy"]) is None:
+                raise InvalidParameters({"policy": f"there is no policy {values['policy']!r}"})
+            await _has_policy(db, UserRow(resource_policy=values["resource_policy"]))
+
+        await self._journal.store.read(look)
+        try:
+            made = await self._identity.create_user(
+                values["name"],
+                password=values["password"],
+                with_password="password" not in given or values["password"] is not None,
+                email=values["email"],
+                full_name=values["full_name"],
+                role=Role(values["role"]),
+                domain=values["domain"],
+                project=values["project"],
+            )
+        except InvalidParameters as error:
+            fields = {"name" if k == "username" else k: told for k, told in error.fields.items()}
+            raise InvalidParameters(fields) from error
+        log.info("%s made the user %s", principal.username, values["name"])
+        record = await self.update(principal, "users", values["name"], limits, request_id)
+        return record if made.password is None else {**record, "password": made.password}
 
     async def set_member(
         self, principal: Principal, project: str, username: str, member: bool, request_id: str
@@ -258,6 +309,8 @@ async def _shown(db: AsyncSession, kind: Kind, row: Any) -> Record:
 
 async def _consistent(db: AsyncSession, row: Any) -> None:
     """What one field alone cannot say."""
+    if isinstance(row, UserRow | ProjectRow):
+        await _has_policy(db, row)
     if isinstance(row, ResourceGroupRow) and row.is_default:
         if not row.is_active:
             told = "the default group cannot be switched off: make another one the default first"
@@ -279,6 +332,45 @@ async def _consistent(db: AsyncSession, row: Any) -> None:
                 raise InvalidParameters({"resource_group": told})
 
 
+def _refuse_own(values: Mapping[str, Any]) -> None:
+    """Keep administrators from locking themselves out."""
+    told = "you cannot take this from yourself: ask another administrator"
+    wanted = {"role": Role.SUPERADMIN, "status": "active"}
+    errors = {field: told for field, kept in wanted.items() if values.get(field, kept) != kept}
+    if errors:
+        raise InvalidParameters(errors)
+
+
+async def _has_policy(db: AsyncSession, row: UserRow | ProjectRow) -> None:
+    """Refuse a resource policy that is not there; one that is stays until this transaction ends."""
+    table: Any = UserPolicyRow if isinstance(row, UserRow) else ProjectPolicyRow
+    query = select(table.name).where(table.name == row.resource_policy)
+    if await db.scalar(query.with_for_update(read=True) if row in db else query) is None:
+        word = "user" if isinstance(row, UserRow) else "project"
+        told = f"there is no {word} policy {row.resource_policy!r}"
+        raise InvalidParameters({"resource_policy": told})
+
+
+async def _unheld(db: AsyncSession, kind: Kind, policy: Any) -> None:
+    """Refuse to delete a resource policy that somebody has, or that new ones get."""
+    if kind.holders is None:
+        return
+    holders: Any = kind.holders
+    naming = holders.username if holders is UserRow else holders.name
+    query = select(naming).where(holders.resource_policy == policy.name).order_by(naming)
+    names = list(await db.scalars(query))
+    whose = "users" if holders is UserRow else "projects"
+    if names:
+        some = ", ".join(names[:_SOME]) + (", ..." if len(names) > _SOME else "")
+        raise BadRequest(
+            f"the {kind.word} {policy.name!r} is in use: the {whose} {some} have it"
+            if len(names) > 1
+            else f"the {kind.word} {policy.name!r} is in use: {some} has it"
+        )
+    if policy.name == DEFAULT:
+        raise BadRequest(f"the {kind.word} {DEFAULT!r} stays: new {whose} get it")
+
+
 async def _give_policy(db: AsyncSession, user: UserRow, policy: str) -> None:
     if await db.get(KeyPairPolicyRow, policy) is None:
         raise InvalidParameters({"policy": f"there is no policy {policy!r}"})
@@ -291,5 +383,7 @@ def _clash(kind: Kind, values: Mapping[str, Any], error: IntegrityError) -> Exce
     if "foreign key" in told:
         return InvalidParameters({"domain": f"there is no domain {values.get('domain')!r}"})
     if "unique" in told or "duplicate" in told:
+        if kind.row is UserRow:
+            return InvalidParameters({"email": f"{values.get('email')!r} is taken"})
         return InvalidParameters({"name": f"there is a {kind.word} {values.get('name')!r} already"})
     return error

@@ -342,8 +342,7 @@ class Checker:
             self.fault("clusterMode", f"{mode[:_SHOWN]!r}: one of {', '.join(CLUSTER_MODES)}")
         if size < 1:
             self.fault("clusterSize", f"{size}: 1 or more")
-        elif size > self.facts.policy.max_containers_per_session and not self.errors:
-            most = self.facts.policy.max_containers_per_session
+        elif size > (most := self.facts.most_containers(self.draft.project)) and not self.errors:
             raise QuotaExceeded(f"you may have at most {most} containers in a session, not {size}")
         elif size > 1 and self.draft.group in self.facts.unconnected:
             told = f"the nodes of {self.draft.group} cannot connect containers: 1 is allowed"

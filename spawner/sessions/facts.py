@@ -10,7 +10,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.principals import Principal
 from authenticator.problems import AuthFailed
-from authenticator.tables import DomainRow, KeyPairPolicyRow, KeyPairRow, MembershipRow, ProjectRow
+from authenticator.tables import (
+    DomainRow,
+    KeyPairPolicyRow,
+    KeyPairRow,
+    MembershipRow,
+    ProjectPolicyRow,
+    ProjectRow,
+    UserPolicyRow,
+    UserRow,
+)
 from spawner.scheduler.slots import KINDS
 from spawner.sessions.image_rows import holders
 from spawner.sessions.tables import AgentDeviceRow, AgentRow, ImageRow, ResourceGroupRow
@@ -27,6 +36,9 @@ class Facts:
     slots: frozenset[str]
     policy: KeyPairPolicyRow
     projects: Sequence[ProjectRow]
+    user_policy: UserPolicyRow | None = None
+    project_policies: Mapping[str, ProjectPolicyRow] = field(default_factory=dict)
+    """Policies of ``projects`` by name."""
     parents: tuple[str, ...] = ()
     """Ids of the sessions it depends on."""
     bad_parents: Mapping[str, str] = field(default_factory=dict)
@@ -45,6 +57,13 @@ class Facts:
         """The group for requests that name none."""
         ranked = sorted(self.groups.values(), key=lambda g: (not g.is_default, g.name))
         return ranked[0] if ranked else None
+
+    def most_containers(self, project: ProjectRow | None) -> int:
+        """Containers that a session of ``project`` may have, after all policies."""
+        shared = None if project is None else self.project_policies.get(project.resource_policy)
+        also = [each.max_containers_per_session for each in (self.user_policy, shared) if each]
+        most = self.policy.max_containers_per_session
+        return min([most, *(each for each in also if each is not None)])
 
 
 async def read_facts(
@@ -68,6 +87,14 @@ async def read_facts(
         .where(MembershipRow.user_id == owner.user_id, ProjectRow.is_active)
         .order_by(ProjectRow.name != "default", ProjectRow.name)
     )
+    user_policy = await db.scalar(
+        select(UserPolicyRow)
+        .join(UserRow, UserRow.resource_policy == UserPolicyRow.name)
+        .where(UserRow.id == owner.user_id)
+    )
+    mine = list(projects)
+    named = {project.resource_policy for project in mine}
+    of_projects = await db.scalars(select(ProjectPolicyRow).where(ProjectPolicyRow.name.in_(named)))
     usable = [row for row in images if row.is_enabled and row.owner_id in (None, owner.user_id)]
     found = sorted(usable, key=lambda row: (row.name != image, row.architecture))
     own = found[0].name if found and found[0].owner_id is not None else None
@@ -77,7 +104,9 @@ async def read_facts(
         [row for row in found if row.name == found[0].name],
         frozenset(slots) | frozenset(KINDS),
         policy,
-        list(projects),
+        mine,
+        user_policy,
+        {row.name: row for row in of_projects},
         tuple(dict.fromkeys(ids)),
         bad,
         withheld=bool(images) and not found,

@@ -25,7 +25,7 @@ from authenticator.problems import (
     NotFound,
     QuotaExceeded,
 )
-from authenticator.tables import KeyPairPolicyRow, KeyPairRow
+from authenticator.tables import UserPolicyRow, UserRow
 from spawner.agent.protocol import ImagePull
 from spawner.sessions import queries
 from spawner.sessions.agents import AgentRegistry
@@ -329,10 +329,12 @@ async def _ongoing(db: AsyncSession, session_id: uuid.UUID) -> CommitRow | None:
 async def _check_count(db: AsyncSession, session: SessionRow, image: str) -> None:
     """Raise ``QuotaExceeded`` when the owner may have no further image."""
     limit = await db.scalar(
-        select(KeyPairPolicyRow.max_customized_image_count)
-        .join(KeyPairRow, KeyPairRow.policy == KeyPairPolicyRow.name)
-        .where(KeyPairRow.access_key == session.access_key)
+        select(UserPolicyRow.max_customized_image_count)
+        .join(UserRow, UserRow.resource_policy == UserPolicyRow.name)
+        .where(UserRow.id == session.owner_id)
     )
+    if limit is None:
+        return
     images = await db.scalars(select(ImageRow.name).where(ImageRow.owner_id == session.owner_id))
     ongoing = await db.scalars(
         select(CommitRow.image).where(
@@ -340,7 +342,7 @@ async def _check_count(db: AsyncSession, session: SessionRow, image: str) -> Non
         )
     )
     held = {*images, *ongoing}
-    if image not in held and len(held) >= (limit or 0):
+    if image not in held and len(held) >= limit:
         raise QuotaExceeded(
-            f"you have {len(held)} images made of sessions and may have {limit or 0}: remove one first"
+            f"you have {len(held)} images made of sessions and may have {limit}: remove one first"
         )

@@ -28,10 +28,11 @@ from spawner.sessions import creation, rehearsal, shares, slotkinds
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.facts import Facts, read_facts
 from spawner.sessions.image_rows import usable_by
+from spawner.sessions.limits import Payer, held_by
 from spawner.sessions.rehearsal import amounts_text
 from spawner.sessions.requests import Check, NewSession
 from spawner.sessions.shares import Share
-from spawner.sessions.snapshot import Payer, Reading, held_by, read_snapshot
+from spawner.sessions.snapshot import Reading, read_snapshot
 from spawner.sessions.tables import (
     AgentDeviceRow,
     ImageRow,

@@ -10,7 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from authenticator.tables import DomainRow, KeyPairPolicyRow, ProjectRow, UserRow
+from authenticator.identity import DEFAULT, STATUSES, email_error, username_error
+from authenticator.principals import Role
+from authenticator.tables import (
+    DomainRow,
+    KeyPairPolicyRow,
+    ProjectPolicyRow,
+    ProjectRow,
+    UserPolicyRow,
+    UserRow,
+)
 from spawner.scheduler.policies import Policies
 from spawner.scheduler.slots import format_amount, parse_amount
 from spawner.sessions.durations import seconds_of
@@ -50,8 +59,8 @@ class Kind:
     fields: Mapping[str, Field] = field(default_factory=dict)
     by_id: bool = False
     """Its key is an id; ``name`` is unique within its domain only."""
-    made_here: bool = True
-    """Whether records are made and deleted here; the others are only changed."""
+    holders: type[UserRow | ProjectRow] | None = None
+    """Whose rows name it as their ``resource_policy``; then there is always one called ``default``."""
 
 
 def name(value: Any) -> str:
@@ -78,6 +87,31 @@ def text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > 1000:
         raise ValueError(f"{str(value)[:_SHOWN]!r}: a text of at most 1000 characters")
     return value
+
+
+def one_of(*allowed: str) -> Parse:
+    """One of a few words."""
+
+    def parse(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError(f"{str(value)[:_SHOWN]!r}: one of {', '.join(allowed)}")
+        return str(value)
+
+    return parse
+
+
+def _username(value: Any) -> str:
+    error = username_error(value) if isinstance(value, str) else f"{str(value)[:_SHOWN]!r}: a text"
+    if error is not None:
+        raise ValueError(error)
+    return str(value)
+
+
+def _email(value: Any) -> str:
+    error = email_error(value) if isinstance(value, str) else f"{str(value)[:_SHOWN]!r}: a text"
+    if error is not None:
+        raise ValueError(error)
+    return str(value)
 
 
 def flag(value: Any) -> bool:
@@ -189,24 +223,39 @@ LIMITS = {"total_resource_slots": SLOTS, "max_concurrent_sessions": COUNT}
 DOMAIN = {"name": NAMED, "description": TEXT, "is_active": ACTIVE, "weight": WEIGHT, **LIMITS}
 PROJECT = {
     "name": NAMED,
-    "domain": Field(name, "Its domain.", "default", fixed=True),
+    "domain": Field(name, "Its domain.", DEFAULT, fixed=True),
     "description": TEXT,
     "is_active": ACTIVE,
     "weight": WEIGHT,
     **LIMITS,
+    "resource_policy": Field(name, "Its project policy, whose limits hold besides.", DEFAULT),
+}
+QUEUE = {
+    "max_pending_sessions": Field(or_null(whole(0)), "Sessions that may wait; null: unlimited."),
+    "max_pending_resource_slots": SLOTS,
 }
 POLICY = {
     "name": NAMED,
     **LIMITS,
-    "max_pending_sessions": Field(or_null(whole(0)), "Sessions that may wait."),
-    "max_pending_resource_slots": SLOTS,
+    **QUEUE,
     "max_containers_per_session": Field(whole(1, 1000), "Containers.", 1),
     "max_session_lifetime": LIFE,
     "idle_timeout": Field(or_null(seconds), "Without a connection; null or 0: unlimited."),
     "idle_checks": Field(or_null(idle_checks), "Utilisation, warnings and extensions."),
     "max_priority": Field(whole(0, 100), "Highest priority.", 10),
+}
+PROJECT_POLICY = {
+    "name": NAMED,
+    **LIMITS,
+    **QUEUE,
+    "max_containers_per_session": Field(or_null(whole(1, 1000)), "Containers; null: unlimited."),
+}
+USER_POLICY = {
+    **PROJECT_POLICY,
     "max_vfolder_count": Field(or_null(whole(0)), "Folders; null: unlimited."),
-    "max_customized_image_count": Field(whole(0), "Images made of sessions.", 3),
+    "max_customized_image_count": Field(
+        or_null(whole(0)), "Images made of sessions; null: unlimited.", 3
+    ),
 }
 PRESET = {
     "name": NAMED,
@@ -217,8 +266,26 @@ PRESET = {
     "resource_group": Field(or_null(name), "The only group it is offered in."),
     "rank": Field(whole(0), "Place in lists.", 0),
 }
-USER = {**LIMITS, "weight": WEIGHT, "policy": Field(name, "Policy of all key pairs of the user.")}
-
+IDENTITY = {
+    "name": Field(_username, "Log-in name; it stays.", fixed=True),
+    "password": Field(
+        or_null(str), "Generated when left out; null: log-in happens elsewhere.", fixed=True
+    ),
+    "email": Field(_email, "NAME@localhost when left out."),
+    "full_name": Field(text, "The person's name.", ""),
+    "role": Field(one_of(*Role), "What the user may do.", Role.USER.value),
+    "domain": Field(name, "The user's domain.", DEFAULT, fixed=True),
+    "project": Field(name, "The first project, of that domain.", DEFAULT, fixed=True),
+}
+"""What ``IdentityService.create_user`` makes a user of."""
+USER = {
+    **IDENTITY,
+    "status": Field(one_of(*STATUSES), "Whether the user may log in.", "active"),
+    **LIMITS,
+    "weight": WEIGHT,
+    "resource_policy": Field(name, "The user policy, whose limits hold besides.", DEFAULT),
+    "policy": Field(name, "Policy of all key pairs of the user.", DEFAULT),
+}
 
 REGISTRY = {
     "name": Field(registry, "Its host, with the port if there is one.", fixed=True),
@@ -241,9 +308,17 @@ def kinds(policies: Policies) -> dict[str, Kind]:
         Kind("domains", "domain", DomainRow, DOMAIN),
         Kind("projects", "project", ProjectRow, PROJECT, by_id=True),
         Kind("keypair-policies", "policy", KeyPairPolicyRow, POLICY),
+        Kind("user-policies", "user policy", UserPolicyRow, USER_POLICY, holders=UserRow),
+        Kind(
+            "project-policies",
+            "project policy",
+            ProjectPolicyRow,
+            PROJECT_POLICY,
+            holders=ProjectRow,
+        ),
         Kind("resource-groups", "resource group", ResourceGroupRow, group),
         Kind("presets", "preset", PresetRow, PRESET),
         Kind("registries", "registry", RegistryRow, REGISTRY),
-        Kind("users", "user", UserRow, USER, made_here=False),
+        Kind("users", "user", UserRow, USER),
     )
     return {kind.plural: kind for kind in found}

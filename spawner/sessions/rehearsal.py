@@ -22,8 +22,9 @@ from spawner.scheduler.slots import format_amount
 from spawner.sessions import admission, creation, queries
 from spawner.sessions.facts import read_facts
 from spawner.sessions.kinds import SYSTEM
+from spawner.sessions.limits import Payer
 from spawner.sessions.requests import Check, NewSession
-from spawner.sessions.snapshot import Payer, read_snapshot, request_of
+from spawner.sessions.snapshot import read_snapshot, request_of
 from store.database import Store
 from vfolder.folders import FolderMount, FolderService
 
@@ -84,7 +85,7 @@ async def _read(
         return Check("now", f"your session {live.name!r} lives: it is taken, and none is made")
     session, kernels = creation.rows(owner, new, draft, mounts, REQUEST_ID, now)
     if new.type != SYSTEM:
-        await admission.check_counts(db, owner, facts.policy, session.requested_slots)
+        await admission.check_counts(db, facts, session)
     payer = Payer(owner.access_key, str(session.project_id), owner.domain, str(owner.user_id))
     snapshot = (await read_snapshot(db, now, [payer], policies)).snapshot
     return snapshot, await request_of(db, session, kernels, snapshot, now)

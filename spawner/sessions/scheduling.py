@@ -31,9 +31,10 @@ from spawner.scheduler.plan import plan
 from spawner.scheduler.policies import BUILT_IN, Policies
 from spawner.sessions import clusters, ledger, steps, telling
 from spawner.sessions.failpoints import reach
+from spawner.sessions.limits import LIVE
 from spawner.sessions.metrics import Metrics
 from spawner.sessions.registration import ALIVE
-from spawner.sessions.snapshot import LIVE, Reading, read_snapshot
+from spawner.sessions.snapshot import Reading, read_snapshot
 from spawner.sessions.states import IllegalTransition, Status, Target
 from spawner.sessions.tables import AgentRow, HistoryRow, KernelRow, SessionRow
 from spawner.sessions.telling import Telling

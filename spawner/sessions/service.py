@@ -83,8 +83,7 @@ class SessionService:
             await self._folders.still_there(change.db, mounts)
             session, kernels = creation.rows(owner, new, draft, mounts, request_id, change.now)
             if new.type != SYSTEM:
-                slots = session.requested_slots
-                await admission.check_counts(change.db, owner, facts.policy, slots)
+                await admission.check_counts(change.db, facts, session)
             session.id = session_id
             change.db.add(session)
             await change.db.flush()

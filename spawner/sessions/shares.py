@@ -13,7 +13,8 @@ from authenticator.problems import BadRequest, NotFound
 from authenticator.tables import ProjectRow, UserRow
 from spawner.scheduler.fairness import Factor, fair_share_factors
 from spawner.scheduler.policies import Policies
-from spawner.sessions.snapshot import FAIR_SHARE, Payer, read_snapshot, read_sound_groups
+from spawner.sessions.limits import Payer
+from spawner.sessions.snapshot import FAIR_SHARE, read_snapshot, read_sound_groups
 from spawner.sessions.tables import SessionRow
 
 

@@ -11,32 +11,29 @@ from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstrumentedAttribute
 
-from authenticator.tables import DomainRow, KeyPairPolicyRow, KeyPairRow, ProjectRow, UserRow
 from spawner.scheduler.model import (
     Agent,
     Dependency,
     Device,
     GroupPolicy,
     KernelRequest,
-    Quota,
     SessionRequest,
     Snapshot,
 )
 from spawner.scheduler.policies import BUILT_IN, Policies
-from spawner.sessions import ledger, slotkinds
+from spawner.sessions import slotkinds
 from spawner.sessions.groups import OptionsError, read_options
 from spawner.sessions.holdings import read_running
+from spawner.sessions.limits import LIVE, UNCOUNTED, Payer, read_quotas
 from spawner.sessions.losses import Rules, read_rules
 from spawner.sessions.registration import ALIVE, REMOVED
 from spawner.sessions.runtimes import RunTimes, read_run_times
-from spawner.sessions.states import FINAL, HOLDS, Status, Target
+from spawner.sessions.states import Status, Target
 from spawner.sessions.swarms import networks_of
 from spawner.sessions.tables import (
     AgentDeviceRow,
     AgentRow,
-    AllocationRow,
     KernelRow,
     ResourceGroupRow,
     SessionRow,
@@ -44,20 +41,7 @@ from spawner.sessions.tables import (
 from spawner.sessions.usage import read_usage
 from spawner.sessions.wishes import ParentState, Wishes, device_rules, parent_states, wishes_of
 
-LIVE = [status.value for status in HOLDS]
 FAIR_SHARE = "fair-share"
-UNCOUNTED = "system"
-"""The type of the sessions that count against nobody's limits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Payer:
-    """Whose limits a request counts against."""
-
-    access_key: str
-    project_id: str
-    domain: str
-    user_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +85,7 @@ async def read_snapshot(
         groups=tuple(groups.values()),
         agents=await _agents(db),
         pending=tuple(pending),
-        quotas=await _quotas(db, whose) if whose else (),
+        quotas=await read_quotas(db, whose),
         running=await read_running(db, now, run_times) if whose else (),
         usage=await read_usage(db, now, half_lives) if fair and whose else (),
     )
@@ -292,85 +276,3 @@ def _request(
         unlimited=row.type == UNCOUNTED,
         eligible_since=(row.eligible_since or now).timestamp(),
     )
-
-
-async def _quotas(db: AsyncSession, whose: set[Payer]) -> tuple[Quota, ...]:
-    """Limits of all payers that have any, with what they hold now."""
-    keys = {payer.access_key for payer in whose}
-    policies = await db.execute(
-        select(
-            KeyPairRow.access_key,
-            KeyPairPolicyRow.total_resource_slots,
-            KeyPairPolicyRow.max_concurrent_sessions,
-            KeyPairPolicyRow.max_containers_per_session,
-        )
-        .join(KeyPairPolicyRow, KeyPairPolicyRow.name == KeyPairRow.policy)
-        .where(KeyPairRow.access_key.in_(keys))
-    )
-    quotas = await _limited(db, "keypair", SessionRow.access_key, policies)
-    users = {uuid.UUID(payer.user_id) for payer in whose}
-    people = await db.execute(
-        select(UserRow.id, UserRow.total_resource_slots, UserRow.max_concurrent_sessions).where(
-            UserRow.id.in_(users)
-        )
-    )
-    quotas += await _limited(db, "user", SessionRow.owner_id, people)
-    ids = {uuid.UUID(payer.project_id) for payer in whose}
-    projects = await db.execute(
-        select(
-            ProjectRow.id, ProjectRow.total_resource_slots, ProjectRow.max_concurrent_sessions
-        ).where(ProjectRow.id.in_(ids))
-    )
-    quotas += await _limited(db, "project", SessionRow.project_id, projects)
-    domains = await db.execute(
-        select(
-            DomainRow.name, DomainRow.total_resource_slots, DomainRow.max_concurrent_sessions
-        ).where(DomainRow.name.in_({payer.domain for payer in whose}))
-    )
-    quotas += await _limited(db, "domain", SessionRow.domain, domains)
-    return tuple(quotas)
-
-
-async def _limited(
-    db: AsyncSession, scope: str, column: InstrumentedAttribute[Any], rows: Iterable[Any]
-) -> list[Quota]:
-    """Quotas of the scopes that have a limit: rows of id, amounts, number of sessions, containers per session."""
-    limits = {key: limit for key, *limit in rows if any(each is not None for each in limit)}
-    held, counts = await held_by(db, column, sorted(limits))
-    return [
-        Quota(scope, str(key), slots, held[key], most, counts[key], *containers)
-        for key, (slots, most, *containers) in limits.items()
-    ]
-
-
-async def held_by(
-    db: AsyncSession, column: InstrumentedAttribute[Any], values: list[Any]
-) -> tuple[dict[Any, dict[str, int]], dict[Any, int]]:
-    """Amounts by slot, and sessions, that are held by each of ``values`` of a session column."""
-    held: dict[Any, dict[str, int]] = defaultdict(dict)
-    counts: dict[Any, int] = defaultdict(int)
-    if not values:
-        return held, counts
-    amounts = await db.execute(
-        select(column, AllocationRow.slot, func.sum(AllocationRow.amount))
-        .join(KernelRow, KernelRow.session_id == SessionRow.id)
-        .join(AllocationRow, AllocationRow.kernel_id == KernelRow.id)
-        .where(
-            AllocationRow.freed_at.is_(None),
-            ledger.of_present_run(),
-            column.in_(values),
-            SessionRow.type != UNCOUNTED,
-            SessionRow.status.not_in([status.value for status in FINAL]),
-        )
-        .group_by(column, AllocationRow.slot)
-    )
-    for value, slot, amount in amounts:
-        held[value][slot] = int(amount)
-    sessions = await db.execute(
-        select(column, func.count())
-        .where(SessionRow.status.in_(LIVE), SessionRow.type != UNCOUNTED, column.in_(values))
-        .group_by(column)
-    )
-    for value, count in sessions:
-        counts[value] = count
-    return held, counts

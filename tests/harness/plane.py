@@ -10,14 +10,14 @@ import datetime as dt
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import create_engine, select
+from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import authenticator.tables
@@ -25,7 +25,7 @@ import spawner.sessions.tables
 import vfolder.tables
 from authenticator.identity import IdentityService
 from authenticator.principals import Principal, Role, Via
-from authenticator.tables import KeyPairPolicyRow
+from authenticator.tables import KeyPairPolicyRow, ProjectPolicyRow, UserPolicyRow
 from spawner.agent.protocol import DeviceReport
 from spawner.sessions.control import ControlPlane, ControlSettings
 from spawner.sessions.invariants import validate
@@ -157,9 +157,23 @@ class Rig:
 
     async def policy(self, **limits: object) -> None:
         """Change the default key pair policy."""
+        await self._limit(KeyPairPolicyRow, limits)
 
+    async def user_policy(self, **limits: object) -> None:
+        """Change the default user policy."""
+        await self._limit(UserPolicyRow, limits)
+
+    async def project_policy(self, **limits: object) -> None:
+        """Change the default project policy."""
+        await self._limit(ProjectPolicyRow, limits)
+
+    async def _limit(
+        self,
+        table: type[KeyPairPolicyRow | UserPolicyRow | ProjectPolicyRow],
+        limits: Mapping[str, object],
+    ) -> None:
         async def work(db: AsyncSession) -> None:
-            row = (await db.scalars(select(KeyPairPolicyRow))).one()
+            row = await db.get_one(table, "default")
             for name, value in limits.items():
                 setattr(row, name, value)
 

@@ -1,14 +1,14 @@
 """What people bring into their sessions: dotfiles, a bootstrap script, an SSH key; a policy's seccomp profile.
 
 Revision ID: 0011
-Revises: 0009
+Revises: 0010
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0011"
-down_revision = "0009"
+down_revision = "0010"
 
 ONE_OWNER = (
     "CASE WHEN user_id IS NULL THEN 0 ELSE 1 END + CASE WHEN project_id IS NULL THEN 0 ELSE 1 END"

@@ -9,6 +9,7 @@ from tests.unit.sessions import (
     test_idle_watch,
     test_ledger,
     test_lifecycle,
+    test_limits,
     test_offers,
     test_retries,
     test_scheduling,
@@ -69,6 +70,18 @@ test_lists_are_filtered_paged_and_newest_first = (
 test_rename = test_service.test_rename
 test_a_record_from_its_making_to_its_end = (
     test_administration.test_a_record_from_its_making_to_its_end
+)
+test_a_user_from_the_making_to_the_end = test_administration.test_a_user_from_the_making_to_the_end
+test_a_user_who_ran_something_is_not_deleted = (
+    test_administration.test_a_user_who_ran_something_is_not_deleted
+)
+test_a_policy_holds_sessions_in_the_queue = test_limits.test_a_policy_holds_sessions_in_the_queue
+test_a_policy_in_use_stays = test_limits.test_a_policy_in_use_stays
+test_a_policy_that_is_not_there_cannot_be_given = (
+    test_limits.test_a_policy_that_is_not_there_cannot_be_given
+)
+test_what_may_wait_and_how_wide_is_checked_at_submission = (
+    test_limits.test_what_may_wait_and_how_wide_is_checked_at_submission
 )
 test_members_of_a_project = test_administration.test_members_of_a_project
 test_what_is_used_is_not_deleted = test_administration.test_what_is_used_is_not_deleted

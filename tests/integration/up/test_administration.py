@@ -84,10 +84,26 @@ def test_projects_members_and_limits(up: Up) -> None:
     done = perijove(up.state, "project", "show", "lhc")
     assert '{"cpu": "8"}' in done.stdout
     assert perijove(up.state, "project", "leave", "lhc", "admin").stdout.endswith("nobody\n")
-    done = perijove(up.state, "limit", "set", "admin", "max_concurrent_sessions=5")
+    done = perijove(up.state, "user", "set", "admin", "max_concurrent_sessions=5")
     assert done.returncode == 0, done.stderr
     assert call(up, "GET", "/admin/users/admin")["max_concurrent_sessions"] == 5
     assert "default" in perijove(up.state, "policy", "list").stdout
+
+
+def test_resource_policies_by_api_and_command(up: Up) -> None:
+    done = perijove(up.state, "user-policy", "add", "few", "total_resource_slots.cpu=4")
+    assert (done.returncode, done.stdout) == (0, "Added few\n"), done.stderr
+    assert call(up, "GET", "/admin/user-policies/few")["total_resource_slots"] == {"cpu": "4"}
+    assert perijove(up.state, "user", "set", "admin", "resource_policy=few").returncode == 0
+    status, problem = refused(up, "DELETE", "/admin/user-policies/few")
+    assert (status, problem["msg"]) == (400, "the user policy 'few' is in use: admin has it")
+    call(up, "PATCH", "/admin/users/admin", {"resource_policy": "default"})
+    assert perijove(up.state, "user-policy", "remove", "few").returncode == 0
+    call(up, "POST", "/admin/project-policies", {"name": "small", "max_pending_sessions": 2})
+    done = perijove(up.state, "project", "set", "default", "resource_policy=small")
+    assert done.returncode == 0, done.stderr
+    done = perijove(up.state, "project-policy", "set", "small", "max_pending_sessions=-1")
+    assert (done.returncode, "max_pending_sessions: '-1': a whole" in done.stderr) == (2, True)
 
 
 def test_repair_by_api_and_command(up: Up) -> None:

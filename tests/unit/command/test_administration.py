@@ -2,8 +2,9 @@
 
 import pytest
 
-from hub.commands.administration import LimitGroup, ProjectGroup, RecordAdd, fields_from
+from hub.commands.administration import ProjectGroup, RecordAdd, fields_from
 from hub.commands.base import UsageError
+from hub.commands.user import UserGroup, UserSet
 
 FIELDS = [
     (["a=1", "b=true", "c=none", "d=unlimited"], {"a": 1, "b": True, "c": None, "d": None}),
@@ -42,7 +43,8 @@ def test_each_kind_has_its_own_commands():
         "join",
         "leave",
     }
-    assert set(LimitGroup.subcommands) == {"list", "show", "set"}
+    assert {"list", "show", "set", "add", "remove"} <= set(UserGroup.subcommands)
+    assert (UserSet.plural, UserSet.name) == ("users", "perijove user set")
     add, _ = ProjectGroup.subcommands["add"]
     assert issubclass(add, RecordAdd)
     assert (add.plural, add.name) == ("projects", "perijove project add")

@@ -36,6 +36,16 @@ MADE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"max_session_lifetime": 7200, "max_pending_sessions": None, "idle_timeout": None},
     ),
     (
+        "user-policies",
+        {"name": "students", "max_pending_resource_slots": {"cpu": 8}},
+        {"max_vfolder_count": None, "max_customized_image_count": 3},
+    ),
+    (
+        "project-policies",
+        {"name": "small", "max_containers_per_session": 4},
+        {"max_pending_sessions": None, "total_resource_slots": None},
+    ),
+    (
         "resource-groups",
         {"name": "gpu", "options": {"sequencer": "fifo", "half_life": "1d"}},
         {"is_default": False, "options": {"sequencer": "fifo", "half_life": "1d"}},
@@ -58,10 +68,10 @@ async def test_a_record_from_its_making_to_its_end(
     assert {key: made[key] for key in shown} == shown
     assert made in await records.list(root, kind)
     assert await records.get(root, kind, given["name"]) == made
-    field = "rank" if kind == "presets" else "max_priority"
-    change: dict[str, Any] = (
-        {field: 7} if kind in ("presets", "keypair-policies") else {"description": "new"}
-    )
+    number = {"presets": "rank", "keypair-policies": "max_priority"}
+    limited = "max_pending_sessions" if kind.endswith("policies") else None
+    field = number.get(kind, limited)
+    change: dict[str, Any] = {field: 7} if field else {"description": "new"}
     changed = await records.update(root, kind, given["name"], change, REQUEST)
     assert changed == {**made, **change}
     with pytest.raises(InvalidParameters) as twice:
@@ -100,6 +110,26 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("projects", {"name": "x", "domain": "nowhere"}, "domain", "there is no domain 'nowhere'"),
     ("keypair-policies", {"name": "x", "max_priority": 101}, "max_priority", "from 0 to 100"),
     ("keypair-policies", {"name": "x", "idle_timeout": "soon"}, "idle_timeout", "a duration"),
+    ("users", {"name": "X"}, "name", "'X' must begin with a small letter"),
+    ("users", {"name": "x", "email": "nobody"}, "email", "'nobody' is not an address"),
+    ("users", {"name": "x", "role": "king"}, "role", "'king': one of user, admin, superadmin"),
+    ("users", {"name": "x", "status": "away"}, "status", "'away': one of active, inactive"),
+    ("users", {"name": "x", "password": "short"}, "password", "at least"),
+    ("users", {"name": "x", "domain": "nowhere"}, "project", "in the domain 'nowhere'"),
+    ("users", {"name": "x", "policy": "none"}, "policy", "there is no policy 'none'"),
+    (
+        "user-policies",
+        {"name": "x", "max_vfolder_count": "7"},
+        "max_vfolder_count",
+        "'7': a whole number of 0 or more",
+    ),
+    (
+        "project-policies",
+        {"name": "x", "max_containers_per_session": 0},
+        "max_containers_per_session",
+        "'0': a whole number from 1 to 1000",
+    ),
+    ("project-policies", {"name": "x", "max_vfolder_count": 1}, "max_vfolder_count", "unknown"),
     (
         "resource-groups",
         {"name": "x", "options": {"sequencer": "lottery"}},
@@ -190,20 +220,62 @@ async def test_limits_and_policy_of_a_user(plane: Rig) -> None:
     changed = await records.update(root, "users", "ada", given, REQUEST)
     assert changed == {
         "name": "ada",
+        "email": "ada@localhost",
+        "full_name": "",
+        "role": "user",
+        "domain": "default",
+        "status": "active",
         "total_resource_slots": {"cpu": "2"},
         "max_concurrent_sessions": None,
         "weight": 1.0,
+        "resource_policy": "default",
         "policy": "guests",
     }
     with pytest.raises(InvalidParameters) as refused:
         await records.update(root, "users", "ada", {"policy": "nobodys"}, REQUEST)
     assert refused.value.fields == {"policy": "there is no policy 'nobodys'"}
-    for refuse in (
-        records.create(root, "users", {"name": "x"}, REQUEST),
-        records.delete(root, "users", "ada", REQUEST),
+
+
+async def test_a_user_from_the_making_to_the_end(plane: Rig) -> None:
+    records, root = await admin(plane)
+    given = {"name": "ada", "full_name": "Ada L", "total_resource_slots": {"cpu": 2}}
+    made = await records.create(root, "users", given, REQUEST)
+    assert (await plane.identity.log_in("ada", made.pop("password"), "test")).full_name == "Ada L"
+    assert made["total_resource_slots"] == {"cpu": "2"}
+    assert await records.get(root, "users", "ada") == made
+    change = {"role": "superadmin", "email": "ada@example.org", "status": "inactive"}
+    assert (await records.update(root, "users", "ada", change, REQUEST)) == {**made, **change}
+    silent = {"name": "bob", "password": None}
+    assert "password" not in await records.create(root, "users", silent, REQUEST)
+    for taken in ({"name": "ada"}, {"name": "eve", "email": "ada@example.org"}):
+        with pytest.raises(InvalidParameters, match="Input validation") as refused:
+            await records.create(root, "users", taken, REQUEST)
+        assert "is taken" in "".join(refused.value.fields.values())
+    with pytest.raises(InvalidParameters) as refused:
+        await records.update(root, "users", "bob", {"email": "ada@example.org"}, REQUEST)
+    assert refused.value.fields == {"email": "'ada@example.org' is taken"}
+    await records.delete(root, "users", "ada", REQUEST)
+    with pytest.raises(NotFound):
+        await records.get(root, "users", "ada")
+
+
+async def test_a_user_who_ran_something_is_not_deleted(plane: Rig) -> None:
+    await plane.agent()
+    records, root = await admin(plane)
+    await plane.run(await plane.user())
+    with pytest.raises(
+        BadRequest, match=r"in use \(it can be switched off instead: status=inactive\)"
     ):
-        with pytest.raises(BadRequest, match="here"):
-            await refuse
+        await records.delete(root, "users", "ada", REQUEST)
+
+
+async def test_administrators_do_not_lock_themselves_out(plane: Rig) -> None:
+    records, root = await admin(plane)
+    with pytest.raises(InvalidParameters) as refused:
+        await records.update(root, "users", "root", {"role": "user", "status": "inactive"}, REQUEST)
+    assert set(refused.value.fields) == {"role", "status"}
+    with pytest.raises(BadRequest, match="ask another administrator"):
+        await records.delete(root, "users", "root", REQUEST)
 
 
 async def test_members_of_a_project(plane: Rig) -> None:

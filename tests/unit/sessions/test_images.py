@@ -134,7 +134,7 @@ async def test_a_label_alone_makes_no_owner(plane: Rig) -> None:
 async def test_the_number_of_own_images_is_limited(plane: Rig) -> None:
     agent = await plane.agent()
     ada = await plane.user()
-    await plane.policy(max_customized_image_count=1)
+    await plane.user_policy(max_customized_image_count=1)
     session = await plane.run(ada)
     service = plane.plane.images
     commit = await service.commit(ada, str(session.session.id), "one", REQUEST)

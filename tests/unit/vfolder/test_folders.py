@@ -19,7 +19,7 @@ from authenticator.problems import (
     QuotaExceeded,
     Unavailable,
 )
-from authenticator.tables import DomainRow, KeyPairPolicyRow, KeyPairRow, UserRow
+from authenticator.tables import DomainRow, KeyPairPolicyRow, KeyPairRow, UserPolicyRow, UserRow
 from store.base import Base
 from store.database import Store
 from vfolder.folders import FolderService, volume_path
@@ -34,9 +34,17 @@ async def add_user(store: Store, name: str, max_folders: int | None = None) -> P
 
     async def work(session: AsyncSession) -> None:
         await session.merge(DomainRow(name="default", created_at=NOW))
-        session.add(KeyPairPolicyRow(name=name, max_vfolder_count=max_folders, created_at=NOW))
+        session.add(KeyPairPolicyRow(name=name, created_at=NOW))
+        session.add(UserPolicyRow(name=name, max_vfolder_count=max_folders, created_at=NOW))
         session.add(
-            UserRow(id=user_id, username=name, email=f"{name}@x", domain="default", created_at=NOW)
+            UserRow(
+                id=user_id,
+                username=name,
+                email=f"{name}@x",
+                domain="default",
+                resource_policy=name,
+                created_at=NOW,
+            )
         )
         await session.flush()
         session.add(
