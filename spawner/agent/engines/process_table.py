@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,10 +51,8 @@ def parse(text: str) -> ProcessId | None:
     return ProcessId(int(before.split(" ", 1)[0]), int(fields[19]), boot.strip())
 
 
-def marked(mark: str) -> list[int]:
-    """Ids of all processes that carry ``mark`` in their environment and are not zombies."""
-    wanted = f"{MARK}={mark}".encode()
-    found = []
+def _environments() -> Iterator[tuple[int, bytes]]:
+    """Ids of all processes whose environment may be read, with it."""
     for entry in _PROC.iterdir():
         if not entry.name.isdigit():
             continue
@@ -62,10 +60,18 @@ def marked(mark: str) -> list[int]:
             environment = (entry / "environ").read_bytes()
         except OSError:  # gone, or another user's
             continue
+        yield int(entry.name), environment
+
+
+def marked(mark: str) -> list[int]:
+    """Ids of all processes that carry ``mark`` in their environment and are not zombies."""
+    wanted = f"{MARK}={mark}".encode()
+    found = []
+    for pid, environment in _environments():
         if wanted in environment.split(b"\0"):
-            facts = _stat(int(entry.name))
+            facts = _stat(pid)
             if facts is not None and facts[0] not in "ZX":
-                found.append(int(entry.name))
+                found.append(pid)
     return found
 
 
@@ -86,17 +92,11 @@ def by_mark() -> dict[str, list[int]]:
     """Ids of all processes that carry any mark, by mark: one look at everything."""
     prefix = f"{MARK}=".encode()
     found: dict[str, list[int]] = {}
-    for entry in _PROC.iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            environment = (entry / "environ").read_bytes()
-        except OSError:  # gone, or another user's
-            continue
+    for pid, environment in _environments():
         at = environment.find(prefix)
         if at == 0 or (at > 0 and environment[at - 1] == 0):
             mark = environment[at + len(prefix) :].partition(b"\0")[0].decode("ascii", "replace")
-            found.setdefault(mark, []).append(int(entry.name))
+            found.setdefault(mark, []).append(pid)
     return found
 
 
