@@ -30,6 +30,10 @@ Device = tuple[str, str, str]
 """Agent, slot, device."""
 
 
+TICK = 600.0
+"""Longest time without a pass while somebody waits."""
+
+
 class Broken(AssertionError):
     """A plan that cannot be carried out."""
 
@@ -60,6 +64,10 @@ class Life:
     started_at: float | None = None
     ended_at: float | None = None
     preemptions: int = 0
+    lost: float = 0.0
+    """Seconds that it ran in vain, because it was preempted."""
+    cut: bool = False
+    """Whether it was ended for another one and not put back."""
 
     @property
     def owner(self) -> str:
@@ -116,7 +124,7 @@ class Simulation:
     group: GroupPolicy
     until: float
     pause: float = 10.0
-    tick: float = 600.0
+    tick: float = TICK
     after_pass: Callable[[Snapshot, Plan], None] | None = None
     """Called with each snapshot and the plan made of it."""
     _now: float = 0.0
@@ -253,12 +261,13 @@ class Simulation:
         """The victim leaves at once; one that is put back begins anew."""
         life = self._lives[session_id]
         life.preemptions += 1
+        life.lost += self._now - self._running[session_id].started_at
         self._leave(session_id)
         if action == "requeue":
             life.started_at = None
             self._pending[session_id] = life.job.request
         else:
-            life.ended_at = self._now
+            life.ended_at, life.cut = self._now, True
 
     def _leave(self, session_id: str) -> None:
         self._account()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.simulator import Job
@@ -22,7 +22,6 @@ GROUP = "default"
 class Workload:
     """A cluster and what is submitted to it within ``until`` seconds."""
 
-    name: str
     text: str
     agents: tuple[Agent, ...]
     jobs: tuple[Job, ...]
@@ -31,8 +30,6 @@ class Workload:
     """When fairness is measured: while there is more work than the cluster can do."""
     pause: float = 60.0
     """Seconds in which wake-ups are gathered; long ones keep long queues cheap to simulate."""
-    ageing: float = 12 * HOUR
-    """Seconds of waiting after which the scheduler lets nobody be overtaken any more."""
 
 
 def hosts(count: int, cpus: int, memory: int, gpus: int = 0, name: str = "node") -> list[Agent]:
@@ -63,6 +60,7 @@ def job(
     gpus: int = 0,
     declared: float | None = None,
     kind: str = "session",
+    priority: int = 10,
 ) -> Job:
     """A session of one container. ``declared``: the run time that its owner promised, if any."""
     slots = {"cpu": cpus * MICRO, "mem": (memory or 2 * cpus) * GIB}
@@ -75,7 +73,7 @@ def job(
         f"project-{owner % 5}",
         "default",
         GROUP,
-        10,
+        priority,
         at,
         (KernelRequest(f"{name}-k", slots, "image", ARCHITECTURE),),
         run_time=declared,
@@ -97,7 +95,13 @@ def _promise(chance: random.Random, duration: float) -> float | None:
 
 
 def flood(
-    seed: int = 1, *, nodes: int = 10, sessions: int = 5000, users: int = 40, days: float = 1.5
+    seed: int = 1,
+    *,
+    nodes: int = 10,
+    sessions: int = 5000,
+    users: int = 40,
+    days: float = 1.5,
+    declared: float | None = None,
 ) -> Workload:
     """One user submits thousands of sessions at once, then everybody else comes to work as always."""
     chance = random.Random(seed)
@@ -109,47 +113,122 @@ def flood(
             0.0,
             _lengths(chance, 1.0 * HOUR, 0.6, 6 * HOUR),
             cpus=2,
+            declared=declared,
             kind="flood",
         )
         for number in range(sessions)
     ]
     each, length = 2, 1.5 * HOUR  # mean of the others' sessions, for the rate of arrivals
-    rate = 0.6 * cpus / (each * length)
-    at, number = 600.0, 0
-    while (at := at + chance.expovariate(rate)) < days * DAY:
+    for number, at in enumerate(_arrivals(chance, 600.0, 0.6 * cpus / (each * length), days)):
         duration = _lengths(chance, 1.1 * HOUR, 0.8, 8 * HOUR)
         size = chance.choice((1, 1, 2, 2, 4))
-        owner = chance.randint(1, users - 1)
-        jobs.append(job(f"other-{number:05}", owner, at, duration, cpus=size, kind="others"))
-        number += 1
+        owner, name = chance.randint(1, users - 1), f"other-{number:05}"
+        jobs.append(job(name, owner, at, duration, cpus=size, declared=declared, kind="others"))
     text = f"user-00 submits {sessions} sessions at once; {users - 1} others keep 60 % of the CPUs busy"
     window = (HOUR, days * DAY / 2)
-    return Workload("flood", text, tuple(agents), tuple(jobs), days * DAY, window, 600.0, 3 * DAY)
+    return Workload(text, tuple(agents), tuple(jobs), days * DAY, window, 600.0)
+
+
+def _arrivals(chance: random.Random, at: float, rate: float, days: float) -> Iterator[float]:
+    """Moments of a Poisson process."""
+    while (at := at + chance.expovariate(rate)) < days * DAY:
+        yield at
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Sessions of one kind that come at random; ``load``: the part of the CPUs that they ask for."""
+
+    kind: str
+    load: float
+    sizes: tuple[int, ...]
+    """CPUs of a session, each as likely."""
+    median: float
+    """Hours that it runs."""
+    spread: float
+    most: float
+    """Hours that the longest runs."""
+    priority: int = 10
+    declared: bool = False
+    """Everybody promises ``most``; otherwise half of the people promise something nearer."""
+
+    @property
+    def mean(self) -> float:
+        """Mean run time in seconds: a logarithmic normal distribution's, before the longest are cut."""
+        return self.median * HOUR * math.exp(self.spread**2 / 2)
+
+
+def streams(
+    seed: int,
+    text: str,
+    kinds: tuple[Stream, ...],
+    *,
+    nodes: int,
+    users: int,
+    days: float,
+    pause: float = 60.0,
+) -> Workload:
+    """Sessions of several kinds on equal nodes of 32 CPUs."""
+    chance, cpus = random.Random(seed), 32
+    jobs: list[Job] = []
+    for each in kinds:
+        mean_size = sum(each.sizes) / len(each.sizes)
+        rate = each.load * nodes * cpus / (mean_size * each.mean)
+        for number, at in enumerate(_arrivals(chance, 0.0, rate, days)):
+            duration = _lengths(chance, each.median * HOUR, each.spread, each.most * HOUR)
+            size, owner = chance.choice(each.sizes), chance.randrange(users)
+            declared = each.most * HOUR if each.declared else _promise(chance, duration)
+            jobs.append(
+                job(
+                    f"{each.kind}-{number:05}",
+                    owner,
+                    at,
+                    duration,
+                    cpus=size,
+                    declared=declared,
+                    kind=each.kind,
+                    priority=each.priority,
+                )
+            )
+    jobs.sort(key=lambda each: each.request.submitted_at)
+    agents = tuple(hosts(nodes, cpus, 128))
+    return Workload(text, agents, tuple(jobs), days * DAY, (0.0, days * DAY), pause)
 
 
 def mixture(
     seed: int = 2, *, nodes: int = 10, load: float = 0.95, users: int = 40, days: float = 4.0
 ) -> Workload:
     """Whole-node sessions among small ones on a nearly full cluster; half of the people say how long."""
-    chance, cpus = random.Random(seed), 32
-    agents = hosts(nodes, cpus, 128)
-    jobs: list[Job] = []
-    for kind, part in (("small", 0.7), ("big", 0.3)):
-        mean_size = {"small": 2.25, "big": float(cpus)}[kind]
-        mean_length = {"small": 1.1 * HOUR, "big": 2.3 * HOUR}[kind]
-        rate = load * part * nodes * cpus / (mean_size * mean_length)
-        at, number = 0.0, 0
-        while (at := at + chance.expovariate(rate)) < days * DAY:
-            median = {"small": 0.8 * HOUR, "big": 2.0 * HOUR}[kind]
-            duration = _lengths(chance, median, 0.8 if kind == "small" else 0.5, 12 * HOUR)
-            size = chance.choice((1, 2, 2, 4)) if kind == "small" else cpus
-            name = f"{kind}-{number:05}"
-            owner, declared = chance.randrange(users), _promise(chance, duration)
-            jobs.append(job(name, owner, at, duration, cpus=size, declared=declared, kind=kind))
-            number += 1
-    jobs.sort(key=lambda each: each.request.submitted_at)
+    kinds = (
+        Stream("small", 0.7 * load, (1, 2, 2, 4), 0.8, 0.8, 12),
+        Stream("big", 0.3 * load, (32,), 2.0, 0.5, 12),
+    )
     text = f"whole-node sessions among small ones, {load:.0%} of the CPUs asked for"
-    return Workload("mixture", text, tuple(agents), tuple(jobs), days * DAY, (0.0, days * DAY))
+    return streams(seed, text, kinds, nodes=nodes, users=users, days=days)
+
+
+def bands(
+    seed: int = 4, *, nodes: int = 10, load: float = 1.0, users: int = 40, days: float = 4.0
+) -> Workload:
+    """Two priorities: the higher one alone could fill the cluster, and all promise a run time."""
+    kinds = (
+        Stream("usual", load, (1, 2, 2, 4), 1.0, 0.6, 4, 10, declared=True),
+        Stream("background", 0.1 * load, (4, 8), 2.0, 0.4, 6, 0, declared=True),
+    )
+    text = f"priority 10 asks for {load:.0%} of the CPUs, priority 0 for {0.1 * load:.0%} more"
+    return streams(seed, text, kinds, nodes=nodes, users=users, days=days, pause=180.0)
+
+
+def urgent(
+    seed: int = 5, *, nodes: int = 10, load: float = 1.05, users: int = 40, days: float = 4.0
+) -> Workload:
+    """Short sessions of high priority among long ones of low priority."""
+    kinds = (
+        Stream("long", load, (4, 8, 16), 5.0, 0.5, 24),
+        Stream("urgent", 0.03, (4, 8, 16), 0.25, 0.4, 1, 80),
+    )
+    text = f"short sessions of priority 80 among long ones of priority 10 that ask for {load:.0%}"
+    return streams(seed, text, kinds, nodes=nodes, users=users, days=days)
 
 
 def campus(seed: int = 3, *, users: int = 120, days: float = 5.0) -> Workload:
@@ -175,11 +254,4 @@ def campus(seed: int = 3, *, users: int = 120, days: float = 5.0) -> Workload:
         )
         number += 1
     text = f"{users} people by day and night, GPUs on a third of the nodes"
-    return Workload("campus", text, tuple(agents), tuple(jobs), days * DAY, (0.0, days * DAY))
-
-
-WORKLOADS: dict[str, Callable[[], Workload]] = {
-    "flood": flood,
-    "mixture": mixture,
-    "campus": campus,
-}
+    return Workload(text, tuple(agents), tuple(jobs), days * DAY, (0.0, days * DAY))

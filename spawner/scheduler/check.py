@@ -147,52 +147,30 @@ def _named(session_ids: list[str]) -> str:
 
 
 def _too_wide(account: Account, limit: int, asked: int) -> Reason:
-    quota = account.quota
     containers = "1 container" if limit == 1 else f"{limit} containers"
-    return Reason(
-        "containers",
-        f"{WHOSE[quota.scope]} of {containers} per session is less than it has ({asked})",
-        data={
-            "scope": quota.scope,
-            "scope_id": quota.scope_id,
-            "limit": limit,
-            "requested": asked,
-        },
-    )
+    text = f"of {containers} per session is less than it has ({asked})"
+    return _passed("containers", account.quota, text, limit=limit, requested=asked)
 
 
 def _too_many(account: Account, limit: int) -> Reason:
-    quota = account.quota
     sessions = "1 session" if limit == 1 else f"{limit} sessions"
-    return Reason(
-        "concurrency",
-        f"{WHOSE[quota.scope]} of {sessions} is reached",
-        data={
-            "scope": quota.scope,
-            "scope_id": quota.scope_id,
-            "limit": limit,
-            "held": account.sessions,
-        },
-    )
+    text = f"of {sessions} is reached"
+    return _passed("concurrency", account.quota, text, limit=limit, held=account.sessions)
 
 
 def _too_much(account: Account, slot: str, amount: int, limit: int) -> Reason:
-    quota, held = account.quota, account.held.get(slot, 0)
-    whose = f"{WHOSE[quota.scope]} of {human_amount(slot, limit)}"
-    asked = f"asked for {human_amount(slot, amount)}"
+    held, asked = account.held.get(slot, 0), f"asked for {human_amount(slot, amount)}"
     if amount > limit:
-        text = f"{whose} is less than it needs ({asked})"
+        told = f"is less than it needs ({asked})"
     else:
-        text = f"{whose} would be passed ({human_amount(slot, held)} in use, {asked})"
-    return Reason(
-        "quota",
-        text,
-        data={
-            "scope": quota.scope,
-            "scope_id": quota.scope_id,
-            "slot": slot,
-            "limit": limit,
-            "held": held,
-            "requested": amount,
-        },
+        told = f"would be passed ({human_amount(slot, held)} in use, {asked})"
+    text = f"of {human_amount(slot, limit)} {told}"
+    return _passed(
+        "quota", account.quota, text, slot=slot, limit=limit, held=held, requested=amount
     )
+
+
+def _passed(name: str, quota: Quota, text: str, **data: object) -> Reason:
+    """A limit of ``quota`` that would be passed."""
+    scope = {"scope": quota.scope, "scope_id": quota.scope_id}
+    return Reason(name, f"{WHOSE[quota.scope]} {text}", data={**scope, **data})

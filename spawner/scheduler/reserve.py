@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from spawner.scheduler.cutting import Cut, cut
+from spawner.scheduler.cutting import Amounts, Cut, cut
 from spawner.scheduler.devices import DeviceStock
 from spawner.scheduler.forecast import Forecast, Timeline
-from spawner.scheduler.model import DeviceShare, Reservation, RunningSession
+from spawner.scheduler.model import DeviceRules, DeviceShare, Reservation, RunningSession
 from spawner.scheduler.nodes import CONTAINERS, FOREVER, UNKNOWN, Claim, Need, Node
 from spawner.scheduler.seating import Suits, seat_all
 from spawner.scheduler.shapes import Outline, Shape
@@ -141,17 +141,15 @@ def claim(seat: Seat, session_id: str, starts_at: float, ends_at: float, now: fl
 
 def seat_at(node: Node, shapes: Sequence[Shape], at: float, now: float) -> Seat:
     """The place of ``shapes`` on ``node`` from ``at`` on, where they fit then."""
-    need = _sum(shapes)
-    picky = [shape for shape in shapes if node.is_picky(shape)]
-    if not picky:
+    if at == UNKNOWN:
+        return aim(node, shapes, {})
+    need, rules = _sum(shapes), _rules(node, shapes)
+    if rules is None:
         return Seat(node, need)
-    slots = dict.fromkeys(slot for shape in shapes for slot in shape.wanted)
-    kernels = [kernel for shape in shapes for kernel in shape.kernels]
-    if at != UNKNOWN:
-        room = Forecast(node, slots, now).at(at)
-        cuts = cut(node.stock, kernels, picky[0].rules, room)
-        return Seat(node, need, None if cuts is None else tuple(cuts), room)
-    return aim(node, shapes, {})
+    slots, kernels = _asked(shapes)
+    room = Forecast(node, slots, now).at(at)
+    cuts = cut(node.stock, kernels, rules, room)
+    return Seat(node, need, None if cuts is None else tuple(cuts), room)
 
 
 def aim(node: Node, shapes: Sequence[Shape], soon: Mapping[DeviceStock, int]) -> Seat:
@@ -159,18 +157,27 @@ def aim(node: Node, shapes: Sequence[Shape], soon: Mapping[DeviceStock, int]) ->
 
     ``soon`` is what of its devices comes back for them. Those that lack least are chosen.
     """
-    need = _sum(shapes)
-    picky = [shape for shape in shapes if node.is_picky(shape)]
-    if not picky:
+    need, rules = _sum(shapes), _rules(node, shapes)
+    if rules is None:
         return Seat(node, need)
-    slots = dict.fromkeys(slot for shape in shapes for slot in shape.wanted)
-    kernels = [kernel for shape in shapes for kernel in shape.kernels]
+    slots, kernels = _asked(shapes)
     room = node.room(slots)
     have = {device: n + soon.get(device, 0) for device, n in room.items()}
-    cuts = cut(node.stock, kernels, picky[0].rules, have)
+    cuts = cut(node.stock, kernels, rules, have)
     if cuts is None:
-        cuts = cut(node.stock, kernels, picky[0].rules, node.whole(slots), have)
+        cuts = cut(node.stock, kernels, rules, node.whole(slots), have)
     return Seat(node, need, None if cuts is None else tuple(cuts), room)
+
+
+def _rules(node: Node, shapes: Sequence[Shape]) -> DeviceRules | None:
+    """The rules of ``shapes`` where they ask for certain devices of ``node``."""
+    return next((shape.rules for shape in shapes if node.is_picky(shape)), None)
+
+
+def _asked(shapes: Sequence[Shape]) -> tuple[list[str], list[Amounts]]:
+    """The slots that ``shapes`` ask for, and what each of their kernels does."""
+    slots = dict.fromkeys(slot for shape in shapes for slot in shape.wanted)
+    return list(slots), [kernel for shape in shapes for kernel in shape.kernels]
 
 
 def first_start(node: Node, need: Need, now: float) -> float:

@@ -8,15 +8,8 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.baselines import fifo_continue, fifo_stop
-from benchmarks.simulation import (
-    BASELINES,
-    Contender,
-    jain,
-    max_min,
-    simulate,
-    utilisation,
-    waits,
-)
+from benchmarks.contenders import BASELINES, Contender
+from benchmarks.simulation import jain, lost, max_min, simulate, utilisation, waits
 from benchmarks.simulator import Broken, Job, Result, Simulation
 from benchmarks.workloads import GROUP, flood, hosts, job, mixture
 from spawner.scheduler.model import GroupPolicy, Placement, Plan, Preemption, Snapshot
@@ -61,6 +54,7 @@ def test_waits_and_utilisation_count_what_happened() -> None:
     result = run(THREE, fifo_stop, until=20 * MINUTE)
     hours = waits(result)["session"]
     assert hours["sessions"] == 3
+    assert hours["waiting"] == 1
     assert hours["max"] == pytest.approx((20 * MINUTE - 2.0) / 3600, abs=1e-3), "it still waits"
     assert utilisation(result, while_waiting=False) == pytest.approx(0.75)
 
@@ -129,6 +123,9 @@ def test_who_is_put_back_begins_anew() -> None:
     assert lives["second"].started_at == MINUTE
     assert lives["first"].started_at == 11 * MINUTE
     assert lives["first"].ended_at == 21 * MINUTE
+    assert lives["first"].lost == MINUTE
+    assert lost(result)["cpu_hours_lost"] == 0.1
+    assert lost(result)["part_lost"] == pytest.approx(1 / 21, abs=1e-4)
 
 
 @pytest.mark.parametrize("policy", [*BASELINES.values(), plan])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,15 +51,21 @@ def parse(text: str) -> ProcessId | None:
     return ProcessId(int(before.split(" ", 1)[0]), int(fields[19]), boot.strip())
 
 
-def marked(mark: str) -> list[int]:
-    """Ids of all processes that carry ``mark`` in their environment and are not zombies."""
-    wanted = f"{MARK}={mark}".encode()
-    found = []
-    for pid in _all():
+def _environments(pids: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    """Those of ``pids`` whose environment may be read, with it."""
+    for pid in pids:
         try:
             environment = (_PROC / str(pid) / "environ").read_bytes()
         except OSError:  # gone, or another user's
             continue
+        yield pid, environment
+
+
+def marked(mark: str) -> list[int]:
+    """Ids of all processes that carry ``mark`` in their environment and are not zombies."""
+    wanted = f"{MARK}={mark}".encode()
+    found = []
+    for pid, environment in _environments(_all()):
         if wanted in environment.split(b"\0"):
             facts = _stat(pid)
             if facts is not None and facts[0] not in "ZX":
@@ -84,11 +90,7 @@ def by_mark(pids: Iterable[int] | None = None) -> dict[str, list[int]]:
     """Ids of processes that carry any mark, by mark; without ``pids`` one look at everything."""
     prefix = f"{MARK}=".encode()
     found: dict[str, list[int]] = {}
-    for pid in _all() if pids is None else pids:
-        try:
-            environment = (_PROC / str(pid) / "environ").read_bytes()
-        except OSError:  # gone, or another user's
-            continue
+    for pid, environment in _environments(_all() if pids is None else pids):
         at = environment.find(prefix)
         if at == 0 or (at > 0 and environment[at - 1] == 0):
             mark = environment[at + len(prefix) :].partition(b"\0")[0].decode("ascii", "replace")
