@@ -43,6 +43,7 @@ class PerijoveApp(Group):
             "Administer resource groups and how they schedule.",
         ),
         "node": ("hub.commands.node.NodeGroup", "List, close, empty and remove nodes."),
+        "audit": ("hub.commands.audit.Audit", "Compare the database with what really runs."),
         "preset": ("hub.commands.administration.PresetGroup", "Administer presets."),
         "registry": (
             "hub.commands.administration.RegistryGroup",

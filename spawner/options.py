@@ -99,6 +99,12 @@ class Request:
         }
 
 
+def hub_id(hub_secret: str) -> str:
+    """Id of the hub that holds this secret, unless it is configured to have another."""
+    digest = hashlib.sha256(b"perijove hub id:" + hub_secret.encode()).hexdigest()
+    return f"hub-{digest[:12]}"
+
+
 def session_name(hub_id: str, user: str, server: str) -> str:
     """Name of the session of a server: readable, unique per hub, user and server, 4 to 64 characters."""
     digest = hashlib.sha256(json.dumps([hub_id, user, server]).encode()).hexdigest()[:10]

@@ -7,7 +7,6 @@ name, so a hub that lost its memory finds it again by asking the manager.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import MappingProxyType
@@ -154,8 +153,7 @@ class PerijoveSpawner(Spawner):
 
     @default("hub_id")
     def _default_hub_id(self) -> str:
-        digest = hashlib.sha256(b"perijove hub id:" + self.hub_secret.encode()).hexdigest()
-        return f"hub-{digest[:12]}"
+        return options.hub_id(self.hub_secret)
 
     @default("session_api_url")
     def _default_session_api_url(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from authenticator.problems import InvalidParameters
 from hub.api import views
@@ -106,6 +106,18 @@ class AgentDrain(ApiHandler):
         self.answer(views.agent(made))
 
 
+class AgentAudit(ApiHandler):
+    """Whether everything is as the database says."""
+
+    paths = ("/agents/audit",)
+
+    @endpoint("Compare rows, agents and engines once", access=Access.OPERATOR)
+    async def get(self) -> None:
+        """What is under way may differ for a moment."""
+        found = await self.services.control.audit.look(self.caller.principal)
+        self.answer(asdict(found))
+
+
 class AgentTokenList(ApiHandler):
     """Tokens that nodes join with."""
 
@@ -149,4 +161,4 @@ class AgentToken(ApiHandler):
         self.answer_nothing()
 
 
-HANDLERS = (AgentTokenList, AgentToken, Agents, Agent, Cordon, Uncordon, AgentDrain)
+HANDLERS = (AgentAudit, AgentTokenList, AgentToken, Agents, Agent, Cordon, Uncordon, AgentDrain)

@@ -98,6 +98,10 @@ class Apps:
                 self._closing.add(task)
                 task.add_done_callback(self._closing.discard)
 
+    def kernels(self) -> frozenset[str]:
+        """Ids of the kernels that have an open app."""
+        return frozenset(kernel_id for kernel_id, _, _ in self._opened)
+
     def connections(self, kernel_id: str) -> int:
         """Connections to apps of a kernel that are open now."""
         return sum(o.relay.connections for key, o in self._opened.items() if key[0] == kernel_id)

@@ -27,6 +27,7 @@ from spawner.agent.calls import Calls
 from spawner.agent.config import AgentConfig
 from spawner.agent.engines.base import Engine, EngineError
 from spawner.agent.images import ImageTasks
+from spawner.agent.inventory import offer_inventory
 from spawner.agent.kernels import Kernels
 from spawner.agent.leases import Leases
 from spawner.agent.logs import frames
@@ -103,6 +104,7 @@ class AgentDaemon:
         self._leases = Leases(Path(config.state_dir) / "leases.json")
         pool = PortPool(parse_range(config.app_ports), config.app_port_rest)
         self._apps = Apps(engine, self._calls, config.address, pool)
+        offer_inventory(self._calls, self._apps)
         self._features: dict[str, Any] = {}
         self._offered: tuple[tuple[DeviceReport, ...], tuple[ImageReport, ...]] = ((), ())
 

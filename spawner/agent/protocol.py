@@ -327,6 +327,40 @@ class Answer(Message, frozen=True, tag="answer"):
     error: str | None = None
 
 
+class DrivenKernel(msgspec.Struct, frozen=True):
+    """A run that the agent drives, as it last reported it."""
+
+    kernel_id: str
+    epoch: int
+    status: str
+
+
+class FoundRun(msgspec.Struct, frozen=True):
+    """A run that the engine has."""
+
+    kernel_id: str
+    epoch: int
+    phase: str
+    """``created``, ``running`` or ``exited``."""
+    native_id: str
+    shares: tuple[Share, ...]
+    ports: dict[str, int]
+    """Ports of the node by ports inside."""
+
+
+class Inventory(msgspec.Struct, frozen=True):
+    """What is on a node; the answer to the call ``inventory``."""
+
+    kernels: tuple[DrivenKernel, ...]
+    runs: tuple[FoundRun, ...]
+    networks: tuple[str, ...]
+    """Names of networks of sessions."""
+    apps: tuple[str, ...]
+    """Ids of kernels with an open app."""
+    leftovers: tuple[str, ...]
+    """Sentences (``Engine.leftovers``)."""
+
+
 AnyMessage = Hello | Welcome | Wanted | Report | Ack | Measures | Heartbeat | Call | Answer
 
 _ENCODER = msgspec.json.Encoder()

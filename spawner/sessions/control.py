@@ -14,6 +14,7 @@ from spawner.scheduler.policies import BUILT_IN, Policies
 from spawner.sessions import live_metrics
 from spawner.sessions.administration import Administration
 from spawner.sessions.agents import AgentRegistry
+from spawner.sessions.audit import AuditService
 from spawner.sessions.clusters import deployment_id
 from spawner.sessions.events import EventBus
 from spawner.sessions.extending import Extensions
@@ -79,6 +80,7 @@ class ControlPlane:
         )
         self.sessions = SessionService(self.journal, self.agents, folders, now)
         self.nodes = NodeService(self.journal, self.agents.is_connected)
+        self.audit = AuditService(store, self.agents)
         self.images = ImageService(self.journal, self.agents, now)
         self.apps = AppService(store, self.agents)
         self.observing = Observing(store, self.agents)

@@ -29,9 +29,14 @@ class InvariantBroken(AssertionError):
 
 async def validate(store: Store) -> None:
     """Raise ``InvariantBroken`` unless all invariants hold in one snapshot of the database."""
-    found = await store.read(_violations)
+    found = await violations(store)
     if found:
         raise InvariantBroken("\n\n".join(found))
+
+
+async def violations(store: Store) -> list[str]:
+    """What does not hold in one snapshot of the database, with the story of each object concerned."""
+    return await store.read(_violations)
 
 
 async def _violations(db: AsyncSession) -> list[str]:

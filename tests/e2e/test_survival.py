@@ -25,6 +25,7 @@ import docker
 import pytest
 
 from tests.e2e.platform import Platform
+from tests.harness.audit import audit
 from tests.integration.docker_engine import ensure_session_image, running_engine
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -134,10 +135,11 @@ def shared(
 
 @pytest.fixture
 def hurt(shared: Platform) -> Iterator[Platform]:
-    """The shared platform without sessions, and empty again for the next test."""
+    """The shared platform without sessions, and empty again for the next test; nothing differs in the end."""
     assert session_runs(shared) == []
     yield shared
     end_all(shared)
+    audit(shared.state)
 
 
 @pytest.fixture
@@ -259,6 +261,7 @@ def test_a_running_session_survives(hurt: Platform, victims: list[str]) -> None:
         until(lambda: ready(rest, user), "the hub does not know the server", patience())
         goes_on(rest, user, counter)
     assert session_runs(platform) == runs
+    audit(platform.state)
     status, _ = rest.call("DELETE", f"/hub/api/users/{user}/server")
     assert status in (202, 204)
     until(lambda: not rest.server(user), "the server cannot be stopped any more", 30)
@@ -303,6 +306,7 @@ def test_a_start_survives(hurt: Platform, victim: str, point: str) -> None:
         until(lambda: ready(rest, user), "the start was lost", 90)
     asked.join()
     assert started_once(platform)
+    audit(platform.state)
 
 
 def test_a_killed_supervisor_is_taken_over(platform: Platform) -> None:

@@ -245,6 +245,14 @@ class Engine(abc.ABC):
             raise self._cannot("connect the containers of a session")
         return True
 
+    async def networks(self, deployment: str) -> tuple[str, ...]:
+        """Names of the networks of sessions that ``keep_networks`` would keep or remove."""
+        return ()
+
+    async def leftovers(self) -> tuple[str, ...]:
+        """For the audit, a sentence each: what is kept for runs that are gone, and runs that nothing confines."""
+        return ()
+
     async def execute(
         self,
         identity: Identity,

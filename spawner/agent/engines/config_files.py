@@ -35,11 +35,15 @@ class ConfigFiles:
 
     def sweep(self, present: Iterable[Identity]) -> None:
         """Remove what an agent that was killed left behind; ``present`` are runs that have a container."""
+        for folder in self.abandoned(present):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def abandoned(self, present: Iterable[Identity]) -> list[Path]:
+        """Folders of runs that are not ``present``."""
         keep = {self._folder(identity).name for identity in present}
-        if self._root.is_dir():
-            for folder in self._root.iterdir():
-                if folder.name not in keep:
-                    shutil.rmtree(folder, ignore_errors=True)
+        if not self._root.is_dir():
+            return []
+        return [folder for folder in self._root.iterdir() if folder.name not in keep]
 
     def _folder(self, identity: Identity) -> Path:
         return self._root / f"{identity.kernel_id}-{identity.epoch}"

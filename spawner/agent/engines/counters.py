@@ -67,6 +67,19 @@ def _split(folders: Mapping[str, str], root: str) -> Place | None:
     return Place(False, at["cpuacct"], at["memory"], at.get("blkio"), at.get("pids"))
 
 
+def wrong_limit(place: Place, asked: int) -> str | None:
+    """What is wrong with the memory that a control group allows, when ``asked`` bytes are right; None: nothing."""
+    name = "memory.max" if place.unified else "memory.limit_in_bytes"
+    try:
+        given = text(f"{place.memory}/{name}").strip()
+    except OSError:
+        return None  # it is gone
+    page = os.sysconf("SC_PAGE_SIZE")  # the kernel of Linux counts in these
+    if given.isdecimal() and int(given) // page == asked // page:
+        return None
+    return f"its control group allows {given} bytes of memory, not {asked}"
+
+
 def usage(place: Place) -> Usage | None:
     """What a control group used; None when it is gone."""
     try:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from spawner.agent import entering
-from spawner.agent.engines import process_table
+from spawner.agent.engines import counters, process_table
 from spawner.agent.engines.base import (
     BoundMount,
     Endpoint,
@@ -261,6 +261,17 @@ class ProcessEngine(Engine):
                 return b""
 
         return await asyncio.to_thread(read)
+
+    async def leftovers(self) -> tuple[str, ...]:
+        """Half-made folders, and running ones whose control group allows other than they asked for."""
+        told = [f"the folder {each} is half-made" for each in self._scratch.glob(f"*{UNFINISHED}")]
+        for state in await self.list():
+            place = None if self._groups is None else self._groups.place(state.native_id)
+            memory = sum(share.amount for share in state.shares if share.slot == "mem")
+            if state.phase == "running" and memory and place is not None:
+                wrong = counters.wrong_limit(place, memory)
+                told += [] if wrong is None else [f"{state.identity.kernel_id}: {wrong}"]
+        return tuple(told)
 
     async def events(self) -> AsyncIterator[EngineEvent]:
         """Ends of runs as they happen, and runs that vanish; looks after memory and logs meanwhile."""

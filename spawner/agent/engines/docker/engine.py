@@ -317,6 +317,22 @@ class DockerEngine(Engine):
         """Bridges of this agent's sessions, overlays of the deployment's."""
         return await self._networks.keep(networks, deployment)
 
+    async def networks(self, deployment: str) -> tuple[str, ...]:
+        """As ``keep_networks`` sees them."""
+        return await self._networks.names(deployment)
+
+    async def leftovers(self) -> tuple[str, ...]:
+        """Folders of files without a container, and containers whose control group allows other than asked."""
+        present = await self.list()
+        found = self._files.abandoned([state.identity for state in present])
+        told = [f"the folder {folder} belongs to no container" for folder in found]
+        for state in present:
+            memory = sum(share.amount for share in state.shares if share.slot == "mem")
+            if state.phase == "running" and memory:
+                wrong = await asyncio.to_thread(self._counters.unconfined, state.identity, memory)
+                told += [] if wrong is None else [f"{state.identity.kernel_id}: {wrong}"]
+        return tuple(told)
+
     async def execute(
         self,
         identity: Identity,

@@ -64,6 +64,11 @@ class ContainerCounters:
                     found[pid] = names[part]
         return found
 
+    def unconfined(self, identity: Identity, memory: int) -> str | None:
+        """What is wrong with the control group of a running container that asked for ``memory`` bytes. Blocks."""
+        watched = self._watch(identity)
+        return None if watched is None else counters.wrong_limit(watched.place, memory)
+
     def _watch(self, identity: Identity) -> _Watched | None:
         """What is watched of a container; forgets one that is gone."""
         watched = self._watched.get(identity)

@@ -81,6 +81,10 @@ class SessionNetworks:
             done = await self._remove(present[name]) and done
         return done
 
+    async def names(self, deployment: str) -> tuple[str, ...]:
+        """Of all that are ours, on this node."""
+        return tuple(sorted(str(each["Name"]) for each in await self._ours(deployment)))
+
     async def _ours(self, deployment: str) -> list[Mapping[str, Any]]:
         client = self._calls.client
         call = functools.partial(
