@@ -7,7 +7,6 @@ import contextlib
 import datetime as dt
 import logging
 import os
-import re
 import signal
 import ssl
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from prometheus_client import generate_latest
 from sqlalchemy.ext.asyncio import AsyncSession
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
-from traitlets import Dict, Float, List, TraitError, Unicode, default, validate
+from traitlets import Dict, Float, List, Unicode, default, validate
 from traitlets.config import Configurable
 
 from authenticator.identity import IdentityService
@@ -27,7 +26,8 @@ from hub.api.authentication import Authentication, cookie_secret, hub_login
 from hub.api.handler import MAX_BODY
 from hub.api.services import Services
 from hub.config.deployment import Deployment
-from spawner.monitors.registry import Monitors
+from spawner.addresses import address
+from spawner.monitors.registry import Monitors, of_loop
 from spawner.sessions.control import ControlPlane, ControlSettings
 from spawner.sessions.plugins import load_policies
 from spawner.sessions.tokens import find
@@ -36,9 +36,6 @@ from store.database import Store
 from vfolder.folders import FolderService
 from vfolder.volumes.local import LocalVolume
 
-_BIND = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\d{1,5})")
-METRICS_WITHIN = 30.0
-"""Seconds that reading all metrics may take."""
 log = logging.getLogger(__name__)
 
 
@@ -122,14 +119,6 @@ class ManagerConfig(Configurable):
         return list(proposal["value"])
 
 
-def address(text: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT``. Raises ``TraitError``."""
-    found = _BIND.fullmatch(text)
-    if found is None or not 0 <= int(found["port"]) <= 65535:
-        raise TraitError(f"an address to bind is {text!r}: give HOST:PORT, e.g. 127.0.0.1:8090")
-    return found["six"] or found["host"], int(found["port"])
-
-
 class Manager:
     """One manager; ``run`` serves until SIGTERM or SIGINT."""
 
@@ -176,13 +165,11 @@ class Manager:
         await folders.resume()
         await control.start()
         stack.push_async_callback(control.stop)
-        loop = asyncio.get_running_loop()
 
-        def metrics() -> bytes:
-            work = asyncio.run_coroutine_threadsafe(control.render_metrics(), loop)
-            return work.result(METRICS_WITHIN) + generate_latest()
+        async def metrics() -> bytes:
+            return await control.render_metrics() + generate_latest()
 
-        await stack.enter_async_context(self._monitors.start("manager", metrics))
+        await stack.enter_async_context(self._monitors.start("manager", of_loop(metrics)))
         keypairs = KeyPairService(store, now)
         await self._serve(stack, self._services(store, identity, keypairs, folders, control))
 

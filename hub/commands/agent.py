@@ -8,6 +8,7 @@ from typing import Any
 
 from hub.commands.base import Command, CommandError
 from spawner.agent.config import AgentConfig
+from spawner.agent.metrics_endpoint import AgentMetricsEndpoint
 from spawner.monitors.registry import Monitors
 
 
@@ -23,7 +24,7 @@ class AgentCommand(Command):
     examples = """
     perijove agent --manager-url https://manager.example.org:8090 --token-file /etc/perijove/token
     """
-    classes = [AgentConfig, Monitors]
+    classes = [AgentConfig, AgentMetricsEndpoint, Monitors]
     aliases: dict[Any, Any] = {
         **{key: value for key, value in Command.aliases.items() if key != "db-url"},
         "state-dir": ("AgentConfig.state_dir", "Folder of the agent's own files."),

@@ -186,6 +186,7 @@ CONFIGURABLES = (
     "hub.manager.ManagerConfig",
     "hub.commands.image.ImageBuild",
     "spawner.agent.config.AgentConfig",
+    "spawner.agent.metrics_endpoint.AgentMetricsEndpoint",
     "authenticator.authenticator.PerijoveAuthenticator",
     "spawner.spawner.PerijoveSpawner",
     "spawner.monitors.registry.Monitors",

@@ -33,6 +33,7 @@ from spawner.agent.leases import Leases
 from spawner.agent.logs import frames
 from spawner.agent.measuring import Measuring
 from spawner.agent.membership import Membership
+from spawner.agent.metrics import AgentMetrics
 from spawner.agent.networks import NetworkKeeper
 from spawner.agent.ports import PortPool, parse_range
 from spawner.agent.protocol import (
@@ -68,8 +69,15 @@ class Refused(Exception):
 class AgentDaemon:
     """Runs until cancelled."""
 
-    def __init__(self, config: AgentConfig, engine: Engine, accelerators: Accelerators) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        engine: Engine,
+        accelerators: Accelerators,
+        metrics: AgentMetrics,
+    ) -> None:
         self._config = config
+        self.metrics = metrics
         self._engine = engine
         self._accelerators = accelerators
         self.membership = Membership(Path(config.state_dir), config.read_token())
@@ -314,11 +322,13 @@ class _Conversation:
             asyncio.create_task(self._beat(welcome.heartbeat_interval)),
             asyncio.create_task(self._send_measures()),
         ]
+        self._daemon.metrics.connected(True)
         try:  # one that fails ends them all: half a conversation would go unnoticed
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
+            self._daemon.metrics.connected(False)
             for task in [*tasks, *self._calls]:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -377,6 +387,7 @@ class _Conversation:
                     await changed.wait()
             changed.clear()
             await self._send(await self._daemon.heartbeat())
+            self._daemon.metrics.beat()
 
     async def _send(self, message: Message) -> None:
         await self._socket.send_str(encode(message))

@@ -10,13 +10,13 @@ import signal
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from prometheus_client import generate_latest
-
 from spawner.accelerators.registry import Accelerators
 from spawner.agent.config import AgentConfig
 from spawner.agent.daemon import AgentDaemon
 from spawner.agent.engines.base import Engine, EngineError
-from spawner.monitors.registry import Monitors
+from spawner.agent.metrics import AgentMetrics
+from spawner.agent.metrics_endpoint import AgentMetricsEndpoint
+from spawner.monitors.registry import Monitors, of_loop
 
 GROUP = "perijove.engines"
 log = logging.getLogger(__name__)
@@ -60,9 +60,23 @@ async def run_agent(config: AgentConfig) -> None:
     """
     Path(config.state_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
     accelerators = Accelerators.load(dict(config.accelerators))
-    daemon = AgentDaemon(config, choose_engine(config.engine), accelerators)
+    metrics = AgentMetrics(config.agent_id)
+    engine = metrics.timed(choose_engine(config.engine))
+    daemon = AgentDaemon(config, engine, accelerators, metrics)
+
+    def text() -> bytes:
+        return metrics.render(daemon.kernels.reports(), daemon.measuring.latest)
+
+    async def asked() -> bytes:
+        return text()
+
     os.environ.pop("PERIJOVE_AGENT_TOKEN", None)  # sessions of the process engine inherit nothing
-    async with Monitors(parent=config).start("agent", generate_latest):
+    async with (
+        Monitors(parent=config).start("agent", of_loop(asked)),
+        AgentMetricsEndpoint(parent=config).serve(text) as url,
+    ):
+        if url:
+            log.info("metrics are at %s", url)
         await _until_told(daemon)
 
 

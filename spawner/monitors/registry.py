@@ -7,7 +7,7 @@ import logging
 import queue
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -23,6 +23,8 @@ MOST_WAITING = 1000
 """Errors that wait for a monitor; more are dropped."""
 PATIENCE = 3.0
 """Seconds that a monitor has to end."""
+RENDER_WITHIN = 30.0
+"""Seconds that reading all metrics of a process may take."""
 T = TypeVar("T", bound=Monitor)
 log = logging.getLogger(__name__)
 
@@ -129,6 +131,12 @@ class Running:
             thread.stop()
         for thread in self._threads:
             thread.join(PATIENCE)
+
+
+def of_loop(render: Callable[[], Coroutine[Any, Any, bytes]]) -> Callable[[], bytes]:
+    """A source for other threads of what is rendered in the running event loop."""
+    loop = asyncio.get_running_loop()
+    return lambda: asyncio.run_coroutine_threadsafe(render(), loop).result(RENDER_WITHIN)
 
 
 class _Feeder(threading.Thread):

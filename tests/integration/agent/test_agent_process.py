@@ -44,7 +44,7 @@ class Agent:
         self.state, self.manager = state, manager
         self.process: asyncio.subprocess.Process | None = None
 
-    async def start(self, token: str = TOKEN) -> None:
+    async def start(self, token: str = TOKEN, *options: str) -> None:
         environ = {**os.environ, "PERIJOVE_AGENT_TOKEN": token, "PERIJOVE_STATE": str(self.state)}
         self.process = await asyncio.create_subprocess_exec(
             *(str(Path(sys.executable).parent / "perijove"), "agent", "--engine=process"),
@@ -52,6 +52,7 @@ class Agent:
             "--AgentConfig.orphan_grace=0.3",
             "--AgentConfig.relist_interval=0.2",
             "--AgentConfig.stop_grace=2",
+            *options,
             env=environ,
         )
 

@@ -16,9 +16,9 @@ pytestmark = pytest.mark.integration
 SERIES = {
     "process:hub": "jupyterhub_running_servers",
     "process:manager": "perijove_sessions",
-    "process:agent": "process_cpu_seconds_total",
+    "process:agent": "perijove_agent_kernels",
 }
-"""One that only this process has, or all have."""
+"""One that only this process has."""
 
 
 def test_all_processes_report(tmp_path: Path) -> None:
