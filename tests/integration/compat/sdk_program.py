@@ -8,6 +8,7 @@ import base64
 import contextlib
 import json
 import os
+import subprocess
 import sys
 
 from ai.backend.client.config import APIConfig
@@ -134,13 +135,60 @@ async def watch():
         return heard
 
 
+def bring(session):
+    """Dotfiles of each kind of owner, through functions and the command; a key for SSH; a bootstrap script."""
+    told, dotfile = {}, session.Dotfile
+    for name, owner in (
+        ("user", {}),
+        ("group", {"group": "default", "domain": "default"}),
+        ("domain", {"domain": "default"}),
+    ):
+        made = dotfile.create("one", f".{name}", "644", **owner)
+        made.update("two", "600")
+        told[name] = [made.get(), dotfile.list_dotfiles(**owner), made.delete()]
+    told["twice"] = refused(lambda: [dotfile.create("", ".x", "644") for _ in range(2)])
+    dotfile(".x").delete()
+    told["missing"] = refused(lambda: dotfile(".x").get())
+    told["reserved"] = refused(lambda: dotfile.create("", ".ssh/authorized_keys", "644"))
+    told["mine"] = dotfile.list_dotfiles(owner_access_key=os.environ["BACKEND_ACCESS_KEY"])
+    command = [sys.executable, "-m", "ai.backend.cli", "dotfile"]
+    said = {"input": "set -o vi", "text": True, "check": True}
+    said |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    for words in (["create", ".cli"], ["list"], ["get", ".cli"], ["delete", "-f", ".cli"]):
+        told[words[0]] = subprocess.run([*command, *words], **said).stdout
+    return told
+
+
+async def send(method, path, body=None):
+    """The answer to a request that the client has no function for."""
+    async with AsyncSession():
+        request = Request(method, path)
+        if body is not None:
+            request.set_json(body)
+        async with request.fetch() as response:
+            return await response.json()
+
+
+async def keys():
+    """A key for SSH, and a bootstrap script."""
+    path, script = "/auth/ssh-keypair", "/user-config/bootstrap-script"
+    made = await send("PATCH", path)
+    told = [made, await send("GET", path)]
+    told.append(await send("POST", path, {"pubkey": made["ssh_public_key"], "privkey": None}))
+    told.append(await send("POST", script, {"script": "echo begun"}))
+    told.append(await send("GET", script))
+    await send("POST", script, {"script": ""})
+    return told
+
+
 def main():
     told = {}
     with Session() as session:
-        for part in (ask, live, keep):
+        for part in (ask, live, keep, bring):
             told[part.__name__] = part(session)
     told["apps"] = asyncio.run(open_apps())
     told["watch"] = asyncio.run(watch())
+    told["keys"] = asyncio.run(keys())
     with Session(config=APIConfig(secret_key="x" * 40)) as stranger:
         told["wrong_key"] = refused(stranger.Resource.list)
     json.dump(told, sys.stdout, default=str)

@@ -141,3 +141,27 @@ def test_a_terminal_and_a_tunnel_to_an_app(told: dict[str, Any]) -> None:
 
 def test_events(told: dict[str, Any]) -> None:
     assert told["watch"][-1] == "session_terminated"
+
+
+def test_dotfiles(told: dict[str, Any]) -> None:
+    brought = told["bring"]
+    for name in ("user", "group", "domain"):
+        one, listed, gone = brought[name]
+        assert one == {"path": f".{name}", "perm": "600", "data": "two"}
+        assert listed == [{"path": f".{name}", "permission": "600", "data": "two"}]
+        assert gone == {"success": True}
+    assert brought["twice"] == [400, "generic-bad-request"]
+    assert brought["missing"] == [404, "object-not-found"]
+    assert brought["reserved"] == [400, "invalid-api-params"]
+    assert brought["mine"] == []
+    assert "Dotfile .cli created and ready" in brought["create"]
+    assert "755" in brought["list"]
+    assert brought["get"].startswith("set -o vi")
+    assert "Dotfile .cli deleted" in brought["delete"]
+
+
+def test_a_key_for_ssh_and_a_bootstrap_script(told: dict[str, Any]) -> None:
+    made, shown, brought, kept, script = told["keys"]
+    assert "PRIVATE KEY" in made["ssh_private_key"]
+    assert shown == brought == {"ssh_public_key": made["ssh_public_key"]}
+    assert (kept, script) == ({}, "echo begun")

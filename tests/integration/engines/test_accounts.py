@@ -100,10 +100,15 @@ class TestAccounts(Accounts):
             git -c user.name=work commit -q --allow-empty -m first; git log --format=%s
             ssh -T -G localhost | grep -x 'user work'
             ssh-keygen -q -t ed25519 -N '' -f ../key; cut -d' ' -f3 ../key.pub
+            mkdir ../.ssh; cp ../key.pub ../.ssh/authorized_keys
+            perijove-sshd 127.0.0.1 2200 2>/dev/null & server=$!
+            enter="ssh -Tqi ../key -p 2200 -o StrictHostKeyChecking=no 127.0.0.1"
+            until $enter whoami; do kill -0 $server; sleep 0.1; done
         """
         text = await self.said(engine, images["jupyterlab"], mounts, script)
-        assert text.split()[:3] == ["first", "user", "work"]
-        assert text.split()[3].startswith("work@")
+        first, user, name, comment, entered = text.split()
+        assert (first, user, name, entered) == ("first", "user", "work", "work")
+        assert comment.startswith("work@")
 
     async def test_groups_of_folders_have_names(
         self, engine: DockerEngine, images: dict[str, str], mounts: Any, tmp_path: Path, uid: int

@@ -1,0 +1,200 @@
+"""What people bring into their sessions, in containers: dotfiles, a bootstrap script, and SSH through the manager."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from tornado.httpclient import HTTPRequest
+from tornado.websocket import websocket_connect
+
+from authenticator.principals import Role
+from spawner.sessions.states import Status
+from tests.harness.plane import REQUEST
+from tests.integration.docker_engine import ensure_session_image, ensure_test_image, running_engine
+from tests.integration.sessions.docker_node import OWNER, USER, Site, site
+from tests.unit.api.server import HUB_SECRET
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.docker,
+    pytest.mark.timeout(300),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+
+@pytest.fixture(scope="module")
+def session_image() -> Iterator[str]:
+    with running_engine():
+        ensure_test_image()
+        yield ensure_session_image()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def _site(
+    session_image: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Site]:
+    async with site(tmp_path_factory.mktemp("personal")) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def node(_site: Site) -> AsyncIterator[Site]:
+    """The node that all tests share; none leaves a session to the next one."""
+    yield _site
+    await _site.api.plane.plane.sessions.end_all(REQUEST)
+
+
+async def tell(node: Site, method: str, at: str, user: str = OWNER, **body: Any) -> Any:
+    answer = await node.api.hub(method, at, body or None, user)
+    assert answer.status == 200, answer.body
+    return answer.body
+
+
+async def test_files_of_domain_project_and_user_come_as_asked(node: Site) -> None:
+    await node.api.services.identity.create_user("root", role=Role.SUPERADMIN)
+    files = (
+        ("domain", "root", {"domain": "default"}, {".all": "444", ".two": "644", ".three": "600"}),
+        ("group", "root", {"group": "default"}, {".two": "664", ".three": "600"}),
+        ("user", OWNER, {}, {".three": "700", ".config/deep/x": "640"}),
+    )
+    for kind, who, owner, paths in files:
+        for path, permission in paths.items():
+            body = {"path": path, "permission": permission, "data": f"{kind}\n", **owner}
+            await tell(node, "POST", f"/{kind}-config/dotfiles", who, **body)
+    await tell(node, "POST", "/user-config/bootstrap-script", script="echo begun >~/begun")
+    script = "cd /home/work; for f in .all .two .three .config/deep/x begun; do stat -c '%n %a %u' $f; cat $f; done"
+    session = await node.submit("dotfiles", type="batch", startupCommand=script)
+    assert (await node.reach(session)).status == Status.TERMINATED
+    lines = (await node.logs(session)).splitlines()
+    uid = USER[0]
+    assert lines[-10:] == [
+        *(f".all 444 {uid}", "domain", f".two 664 {uid}", "group"),
+        *(f".three 700 {uid}", "user", f".config/deep/x 640 {uid}", "user"),
+        *(f"begun 644 {uid}", "begun"),
+    ]
+    await tell(node, "POST", "/user-config/bootstrap-script", script="")
+    await tell(
+        node, "PATCH", "/user-config/dotfiles", path=".three", permission="600", data="new\n"
+    )
+    show = "stat -c %a ~/.three; cat ~/.three"
+    again = await node.submit("dotfiles-again", type="batch", startupCommand=show)
+    await node.reach(again)
+    assert (await node.logs(again)).splitlines()[-2:] == ["600", "new"]
+
+
+@asynccontextmanager
+async def forwarded(node: Site, session: str) -> AsyncIterator[int]:
+    """A port of this host behind which the session's SSH server is, through the manager's tunnel."""
+    url = f"ws://{node.api.host}/stream/session/{session}/tcpproxy?app=sshd"
+    headers = {"Authorization": f"Bearer {HUB_SECRET}", "X-Perijove-User": OWNER}
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        socket = await websocket_connect(HTTPRequest(url, headers=headers, request_timeout=90))
+
+        async def up() -> None:
+            while data := await reader.read(65536):
+                await socket.write_message(data, binary=True)
+            socket.close()
+
+        sending = asyncio.create_task(up())
+        try:
+            while (data := await socket.read_message()) is not None:
+                writer.write(data.encode() if isinstance(data, str) else data)
+                await writer.drain()
+        finally:
+            sending.cancel()
+            socket.close()
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    server = await asyncio.start_server(carry, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+class Client:
+    """OpenSSH's programs with one key."""
+
+    def __init__(self, folder: Path, port: int, key: Path) -> None:
+        options = {
+            "IdentityFile": key,
+            "IdentitiesOnly": "yes",
+            "BatchMode": "yes",
+            "UserKnownHostsFile": folder / "known",
+            "StrictHostKeyChecking": "accept-new",
+            "LogLevel": "ERROR",
+            "Port": port,
+        }
+        self._words = [f"-o{name}={value}" for name, value in options.items()]
+
+    async def run(self, program: str, *words: str, text: str = "") -> tuple[int | None, str]:
+        """Exit status, and all that it printed."""
+        process = await asyncio.create_subprocess_exec(
+            program,
+            "-F/dev/null",
+            *self._words,
+            *words,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await process.communicate(text.encode())
+        return process.returncode, output.decode()
+
+
+def write_key(path: Path, private: str) -> Path:
+    path.write_text(private)
+    path.chmod(0o600)
+    return path
+
+
+async def test_ssh_scp_and_sftp_with_the_owners_key(
+    node: Site, session_image: str, tmp_path: Path
+) -> None:
+    private = (await tell(node, "PATCH", "/auth/ssh-keypair"))["ssh_private_key"]
+    key = write_key(tmp_path / "key", private)
+    session = await node.submit("with-ssh", image=session_image, resources={"mem": "512m"})
+    await node.reach(session, Status.RUNNING)
+    # Only sessions that start later let the newer key in.
+    newer = (await tell(node, "PATCH", "/auth/ssh-keypair"))["ssh_private_key"]
+    other = write_key(tmp_path / "other", newer)
+    async with forwarded(node, session) as port:
+        owner, stranger = (Client(tmp_path, port, each) for each in (key, other))
+        here = "work@127.0.0.1"
+        told = await owner.run(
+            "ssh", here, "whoami; echo $HOME $PERIJOVE_SESSION_NAME; cat; exit 3", text="in"
+        )
+        assert told == (3, "work\n/home/work with-ssh\nin")
+        big = tmp_path / "big"
+        big.write_bytes(bytes(range(256)) * 8192)
+        assert await owner.run("scp", "-q", str(big), f"{here}:copy") == (0, "")
+        assert await owner.run("scp", "-q", f"{here}:copy", str(tmp_path / "back")) == (0, "")
+        assert (tmp_path / "back").read_bytes() == big.read_bytes()
+        batch = f"put {big} folder/put\nget folder/put {tmp_path / 'got'}\n"
+        code, said = await owner.run("sftp", "-b", "-", here, text=f"mkdir folder\n{batch}")
+        assert code == 0, said
+        assert (tmp_path / "got").read_bytes() == big.read_bytes()
+        code, said = await stranger.run("ssh", here, "true")
+        assert (code, "Permission denied (publickey)" in said) == (255, True)
+    container = await node.container(session)
+    found = await asyncio.to_thread(
+        container.exec_run, ["sh", "-c", "grep -r PRIVATE /home/config/ssh"]
+    )
+    assert found.exit_code != 0, "no key of the owner is in the session"
+
+
+async def test_ssh_into_an_image_without_a_label_for_it(node: Site, tmp_path: Path) -> None:
+    """Where the image has no SSH server the refusal says so."""
+    session = await node.submit("no-ssh")
+    await node.reach(session, Status.RUNNING)
+    answer = await node.api.hub("POST", f"/session/{session}/start-service", {"app": "sshd"}, OWNER)
+    assert answer.status in (400, 503)
+    assert "there is no SSH server in this image" in str(answer.body)
