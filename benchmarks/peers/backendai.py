@@ -81,7 +81,6 @@ def run(work):
 
 def main():
     gc.collect()
-    gc.freeze()  # what it imports is looked through by no collection while it decides
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)
         gc.collect()

@@ -279,7 +279,6 @@ def main():
     logging.disable(logging.CRITICAL)
     version = importlib.metadata.version("backend.ai-manager")
     gc.collect()
-    gc.freeze()  # what it imports is looked through by no collection while it decides
     for line in sys.stdin:
         placed, decided, seconds, out_of_budget = run(json.loads(line))
         answer = {
