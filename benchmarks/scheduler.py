@@ -1,110 +1,79 @@
-"""Placements per CPU second of the pure scheduler, over agents x pending sessions x workloads.
+"""Placements per CPU second of the pure scheduler, over agents x pending sessions x workloads x policies.
 
 Beside it in the same run, on the same seeded workload: the decision code of Backend.AI's manager as
-published (``benchmarks/peers``), which checks, places on devices and explains nothing here; and a floor,
-the naive loop that one would write first: for each session look at every agent, rate those that fit,
-take the best.
+published (``benchmarks/peers``), and two floors, the loops that one would write first: for each session
+go through the agents and take the first that fits, or rate all that fit and take the best.
 
-    scripts/bench scheduler [--quick] [--no-peer | --only-peer]
+    scripts/bench scheduler [--quick] [--no-peer | --only-peer] [--keep FILE]
+
+``--keep FILE`` adds each point to FILE as it comes and does not measure again what is there already.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
+import json
+import os
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from benchmarks.peers import PeerMissing, run_backend_ai
-from benchmarks.reporting import finish, note
-from spawner.scheduler.model import (
-    Agent,
-    Device,
-    GroupPolicy,
-    KernelRequest,
-    SessionRequest,
-    Snapshot,
+from benchmarks.peers import Peer, PeerMissing
+from benchmarks.queues import (
+    GIB,
+    Workload,
+    all_different,
+    cluster,
+    one_cpu,
+    presets,
+    queue,
+    situation,
+    three_cpus,
 )
+from benchmarks.reporting import finish, note
+from spawner.scheduler.model import GroupPolicy, Snapshot
 from spawner.scheduler.plan import fit, plan
 from spawner.scheduler.policies import BUILT_IN
 from spawner.scheduler.slots import MICRO
 
-GIB = 2**30
-ARCHITECTURE = "x86_64"
-PATIENCE = 12.0
-"""CPU seconds after which Backend.AI's code is stopped; what it placed until then counts."""
-PLAIN = ((1, 2, 0), (2, 4, 0), (4, 16, 0))
-SPECIAL = ((4, 32, 1), (8, 64, 2))
-"""CPUs, GiB and GPUs of what people pick from a form."""
+PATIENCE = 8.0
+"""CPU seconds after which Backend.AI's code, or a floor, is stopped; what it placed until then counts."""
+WORKLOADS: dict[str, Workload] = {each.__name__: each for each in (presets, one_cpu, all_different)}
+GOALS = {100: 50, 1000: 200}
+"""By agents: how many times as many placements per CPU second as Backend.AI's code."""
+LARGEST_PASS = 10.0
+"""CPU seconds for 10,000 agents and 50,000 pending sessions."""
 
-Workload = Callable[[int, random.Random, float], dict[str, int]]
-"""What session number so and so asks for; the last argument is the part that may want GPUs."""
-
-
-def one_cpu(number: int, chance: random.Random, special: float) -> dict[str, int]:
-    """Everybody asks for the same."""
-    return {"cpu": MICRO}
+Point = dict[str, Any]
 
 
-def presets(number: int, chance: random.Random, special: float) -> dict[str, int]:
-    """A handful of kinds of requests, some with GPUs."""
-    cpu, mem, gpu = chance.choice(SPECIAL if chance.random() < special else PLAIN)
-    slots = {"cpu": cpu * MICRO, "mem": mem * GIB}
-    return {**slots, "cuda.device": gpu * MICRO} if gpu else slots
+class Case(NamedTuple):
+    """One point of the sweep, and what runs beside it."""
+
+    agents: int
+    pending: int
+    workload: str = "presets"
+    full: bool = False
+    sequencer: str = "fifo"
+    selector: str = "dispersed"
+    floor: bool = False
+    peer: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name among the results."""
+        state = "full" if self.full else "free"
+        policies = f"{self.sequencer}-{self.selector}"
+        return f"{self.agents}x{self.pending}-{self.workload}-{policies}-{state}"
 
 
-def all_different(number: int, chance: random.Random, special: float) -> dict[str, int]:
-    """No two requests are equal: nothing can be shared within a pass."""
-    return {"cpu": chance.randint(1, 40) * MICRO // 10, "mem": GIB + number}
+def floor(snapshot: Snapshot, first: bool) -> tuple[int, int]:
+    """How many sessions a loop over all agents for each session places, and how many it decides on.
 
-
-def cluster(
-    agents: int, cpus: int, gpus_each_fourth: int, *, memory: int = 256, busy: int = 0
-) -> tuple[Agent, ...]:
-    """Agents of one size (``memory`` in GiB), ``busy`` CPUs of each taken; each fourth has GPUs."""
-    return tuple(
-        Agent(
-            f"agent-{number:05}",
-            "default",
-            ARCHITECTURE,
-            (
-                Device("cpu", "cpu", cpus * MICRO, (cpus - busy) * MICRO),
-                Device("mem", "mem", memory * GIB, memory * GIB),
-                *(
-                    Device("cuda.device", f"gpu{gpu}", MICRO, MICRO)
-                    for gpu in range(gpus_each_fourth if number % 4 == 0 else 0)
-                ),
-            ),
-        )
-        for number in range(agents)
-    )
-
-
-def queue(pending: int, workload: Workload, special: float = 0.4) -> tuple[SessionRequest, ...]:
-    """Sessions of a hundred users, submitted one after another; a part ``special`` may want GPUs."""
-    chance = random.Random(pending)
-    return tuple(
-        SessionRequest(
-            f"session-{number:06}",
-            f"user-{number % 100}",
-            f"key-{number % 100}",
-            "project",
-            "domain",
-            "default",
-            10,
-            float(number),
-            (
-                KernelRequest(
-                    f"kernel-{number}", workload(number, chance, special), "image", ARCHITECTURE
-                ),
-            ),
-        )
-        for number in range(pending)
-    )
-
-
-def naive(snapshot: Snapshot) -> int:
-    """The floor: how many sessions a loop over all agents for each session places."""
+    It takes the ``first`` agent that fits, or else that with the most CPUs free.
+    """
     free = {
         agent.agent_id: {
             slot: sum(device.free for device in agent.devices if device.slot == slot)
@@ -112,102 +81,114 @@ def naive(snapshot: Snapshot) -> int:
         }
         for agent in snapshot.agents
     }
-    placed = 0
+    placed = decided = 0
+    ends = time.process_time() + PATIENCE
     for session in snapshot.pending:
+        if time.process_time() > ends:
+            break
+        decided += 1
         wants = session.kernels[0].slots
-        fitting = [
+        fitting = (
             (-has["cpu"], agent_id)
             for agent_id, has in free.items()
             if all(has[slot] >= amount for slot, amount in wants.items())
-        ]
-        if fitting:
-            taken = free[min(fitting)[1]]
+        )
+        best = next(fitting, None) if first else min(fitting, default=None)
+        if best is not None:
+            taken = free[best[1]]
             for slot, amount in wants.items():
                 taken[slot] -= amount
             placed += 1
-    return placed
+    return placed, decided
 
 
-def cpu_seconds(work: Callable[[], object]) -> tuple[float, object]:
+def cpu_seconds(work: Callable[[], object]) -> tuple[float, Any]:
     """CPU time of this process for one call, and what it returned."""
     start = time.process_time()
     answer = work()
     return time.process_time() - start, answer
 
 
-def situation(
-    agents: int, pending: int, workload: Workload, *, full: bool, sequencer: str, selector: str
-) -> Snapshot:
-    """A cluster and its queue. ``full``: twice as many CPUs are asked for as there are."""
-    sessions = queue(pending, workload, min(0.4, agents / pending))
-    asked = sum(session.kernels[0].slots["cpu"] for session in sessions) // MICRO
-    memory = sum(session.kernels[0].slots.get("mem", 0) for session in sessions) // GIB
-    cpus = max(8, asked // (2 * agents)) if full else max(16, 4 * asked // agents)
-    policy = GroupPolicy("default", sequencer=sequencer, selector=selector)
-    nodes = cluster(agents, cpus, 8, memory=max(512, 4 * memory // agents))
-    return Snapshot(0.0, (policy,), nodes, sessions)
+def per_second(placed: int, seconds: float) -> float:
+    """Placements per CPU second."""
+    return round(placed / max(seconds, 1e-9), 1)
 
 
-def measure(
-    agents: int,
-    pending: int,
-    workload: Workload = presets,
-    *,
-    full: bool,
-    sequencer: str = "fifo",
-    selector: str = "dispersed",
-    floor: bool = False,
-    peer: float = 0.0,
-) -> dict[str, object]:
-    """One point of the sweep; ``peer``: CPU seconds that Backend.AI's code gets on the same workload."""
+def measure(case: Case, peer: Peer) -> Point:
+    """One point of the sweep. Ours and the peer's runs take turns, so that what else runs hits both."""
     snapshot = situation(
-        agents, pending, workload, full=full, sequencer=sequencer, selector=selector
+        case.agents,
+        case.pending,
+        WORKLOADS[case.workload],
+        full=case.full,
+        sequencer=case.sequencer,
+        selector=case.selector,
     )
-    seconds, answer = cpu_seconds(lambda: plan(snapshot))
-    if seconds < 1.0:  # short runs jump about on a shared machine: the median of three
-        more = [cpu_seconds(lambda: plan(snapshot))[0] for _ in range(2)]
-        seconds = sorted([seconds, *more])[1]
-    placed = len(answer.placements)  # type: ignore[attr-defined]  # a Plan
-    point: dict[str, object] = {
-        "agents": agents,
-        "pending": pending,
-        "workload": workload.__name__,
-        "full": full,
-        "sequencer": sequencer,
-        "selector": selector,
-        "placed": placed,
-        "cpu_seconds": round(seconds, 4),
-        "placements_per_cpu_second": round(placed / seconds),
-        "decisions_per_cpu_second": round(pending / seconds),
-    }
-    if floor:
-        floor_seconds, floor_placed = cpu_seconds(lambda: naive(snapshot))
-        point["floor_cpu_seconds"] = round(floor_seconds, 4)
-        point["floor_placed"] = floor_placed
-        point["floor_ratio"] = round(floor_seconds / seconds, 2)
-    if peer:
-        beside = run_backend_ai(workload_for_peer(snapshot, peer))
-        theirs = beside["placed"] / max(beside["cpu_seconds"], 1e-9)
-        point["backendai"] = beside
-        point["backendai_placements_per_cpu_second"] = round(theirs, 1)
-        point["backendai_ratio"] = round(placed / seconds / theirs, 1) if theirs else None
-    note(f"{agents} x {pending} {workload.__name__} {sequencer} {selector} full={full}: {point}")
+    times: list[float] = []
+    theirs: list[Point] = []
+    placed = waiting = 0
+    for _ in range(2):
+        for _ in range(3):
+            seconds, answer = cpu_seconds(lambda: plan(snapshot))
+            placed, waiting = len(answer.placements), len(answer.waiting)
+            times.append(seconds)
+            if seconds > 1.0:  # short runs jump about on a shared machine
+                break
+        if case.peer and (not theirs or theirs[0].get("cpu_seconds", PATIENCE) < 2.0):
+            theirs.append(peer.run(workload_for_peer(snapshot, goes_on=True)))
+    seconds = statistics.median(times)
+    point: Point = {"name": case.name, **case._asdict(), "placed": placed, "waiting": waiting}
+    point["cpu_seconds"] = round(seconds, 4)
+    point["fastest"] = round(min(times), 4)
+    point["runs"] = len(times)
+    point["placements_per_cpu_second"] = per_second(placed, seconds)
+    if theirs:
+        point["backendai"] = beside(theirs, point)
+        if case.full and case.sequencer == "fifo" and case.workload == "presets":
+            stops = [peer.run(workload_for_peer(snapshot, goes_on=False))]
+            point["backendai_stops"] = beside(stops, point)
+    if case.floor:
+        for kind in ("first", "best"):
+            spent, (fits, decided) = cpu_seconds(lambda kind=kind: floor(snapshot, kind == "first"))  # type: ignore[misc]
+            point[f"floor_{kind}"] = {
+                "placed": fits,
+                "decided": decided,
+                "cpu_seconds": round(spent, 4),
+                "placements_per_cpu_second": per_second(fits, spent),
+                "ratio": round(per_second(placed, seconds) / max(per_second(fits, spent), 1e-9), 2),
+            }
+    point["load_average"] = round(os.getloadavg()[0], 2)
     return point
 
 
-def workload_for_peer(snapshot: Snapshot, budget: float) -> dict[str, object]:
-    """The same agents and sessions in the words of ``benchmarks/peers/backendai.py``."""
+def beside(runs: Sequence[Point], point: Point) -> Point:
+    """What the peer did, with the median of its ``runs``, and the ratio of ours to it."""
+    found = dict(runs[0])
+    if "lacks" in found:
+        return found
+    found["cpu_seconds"] = round(statistics.median(run["cpu_seconds"] for run in runs), 4)
+    rate = per_second(found["placed"], found["cpu_seconds"])
+    found["placements_per_cpu_second"] = rate
+    found["ratio"] = round(point["placements_per_cpu_second"] / rate, 1) if rate else None
+    return found
+
+
+def workload_for_peer(snapshot: Snapshot, *, goes_on: bool) -> dict[str, object]:
+    """The same agents and sessions in the words of ``benchmarks/peers``."""
     policy = snapshot.groups[0]
-    agents: list[dict[str, int]] = []
+    agents: list[dict[str, list[int]]] = []
     for agent in snapshot.agents:
-        amounts: dict[str, int] = {}
+        amounts: dict[str, list[int]] = {}
         for device in agent.devices:
-            amounts[device.slot] = amounts.get(device.slot, 0) + device.free
+            each = amounts.setdefault(device.slot, [0, 0])
+            each[0] += device.capacity
+            each[1] += device.capacity - device.free
         agents.append(amounts)
     return {
         "sequencer": policy.sequencer,
         "selector": policy.selector,
-        "budget": budget,
+        "budget": PATIENCE,
+        "goes_on": goes_on,
         "agents": agents,
         "sessions": [
             [session.access_key, dict(session.kernels[0].slots)] for session in snapshot.pending
@@ -215,12 +196,7 @@ def workload_for_peer(snapshot: Snapshot, budget: float) -> dict[str, object]:
     }
 
 
-def three_cpus(number: int, chance: random.Random, special: float) -> dict[str, int]:
-    """Everybody asks for more than the rest of an agent."""
-    return {"cpu": 3 * MICRO}
-
-
-def dry_run(agents: int, pending: int, workload: Workload = three_cpus) -> dict[str, object]:
+def dry_run(agents: int, pending: int, workload: Workload = three_cpus) -> Point:
     """CPU milliseconds of one dry run of what a person asks on a cluster whose queue waits already.
 
     The median of five, and the worst: a collection of garbage may fall into any of them.
@@ -230,107 +206,156 @@ def dry_run(agents: int, pending: int, workload: Workload = three_cpus) -> dict[
     request = queue(1, lambda number, chance, special: {"cpu": 4 * MICRO, "mem": 16 * GIB})[0]
     runs = [cpu_seconds(lambda: fit(snapshot, request)) for _ in range(5)]
     seconds = sorted(taken for taken, _ in runs)
-    verdict = runs[0][1]
-    point: dict[str, object] = {
-        "agents": agents,
-        "pending": pending,
-        "workload": workload.__name__,
+    return {
+        "name": f"dry-run-{agents}x{pending}-{workload.__name__}",
         "milliseconds": round(seconds[2] * 1000, 2),
         "worst_milliseconds": round(seconds[-1] * 1000, 2),
-        "verdict": verdict.verdict,  # type: ignore[attr-defined]  # a Verdict
+        "verdict": runs[0][1].verdict,
     }
-    note(f"dry run: {point}")
-    return point
 
 
-def sweep(quick: bool) -> list[dict[str, object]]:
-    """All sizes under one policy, then all policies at one size and at the largest."""
-    sizes = (100, 500) if quick else (100, 1000, 10_000)
-    queues = (1000, 4000) if quick else (1000, 5000, 50_000)
-    points = [
-        measure(agents, pending, full=full, floor=agents * pending <= 1_000_000)
-        for agents in sizes
-        for pending in queues
-        for full in (False, True)
+def sweep(quick: bool) -> Iterator[Case]:
+    """All sizes under one policy, every policy with every strategy, and the other workloads."""
+    small, middle, large = (50, 200, 500) if quick else (100, 1000, 10_000)
+    few, some, many = (100, 200, 4000) if quick else (1000, 5000, 50_000)
+    sequencers, selectors = sorted(BUILT_IN.sequencers), sorted(BUILT_IN.selectors)
+    pairs = [(sequencer, selector) for sequencer in sequencers for selector in selectors]
+    plain = ("fifo", "dispersed")
+    crossed = [
+        pair for pair in pairs if pair != plain and (pair[0] == "fifo" or pair[1] == plain[1])
     ]
-    largest = (sizes[-1], queues[-1])
-    for agents, pending in ((sizes[1], queues[1]), largest):
-        points += [
-            measure(agents, pending, full=full, sequencer=sequencer, selector=selector)
-            for sequencer in sorted(BUILT_IN.sequencers)
-            for selector in sorted(BUILT_IN.selectors)
-            for full in (False, True)
-            if (sequencer, selector) != ("fifo", "dispersed")
-            and ((agents, pending) != largest or selector == "dispersed")
-        ]
-    unequal = [(100, 500)] if quick else [(100, 2000), (1000, 2000)]
-    points += [
-        measure(agents, pending, workload, full=full, floor=True)
-        for agents, pending in unequal
-        for workload in (one_cpu, all_different)
-        for full in (False, True)
-    ]
+    for full in (False, True):
+        for agents in (small, middle, large):
+            for pending in (few, some, many):
+                peer = agents < large and pending < many
+                yield Case(agents, pending, full=full, floor=True, peer=peer)
+        for agents in (small, middle):
+            for pair in crossed:
+                yield Case(agents, few, "presets", full, *pair, peer=True)
+        for pair in pairs:
+            if pair != plain:
+                yield Case(middle, some, "presets", full, *pair)
+        for pair in crossed:
+            yield Case(large, many, "presets", full, *pair)
+        for workload in ("one_cpu", "all_different"):
+            for agents in (small, middle):
+                yield Case(agents, 2 * few, workload, full, floor=True, peer=True)
+            yield Case(large, many, workload, full)
+
+
+def goals(points: Sequence[Point]) -> Point:
+    """How far the points reach what was aimed at."""
+    found: Point = {}
+    for agents, goal in GOALS.items():
+        ratios = {
+            point["name"]: point["backendai"]["ratio"]
+            for point in points
+            if point.get("agents") == agents and (point.get("backendai") or {}).get("ratio")
+        }
+        found[f"{goal} times the peer at {agents} agents"] = {
+            "points": len(ratios),
+            "reached": sum(ratio >= goal for ratio in ratios.values()),
+            "least": min(ratios.values(), default=None),
+            "missed": {name: ratio for name, ratio in ratios.items() if ratio < goal},
+        }
+    passes = {
+        point["name"]: point["cpu_seconds"]
+        for point in points
+        if (point.get("agents"), point.get("pending")) == (10_000, 50_000)
+    }
+    found[f"a pass over 10,000 x 50,000 within {LARGEST_PASS:g} CPU seconds"] = {
+        "points": len(passes),
+        "reached": sum(seconds <= LARGEST_PASS for seconds in passes.values()),
+        "longest": max(passes.values(), default=None),
+        "missed": {name: seconds for name, seconds in passes.items() if seconds > LARGEST_PASS},
+    }
+    return found
+
+
+def growth(points: Sequence[Point]) -> Point:
+    """CPU microseconds per placement by agents, where everything fits: linear would be tenfold each time."""
+    return {
+        f"{pending} pending": {
+            str(point["agents"]): round(1e6 / point["placements_per_cpu_second"], 1)
+            for point in points
+            if point.get("pending") == pending
+            and point["name"].endswith("presets-fifo-dispersed-free")
+        }
+        for pending in sorted({point["pending"] for point in points if "pending" in point})
+    }
+
+
+class Points:
+    """What was measured: kept in a file, one JSON object in a line, so that a run can be taken up again."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path is not None and path.exists() else []
+        self._known: dict[str, Point] = {each["name"]: each for each in map(json.loads, lines)}
+
+    def get(self, name: str, measured: Callable[[], Point]) -> Point:
+        """The point ``name``, measured unless it is there."""
+        point = self._known.get(name)
+        if point is None:
+            self._known[name] = point = measured()
+            note(json.dumps(point))
+            if self._path is not None:
+                with self._path.open("a") as file:
+                    file.write(json.dumps(point) + "\n")
+        return point
+
+
+def measured(chosen: argparse.Namespace, kept: Points, peer: Peer) -> list[Point]:
+    """All points of the sweep that was asked for; without the peer when it cannot run here."""
+    points: list[Point] = []
+    alone = chosen.no_peer
+    for case in sweep(chosen.quick):
+        asked = case._replace(peer=case.peer and not alone)
+        if chosen.only_peer and not case.peer:
+            continue
+        try:
+            points.append(kept.get(asked.name, lambda asked=asked: measure(asked, peer)))  # type: ignore[misc]
+        except PeerMissing as missing:
+            note(f"without the peer from here on: {missing}")
+            alone = True
+            asked = asked._replace(peer=False)
+            points.append(kept.get(asked.name, lambda asked=asked: measure(asked, peer)))  # type: ignore[misc]
     return points
-
-
-def duel(quick: bool) -> list[dict[str, object]]:
-    """The points at which Backend.AI's decision code runs beside ours."""
-    sizes = ((100, 200),) if quick else ((100, 1000), (1000, 1000))
-    return [
-        measure(agents, pending, full=full, sequencer=sequencer, selector=selector, peer=PATIENCE)
-        for agents, pending in sizes
-        for sequencer, selector in (
-            ("fifo", "dispersed"),
-            ("fifo", "concentrated"),
-            ("drf", "dispersed"),
-            ("lifo", "dispersed"),
-        )
-        if sequencer in BUILT_IN.sequencers
-        for full in (False, True)
-    ]
 
 
 def main() -> None:
     """Run the sweep and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--quick", action="store_true", help="small sizes only, some seconds in all"
-    )
+    parser.add_argument("--quick", action="store_true", help="small sizes only, a minute in all")
     parser.add_argument(
         "--no-peer", action="store_true", help="without Backend.AI, which is installed once"
     )
     parser.add_argument(
-        "--only-peer", action="store_true", help="only the sizes beside Backend.AI, and dry runs"
+        "--only-peer", action="store_true", help="only the points beside Backend.AI"
     )
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="take up the run kept in FILE")
     chosen = parser.parse_args()
     if chosen.no_peer and chosen.only_peer:
         parser.error("--no-peer and --only-peer leave nothing to run: give one of them")
-    fights: list[dict[str, object]] = []
-    if not chosen.no_peer:
-        try:
-            fights = duel(chosen.quick)
-        except PeerMissing as missing:
-            note(f"without the peer: {missing}")
-    points = [*fights, *(() if chosen.only_peer else sweep(chosen.quick))]
-    name = "{agents}x{pending}-{workload}-{sequencer}-{selector}-{state}"
-    ratios = {
-        f"{name.format(**point, state='full' if point['full'] else 'free')}-{kind}": point[key]
+    kept = Points(chosen.keep)
+    with Peer() as peer:
+        points = measured(chosen, kept, peer)
+    dry_runs = [
+        kept.get(
+            f"dry-run-1000x{pending}-{workload.__name__}",
+            lambda pending=pending, workload=workload: dry_run(1000, pending, workload),  # type: ignore[misc]
+        )
+        for pending in (() if chosen.only_peer else (100,) if chosen.quick else (100, 5000))
+        for workload in (three_cpus, presets, all_different)
+    ]
+    result = {"benchmark": "scheduler", "goals": goals(points), "microseconds": growth(points)}
+    result["ratios"] = {
+        f"{point['name']}-{kind}": point[kind]["ratio"]
         for point in points
-        for kind, key in (("naive", "floor_ratio"), ("backendai", "backendai_ratio"))
-        if key in point
+        for kind in ("backendai", "backendai_stops", "floor_first", "floor_best")
+        if point.get(kind, {}).get("ratio") is not None
     }
-    finish(
-        {
-            "benchmark": "scheduler",
-            "ratios": ratios,
-            "points": points,
-            "dry_run": [
-                dry_run(1000, pending, workload)
-                for pending in ((100,) if chosen.quick else (100, 5000))
-                for workload in (three_cpus, presets, all_different)
-            ],
-        }
-    )
+    finish({**result, "points": points, "dry_run": dry_runs})
 
 
 if __name__ == "__main__":

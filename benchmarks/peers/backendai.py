@@ -1,14 +1,15 @@
-"""The decision code of Backend.AI's manager on a workload of ours. Runs under a Python of its own.
+"""The decision code of Backend.AI's manager 23.9 on a workload of ours. Runs under a Python of its own.
 
-    python backendai.py < workload.json
+    python backendai.py < workloads.jsonl
 
-Reads ``{"sequencer", "selector", "budget", "agents": [{slot: amount}], "sessions": [[key, {slot: amount}]]}``
-and prints what it placed and the CPU seconds of that. The loop is its dispatcher's: pick a session, seek
-an agent, count the amounts; rows of its database are plain objects here, which spares it the ORM. It
-does no predicate checks, no device placement and no explanations. ``budget`` ends a run early, after so
-many CPU seconds.
+Reads in each line ``{"sequencer", "selector", "budget", "agents": [{slot: [capacity, used]}], "sessions": [[key,
+{slot: amount}]]}`` and prints what it placed and the CPU seconds of that, one line each. The loop is its
+dispatcher's: pick a session, seek an agent, count the amounts; rows of its database are plain objects here,
+which spares it the ORM. It does no predicate checks, no device placement and no explanations. ``budget``
+ends a run early, after so many CPU seconds.
 """
 
+import gc
 import importlib.metadata
 import json
 import sys
@@ -24,21 +25,24 @@ SCHEDULERS = {"fifo": FIFOSlotScheduler, "lifo": LIFOSlotScheduler, "drf": DRFSc
 PRIORITY = ["cuda", "rocm", "tpu", "cpu", "mem"]
 
 
-def main():
-    work = json.load(sys.stdin)
-    scheduler = SCHEDULERS[work["sequencer"]](ScalingGroupOpts(), {})
-    strategy = AgentSelectionStrategy(work["selector"])
+def run(work):
+    """What becomes of one workload."""
+    strategies = {strategy.value: strategy for strategy in AgentSelectionStrategy}
+    name = work["selector"].replace("-", "")
+    if work["sequencer"] not in SCHEDULERS or name not in strategies:
+        return {"lacks": f"{work['sequencer']} with {work['selector']}"}
+    scheduler, strategy = SCHEDULERS[work["sequencer"]](ScalingGroupOpts(), {}), strategies[name]
     slots = sorted({slot for agent in work["agents"] for slot in agent})
     agents = [
         SimpleNamespace(
             id=f"agent-{number:05}",
-            available_slots=ResourceSlot({slot: each.get(slot, 0) for slot in slots}),
-            occupied_slots=ResourceSlot(dict.fromkeys(slots, 0)),
+            available_slots=ResourceSlot({slot: each.get(slot, (0, 0))[0] for slot in slots}),
+            occupied_slots=ResourceSlot({slot: each.get(slot, (0, 0))[1] for slot in slots}),
         )
         for number, each in enumerate(work["agents"])
     ]
     total = ResourceSlot(
-        {slot: sum(each.get(slot, 0) for each in work["agents"]) for slot in slots}
+        {slot: sum(each.get(slot, (0, 0))[0] for each in work["agents"]) for slot in slots}
     )
     pending = [
         SimpleNamespace(
@@ -65,18 +69,21 @@ def main():
         running.append(session)
         placed += 1
     seconds = time.process_time() - start
-    version = importlib.metadata.version("backend.ai-manager")
-    print(
-        json.dumps(
-            {
-                "version": version,
-                "python": sys.version.split()[0],
-                "placed": placed,
-                "decided": decided,
-                "cpu_seconds": round(seconds, 4),
-            }
-        )
-    )
+    return {
+        "version": importlib.metadata.version("backend.ai-manager"),
+        "python": sys.version.split()[0],
+        "placed": placed,
+        "decided": decided,
+        "cpu_seconds": round(seconds, 4),
+        "out_of_budget": bool(pending),
+    }
+
+
+def main():
+    gc.collect()
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), flush=True)
+        gc.collect()
 
 
 if __name__ == "__main__":

@@ -42,46 +42,48 @@ Parts = list[tuple[DeviceStock, int]]
 def usable(slot: str, amount: int, quantum: int | None = None) -> int:
     """``amount`` rounded down to the quantum of ``slot``; never negative."""
     step = quantum or kind_of(slot).quantum
-    return max(0, amount) // step * step
-
-
-def quanta(devices: Iterable[Device]) -> dict[str, int]:
-    """The step in which each slot is cut on an agent: the least that suits all of its devices."""
-    found: dict[str, int] = {}
-    for device in devices:
-        slot = device.slot
-        if slot not in found:
-            found[slot] = kind_of(slot).quantum
-        if device.quantum:
-            found[slot] = math.lcm(found[slot], device.quantum)
-    return found
+    return amount - amount % step if amount > 0 else 0
 
 
 def stock_of(devices: Iterable[Device]) -> dict[str, list[DeviceStock]]:
     """Devices that are given out by slot, in a fixed order that counts ``2`` before ``10``."""
-    ordered = sorted(devices, key=lambda device: (len(device.device_id), device.device_id))
-    steps = quanta(ordered)
-    unique = {slot for slot in steps if kind_of(slot).type is SlotType.UNIQUE}
-    stock: dict[str, list[DeviceStock]] = {}
-    for device in ordered:
+    by_slot: dict[str, list[Device]] = {}
+    for device in devices:
+        peers = by_slot.get(device.slot)
+        if peers is None:
+            by_slot[device.slot] = [device]
+        else:
+            peers.append(device)
+    found = {slot: _stock_of(slot, peers) for slot, peers in by_slot.items()}
+    return {slot: peers for slot, peers in found.items() if peers}
+
+
+def _stock_of(slot: str, devices: list[Device]) -> list[DeviceStock]:
+    """The devices of one slot, cut in the least step that suits all of them."""
+    if len(devices) > 1:
+        devices.sort(key=lambda device: (len(device.device_id), device.device_id))
+    kind = kind_of(slot)
+    step, unique = kind.quantum, kind.type is SlotType.UNIQUE
+    for device in devices:
+        if device.quantum:
+            step = math.lcm(step, device.quantum)
+    stock: list[DeviceStock] = []
+    for device in devices:
         if device.masked:
             continue
-        slot, step = device.slot, steps[device.slot]
-        peers = stock.setdefault(slot, [])
-        capacity = usable(slot, device.capacity - device.reserved, step)
-        free = capacity
+        capacity = free = usable(slot, device.capacity - device.reserved, step)
         if device.free != device.capacity:
             free = min(capacity, usable(slot, device.free - device.reserved, step))
-        if slot in unique:
+        if unique:
             whole = min(capacity, MICRO)
             capacity, free = whole, whole if device.free >= device.capacity else 0
-        mine = DeviceStock(device.device_id, len(peers), capacity, free, step)
+        mine = DeviceStock(device.device_id, len(stock), capacity, free, step)
         if device.numa_node is not None and device.numa_node >= 0:
             mine.numa = device.numa_node
         mine.links = device.links
         if device.free < device.reserved:
             mine.debt = device.reserved - device.free
-        peers.append(mine)
+        stock.append(mine)
     return stock
 
 
@@ -91,9 +93,19 @@ def take(devices: Sequence[DeviceStock], amount: int) -> list[tuple[str, int]]:
     ``amount`` is positive, a multiple of the quantum and at most what the devices have free; otherwise
     ``ValueError``, and nothing is taken.
     """
-    if len(devices) == 1 and 0 < amount <= devices[0].free:
-        devices[0].free -= amount
-        return [(devices[0].device_id, amount)]
+    best: DeviceStock | None = None
+    for device in devices:
+        if device.links:
+            break
+        free = device.free
+        if free >= amount and (best is None or free < best.free):
+            best = device
+    else:
+        if (
+            best is not None and amount > 0
+        ):  # one holds it: the tightest, as ``fewest`` would choose
+            best.free -= amount
+            return [(best.device_id, amount)]
     cuts = fewest(devices, {device: device.free for device in devices}, amount)
     for device, part in cuts:
         device.free -= part

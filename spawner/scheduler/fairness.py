@@ -26,7 +26,9 @@ from spawner.scheduler.order import OrderContext, by_time
 Path = tuple[str, ...]
 """A place in the tree: an owner, or a domain, one of its projects and a user there."""
 
-LEVELS: tuple[Literal["domain", "project", "user"], ...] = ("domain", "project", "user")
+Level = Literal["domain", "project", "user"]
+Scope = tuple[Level, str]
+LEVELS: tuple[Level, ...] = ("domain", "project", "user")
 PROVISION = 3600.0
 """Seconds for which a session that was just placed is charged, unless it runs shorter: its real usage
 is unknown yet, and without a charge one user would get everything that is free at once."""
@@ -40,7 +42,7 @@ class Factor:
     to; ``cost`` is that over the weight; ``factor`` is 2 to the power of minus ``cost``: 1 without usage.
     """
 
-    scope: Literal["domain", "project", "user"]
+    scope: Level
     scope_id: str
     normalised: float
     weight: float
@@ -62,23 +64,30 @@ def drf(sessions: Sequence[SessionRequest], context: OrderContext) -> Iterator[S
             for share in kernel.shares:
                 mine[share.slot] = mine.get(share.slot, 0) + share.amount
 
+    capacity, weights = context.capacity, context.group.weights
+    dominant = {owner: _dominant(mine, capacity) for owner, mine in held.items()}
+
     def charge(session: SessionRequest) -> None:
-        mine = held.setdefault(session.owner_id, {})
+        owner = session.owner_id
+        mine = held.setdefault(owner, {})
+        most = dominant.get(owner, 0.0)
         for kernel in session.kernels:
             for slot, amount in kernel.slots.items():
-                mine[slot] = mine.get(slot, 0) + amount
-
-    capacity = context.capacity
+                n = mine[slot] = mine.get(slot, 0) + amount
+                has = capacity.get(slot)
+                if has and n / has > most:
+                    most = n / has
+        dominant[owner] = most
 
     def cost(path: Path) -> float:
-        most = 0.0
-        for slot, n in held.get(path[0], {}).items():
-            has = capacity.get(slot)
-            if has and n / has > most:
-                most = n / has
-        return weighted(most, context.group.weights.get(path[0], 1.0))
+        return weighted(dominant.get(path[0], 0.0), weights.get(path[0], 1.0))
 
     return _in_turns(sessions, context, lambda session: (session.owner_id,), cost, charge)
+
+
+def _dominant(held: Mapping[str, int], capacity: Mapping[str, int]) -> float:
+    """The largest part of any slot in ``held``."""
+    return max((n / capacity[slot] for slot, n in held.items() if capacity.get(slot)), default=0.0)
 
 
 def fair_share(
@@ -134,9 +143,17 @@ class Costs:
     ) -> None:
         self._group = group
         self._capacity = {slot: n for slot, n in capacity.items() if n > 0}
-        self._life = group.half_life / math.log(2)
-        self._used: dict[tuple[str, str], float] = {}
-        self._weights: dict[tuple[str, str], float] = {}
+        life = group.half_life / math.log(2)
+        weights = {slot: group.slot_weights.get(slot, 1.0) for slot in self._capacity}
+        total = sum(weights.values())
+        self._parts = {
+            slot: weights[slot] / (capacity * life * total) if total > 0 else 0.0
+            for slot, capacity in self._capacity.items()
+        }
+        """What a slot-second of each slot comes to."""
+        self._chains: dict[Path, tuple[Scope, ...]] = {}
+        self._used: dict[Scope, float] = {}
+        self._weights: dict[Scope, float] = {}
         for each in usage:
             if each.resource_group not in (None, group.name):
                 continue
@@ -158,11 +175,12 @@ class Costs:
 
     def of(self, path: Path) -> float:
         """The cost of ``path``."""
-        return self.factor(path).cost
+        scope = self._chain(path)[-1]
+        return weighted(self._used.get(scope, 0.0), self._weights.get(scope, 1.0))
 
     def factor(self, path: Path) -> Factor:
         """All that makes up the cost of ``path``."""
-        scope = (LEVELS[len(path) - 1], _scope_id(path))
+        scope = self._chain(path)[-1]
         normalised = self._used.get(scope, 0.0)
         weight = self._weights.get(scope, 1.0)
         cost = weighted(normalised, weight)
@@ -171,20 +189,24 @@ class Costs:
     def add(self, path: Path, slot_seconds: Mapping[str, float]) -> None:
         """Charge the last scope of ``path`` and all above it."""
         part = self._normalised(slot_seconds)
-        for depth in range(1, len(path) + 1):
-            scope = (LEVELS[depth - 1], _scope_id(path[:depth]))
+        for scope in self._chain(path):
             self._used[scope] = self._used.get(scope, 0.0) + part
 
+    def _chain(self, path: Path) -> tuple[Scope, ...]:
+        """The scopes along ``path``, its own the last."""
+        chain = self._chains.get(path)
+        if chain is None:
+            steps = range(1, len(path) + 1)
+            chain = tuple((LEVELS[depth - 1], _scope_id(path[:depth])) for depth in steps)
+            self._chains[path] = chain
+        return chain
+
     def _normalised(self, slot_seconds: Mapping[str, float]) -> float:
-        weights = {slot: self._group.slot_weights.get(slot, 1.0) for slot in self._capacity}
-        total = sum(weights.values())
-        if total <= 0:
-            return 0.0
-        parts = (
-            weights[slot] * slot_seconds.get(slot, 0.0) / (capacity * self._life)
-            for slot, capacity in self._capacity.items()
-        )
-        return sum(parts) / total
+        parts, total = self._parts, 0.0
+        for slot, amount in slot_seconds.items():
+            if slot in parts:
+                total += parts[slot] * amount
+        return total
 
 
 def weighted(part: float, weight: float) -> float:

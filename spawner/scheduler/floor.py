@@ -10,7 +10,6 @@ from spawner.scheduler.devices import DeviceStock
 from spawner.scheduler.filters import KIND, PRESENCE, SIZE, Filter, circle_filter, sift
 from spawner.scheduler.model import (
     GroupPolicy,
-    KernelPlacement,
     Placement,
     RunningSession,
     SessionRequest,
@@ -34,6 +33,10 @@ Class = tuple[
 ]
 """What shapes that share a ranking have in common: slots wanted, architectures, designation (strict and
 preferred), network, session group, nodes with the image."""
+
+NEAR, ELSEWHERE = 2**20, 2**60
+"""How much one member of a session group weighs in the preference for a node, and not to be preferred.
+One family of idle accelerators weighs 2 and a missing image 1: each outweighs all that come after it."""
 
 
 class Floor:
@@ -234,28 +237,31 @@ class Floor:
         self, session: SessionRequest, outline: Outline, nodes: Sequence[Node], ends_at: float
     ) -> Placement:
         """Start ``session`` on ``nodes``, one for each part."""
-        placed: list[KernelPlacement] = []
+        part = outline.parts[0]
         if len(nodes) == 1:
-            part = outline.parts[0]
-            placed += nodes[0].take(session.kernels, part.need, ends_at, part.rules)
-        else:
-            for node in dict.fromkeys(nodes):
-                here = [number for number, each in enumerate(nodes) if each is node]
-                kernels = [session.kernels[number] for number in here]
-                need: Need = ()
-                for number in here:
-                    need = _added(need, outline.parts[number].need)
-                placed += node.take(kernels, need, ends_at, outline.parts[0].rules)
-            order = {kernel.kernel_id: n for n, kernel in enumerate(session.kernels)}
-            placed.sort(key=lambda each: order[each.kernel_id])
-        circle = outline.parts[0].circle
+            placed = nodes[0].take(session.kernels, part.need, ends_at, part.rules)
+            self._took(nodes[0], part.circle)
+            return Placement(session.session_id, tuple(placed))
+        placed = []
         for node in dict.fromkeys(nodes):
-            node.turn = self._turns
-            self._turns += 1
-            if circle is not None:
-                self._join(circle, node)
-            self._changed.append(node)
+            here = [number for number, each in enumerate(nodes) if each is node]
+            kernels = [session.kernels[number] for number in here]
+            need: Need = ()
+            for number in here:
+                need = _added(need, outline.parts[number].need)
+            placed += node.take(kernels, need, ends_at, part.rules)
+            self._took(node, part.circle)
+        order = {kernel.kernel_id: n for n, kernel in enumerate(session.kernels)}
+        placed.sort(key=lambda each: order[each.kernel_id])
         return Placement(session.session_id, tuple(placed))
+
+    def _took(self, node: Node, circle: Circle | None) -> None:
+        """``node`` got fuller: it is the last in the round, and has one more of ``circle``."""
+        node.turn = self._turns
+        self._turns += 1
+        if circle is not None:
+            self._join(circle, node)
+        self._changed.append(node)
 
     # Rankings.
 
@@ -286,28 +292,25 @@ class Floor:
 
     def _rank(self, shape: Shape, least: Need) -> Ranking:
         wanted, holders, circle = shape.wanted, self._with_image(shape), shape.circle
-        if shape.designated:
-            named = (self.by_id[name] for name in shape.designated if name in self.by_id)
-            candidates: Iterable[Node] = sorted(named, key=lambda node: node.index)
-        else:
-            candidates = self.nodes
-        nodes = sift(candidates, shape, (*KIND, *PRESENCE), {})
+        nodes = self.census.present(self.census.of_kind(shape, {}), {})
         idle = {bunch: idle_accelerators(bunch.one, wanted) for bunch in self.census.bunches}
         preference = {
-            node.index: (
-                int(bool(shape.preferred) and node.agent_id not in shape.preferred),
-                idle[self.census.bunch_of(node)],
-                int(node.index not in holders),
-            )
+            node.index: ELSEWHERE * (bool(shape.preferred) and node.agent_id not in shape.preferred)
+            + 2 * idle[self.census.bunch_of(node)]
+            + (node.index not in holders)
             for node in nodes
         }
-        toward = 0 if circle is None else 1 if circle.group.rule == "spread" else -1
+        toward = 0 if circle is None else NEAR if circle.group.rule == "spread" else -NEAR
         members = self._members.setdefault(circle.members, {}) if circle else {}
 
+        selector, policy = self._selector, self._policy
+
         def key(node: Node) -> Key:
-            elsewhere, spare, pull = preference[node.index]
-            near = toward * members.get(node.index, 0)
-            return (elsewhere, near, spare, pull, *self._selector(node, wanted, self._policy))
+            index = node.index
+            liked = preference[index]
+            if toward:
+                liked += toward * members.get(index, 0)
+            return (liked, *selector(node, wanted, policy), index)
 
         return Ranking(nodes, key, least, self._changed)
 

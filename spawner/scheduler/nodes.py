@@ -33,6 +33,7 @@ Need = tuple[tuple[str, int], ...]
 """What a session takes from one node: slots and ``CONTAINERS`` with amounts above zero, sorted."""
 
 PLAIN = DeviceRules()
+"""No rules but the amounts; shapes without rules have this very object."""
 Release = tuple[float, Need, Parts]
 """When something is known to end, and what it gives back: in all, and of which device."""
 
@@ -120,9 +121,13 @@ class Node:
                 self.capacity[slot], self.free[slot] = first.capacity, first.free
                 self._divided = self._divided or first.numa is not None
                 continue
-            self._divided = True
-            self.capacity[slot] = sum([device.capacity for device in devices])
-            self.free[slot] = sum([device.free for device in devices])
+            capacity = free = 0
+            for device in devices:
+                capacity += device.capacity
+                free += device.free
+                if device.numa is not None or device.capacity > device.quantum:
+                    self._divided = True
+            self.capacity[slot], self.free[slot] = capacity, free
 
     @property
     def agent_id(self) -> str:
@@ -307,8 +312,13 @@ class Node:
     ) -> list[KernelPlacement]:
         """Start ``kernels``, which need ``need`` together, until ``ends_at``; ``fits`` was asked."""
         self.version += 1
-        if (rules is PLAIN or rules == PLAIN) and not self.guarded:
-            placed = [self._place(kernel) for kernel in kernels]
+        if rules is PLAIN and not self.guarded:
+            if len(kernels) == 1:
+                placed = [self._place(kernels[0], need[1:])]  # the first are the containers
+            else:
+                placed = [
+                    self._place(k, [s for s in sorted(k.slots.items()) if s[1]]) for k in kernels
+                ]
         else:
             placed = self._place_by(rules, kernels, need, ends_at)
         for claim in self.claims:
@@ -333,12 +343,11 @@ class Node:
                     parts.append((device, share.amount))
         return parts
 
-    def _place(self, kernel: KernelRequest) -> KernelPlacement:
+    def _place(self, kernel: KernelRequest, amounts: Iterable[tuple[str, int]]) -> KernelPlacement:
+        """Cut ``amounts`` (of ``kernel``, above zero, by slot name) by no rules."""
         shares: list[DeviceShare] = []
         free = self.free
-        for slot, amount in sorted(kernel.slots.items()):
-            if amount <= 0:
-                continue
+        for slot, amount in amounts:
             free[slot] -= amount
             devices = self.stock[slot]
             if len(devices) == 1 and amount <= devices[0].free:

@@ -11,22 +11,20 @@ from spawner.scheduler.select import Key
 BLOCK = 64
 """Nodes per block; blocks are split at twice the number."""
 
-Entry = tuple[Key, int]
-
 
 class Block:
     """Neighbours in a ranking. ``most``: no node in it has more free of any slot asked for."""
 
     __slots__ = ("entries", "most")
 
-    def __init__(self, entries: list[Entry]) -> None:
+    def __init__(self, entries: list[Key]) -> None:
         self.entries = entries
         self.most: dict[str, int] = {}
 
     def measure(self, nodes: dict[int, Node], slots: Iterable[str]) -> None:
         """Find out what the nodes have free at most."""
-        frees = [nodes[index].free for _, index in self.entries]
-        self.most = {slot: max((free.get(slot, 0) for free in frees), default=0) for slot in slots}
+        frees = [nodes[entry[-1]].free for entry in self.entries]
+        self.most = {slot: max([free.get(slot, 0) for free in frees], default=0) for slot in slots}
 
     def may_have(self, need: Need) -> bool:
         """False when surely no node of it has ``need`` free."""
@@ -41,14 +39,25 @@ class Ranking:
     """The nodes that may serve one class of requests, best first, kept in order as a pass goes on.
 
     A class is all requests that want the same slots with the same architecture, designation, session
-    group and image preference; they differ in amounts only. ``log`` is the pass's list of changed
-    nodes: a ranking catches up when it is used. Nodes that cannot serve even ``least`` (the least that
-    any request of the class wants of each slot) leave for good, because nodes only get fuller in a
-    pass. The cost of a placement is thus a search in sorted blocks, of which those without a node
-    that has enough are passed over as a whole.
+    group and image preference; they differ in amounts only. ``key`` rates a node, the best lowest, and
+    ends with its index, so that no two are equal. ``log`` is the pass's list of changed nodes: a ranking
+    catches up when it is used. Nodes that cannot serve even ``least`` (the least that any request of the
+    class wants of each slot) leave for good, because nodes only get fuller in a pass. The cost of a
+    placement is thus a search in sorted blocks, of which those without a node that has enough are passed
+    over as a whole.
     """
 
-    __slots__ = ("_blocks", "_cursor", "_key", "_keys", "_least", "_log", "_nodes", "_slots")
+    __slots__ = (
+        "_blocks",
+        "_cursor",
+        "_key",
+        "_keys",
+        "_lasts",
+        "_least",
+        "_log",
+        "_nodes",
+        "_slots",
+    )
 
     def __init__(
         self, nodes: Iterable[Node], key: Callable[[Node], Key], least: Need, log: Sequence[Node]
@@ -60,8 +69,10 @@ class Ranking:
         self._cursor = len(log)
         self._nodes = {node.index: node for node in nodes if node.has(least)}
         self._keys = {index: key(node) for index, node in self._nodes.items()}
-        entries = sorted((rank, index) for index, rank in self._keys.items())
+        entries = sorted(self._keys.values())
         self._blocks = [Block(entries[at : at + BLOCK]) for at in range(0, len(entries), BLOCK)]
+        self._lasts = [block.entries[-1] for block in self._blocks]
+        """The last entry of each block."""
         for block in self._blocks:
             block.measure(self._nodes, self._slots)
 
@@ -78,10 +89,13 @@ class Ranking:
         """
         if self._cursor < len(self._log):
             self._catch_up()
-        emptied: list[Block] = []
-        found = self._search(need, ends_at, avoid, accept, emptied)
-        if emptied:
+        fruitless: list[Block] = []
+        found = self._search(need, ends_at, avoid, accept, fruitless)
+        if fruitless:
+            for block in fruitless:
+                self._tidy(block)
             self._blocks = [block for block in self._blocks if block.entries]
+            self._lasts = [block.entries[-1] for block in self._blocks]
         return found
 
     def _search(
@@ -90,89 +104,96 @@ class Ranking:
         ends_at: float,
         avoid: Collection[str],
         accept: Callable[[Node], bool] | None,
-        emptied: list[Block],
+        fruitless: list[Block],
     ) -> Node | None:
+        """What ``pick`` returns; blocks that were gone through in vain are added to ``fruitless``."""
         spare: Node | None = None
         nodes = self._nodes
         for block in self._blocks:
             if not block.may_have(need):
                 continue
-            fruitless = True
-            for _, index in block.entries:
-                node = nodes[index]
+            vain = True
+            for entry in block.entries:
+                node = nodes[entry[-1]]
                 if not node.fits(need, ends_at):
                     continue
-                fruitless = False
+                vain = False
                 if accept is not None and not accept(node):
                     continue
                 if node.agent_id not in avoid:
                     return node
                 if spare is None:
                     spare = node
-            if fruitless:
-                self._tidy(block)
-                if not block.entries:
-                    emptied.append(block)
+            if vain:
+                fruitless.append(block)
         return spare
 
     def _tidy(self, block: Block) -> None:
         """Let go of nodes that are too full for everybody, and measure the others."""
         nodes, least = self._nodes, self._least
-        kept = [entry for entry in block.entries if nodes[entry[1]].has(least)]
+        kept = [entry for entry in block.entries if nodes[entry[-1]].has(least)]
         if len(kept) < len(block.entries):
-            for _, index in block.entries:
-                if not nodes[index].has(least):
-                    del self._keys[index]
+            for entry in block.entries:
+                if not nodes[entry[-1]].has(least):
+                    del self._keys[entry[-1]]
             block.entries = kept
         block.measure(nodes, self._slots)
 
     def _catch_up(self) -> None:
+        """Move the nodes that changed since the last time to where they belong now."""
         log = self._log
         since, self._cursor = self._cursor, len(log)
         indices = {log[-1].index} if since + 1 == len(log) else {n.index for n in log[since:]}
         for index in indices:
-            rank = self._keys.pop(index, None)
-            if rank is None:
+            old = self._keys.pop(index, None)
+            if old is None:
                 continue
-            place = bisect_left(self._blocks, (rank, index), key=_last)
-            block = self._blocks[place]
-            entries = block.entries
-            del entries[bisect_left(entries, (rank, index))]
+            place = bisect_left(self._lasts, old)
+            entries = self._blocks[place].entries
+            at = bisect_left(entries, old)
             node = self._nodes[index]
-            stays = node.has(self._least)
-            if stays:
-                rank = self._key(node)
-                last = place + 1 == len(self._blocks)
-                if entries and (
-                    (place == 0 or entries[0] < (rank, index))
-                    and (last or (rank, index) < entries[-1])
-                ):  # it got fuller, so that what its block has at most still holds
-                    self._keys[index] = rank
-                    insort(entries, (rank, index))
-                    continue
-            if not entries:
-                del self._blocks[place]
-            if stays:
-                self._insert(index, node, rank)
+            if not node.has(self._least):
+                del entries[at]
+                self._shrunk(place)
+                continue
+            new = self._keys[index] = self._key(node)
+            before = entries[at - 1] if at else None
+            after = entries[at + 1] if at + 1 < len(entries) else None
+            if before is not None and after is not None and before < new < after:
+                entries[at] = new  # it got fuller, so that what its block has at most still holds
+                continue
+            del entries[at]
+            self._shrunk(place)
+            self._insert(new, node)
 
-    def _insert(self, index: int, node: Node, rank: Key) -> None:
-        self._keys[index] = rank
+    def _shrunk(self, place: int) -> None:
+        """The block at ``place`` lost an entry, maybe its last one."""
+        entries = self._blocks[place].entries
+        if entries:
+            self._lasts[place] = entries[-1]
+        else:
+            del self._blocks[place], self._lasts[place]
+
+    def _insert(self, entry: Key, node: Node) -> None:
         if not self._blocks:
-            self._blocks.append(Block([(rank, index)]))
+            self._blocks.append(Block([entry]))
+            self._lasts.append(entry)
             self._blocks[0].measure(self._nodes, self._slots)
             return
-        place = bisect_left(self._blocks, (rank, index), key=_last)
-        block = self._blocks[min(place, len(self._blocks) - 1)]
-        insort(block.entries, (rank, index))
-        most = block.most
+        place = min(bisect_left(self._lasts, entry), len(self._blocks) - 1)
+        block = self._blocks[place]
+        entries = block.entries
+        insort(entries, entry)
+        self._lasts[place] = entries[-1]
+        most, free = block.most, node.free
         for slot in self._slots:
-            most[slot] = max(most[slot], node.free.get(slot, 0))
-        if len(block.entries) > 2 * BLOCK:
-            other = Block(block.entries[BLOCK:])
-            del block.entries[BLOCK:]
+            here = free.get(slot, 0)
+            if here > most[slot]:
+                most[slot] = here
+        if len(entries) > 2 * BLOCK:
+            other = Block(entries[BLOCK:])
+            del entries[BLOCK:]
             other.most = dict(most)
-            self._blocks.insert(self._blocks.index(block) + 1, other)
-
-
-def _last(block: Block) -> Entry:
-    return block.entries[-1]
+            self._blocks.insert(place + 1, other)
+            self._lasts[place] = entries[-1]
+            self._lasts.insert(place + 1, other.entries[-1])

@@ -69,7 +69,13 @@ def concentrated(offer: Offer, wanted: tuple[str, ...], policy: GroupPolicy) -> 
 
 def dispersed(offer: Offer, wanted: tuple[str, ...], policy: GroupPolicy) -> Key:
     """Spread over nodes: the most free first, compared by slot priority."""
-    return tuple([-amount for amount in concentrated(offer, wanted, policy)])
+    free = offer.free
+    return tuple(
+        [
+            -free.get(group[0], 0) if len(group) == 1 else -sum(free.get(slot, 0) for slot in group)
+            for group in by_priority(wanted, policy.slot_priority)
+        ]
+    )
 
 
 def round_robin(offer: Offer, wanted: tuple[str, ...], policy: GroupPolicy) -> Key:

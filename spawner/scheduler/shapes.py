@@ -15,7 +15,7 @@ from spawner.scheduler.model import (
     SessionRequest,
 )
 from spawner.scheduler.networks import network_of
-from spawner.scheduler.nodes import CONTAINERS, Need
+from spawner.scheduler.nodes import CONTAINERS, PLAIN, Need
 from spawner.scheduler.slots import (
     example,
     family_of,
@@ -119,13 +119,11 @@ class Shapes:
         """The outline of ``session``."""
         group = session.session_group
         circle = None if group is None else Circle(session.owner_id, group)
+        kernels = session.kernels
+        asked = _asked(kernels[0]) if len(kernels) == 1 else tuple(map(_asked, kernels))
         key = (
-            tuple(
-                [
-                    (tuple(k.slots.items()), k.architecture, k.image, k.shared_memory, _items(k))
-                    for k in session.kernels
-                ]
-            ),
+            asked,
+            len(kernels),
             session.designated_agents,
             session.designation,
             session.cluster_mode,
@@ -164,6 +162,8 @@ class Shapes:
         strict = session.designation == "strict"
         nobody: frozenset[str] = frozenset()
         rules = session.devices or self._policy.devices
+        if rules == PLAIN:
+            rules = PLAIN
         found = Shape(
             slots,
             ((CONTAINERS, len(kernels)), *slots),
@@ -251,8 +251,10 @@ def _mixed(kernel: KernelRequest) -> Iterator[Reason]:
             yield Reason("exclusive-family", text, data={"family": family})
 
 
-def _items(kernel: KernelRequest) -> tuple[tuple[str, int], ...]:
-    return tuple(kernel.minimum.items()) if kernel.minimum else ()
+def _asked(k: KernelRequest) -> tuple[object, ...]:
+    """All of one kernel that its outline depends on."""
+    minimum = tuple(k.minimum.items()) if k.minimum else ()
+    return (tuple(k.slots.items()), k.architecture, k.image, k.shared_memory, minimum)
 
 
 def _sum(kernels: tuple[KernelRequest, ...]) -> tuple[tuple[str, int], ...]:
