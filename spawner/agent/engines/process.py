@@ -87,13 +87,7 @@ class ProcessEngine(Engine):
         self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._jupyter = self._scratch.with_name("jupyter")
         self._jupyter.mkdir(exist_ok=True, mode=0o755)
-        settings = {
-            **_JUPYTER,
-            "ServerApp": {**_JUPYTER["ServerApp"], "allow_root": os.geteuid() == 0},
-        }
-        (self._jupyter / "jupyter_server_config.json").write_text(json.dumps(settings))
-        (self._jupyter / "labconfig").mkdir(exist_ok=True)
-        (self._jupyter / "labconfig" / "page_config.json").write_text(json.dumps(_LAB))
+        _configure_jupyter(self._jupyter)
         for folder in self._scratch.glob(f"*{UNFINISHED}"):  # a crash left them half-made
             Scratch(folder).delete()
         groups = await asyncio.to_thread(ControlGroups)
@@ -468,6 +462,14 @@ class ProcessEngine(Engine):
         if pid:
             del self._children[mark]
         return bool(pid)
+
+
+def _configure_jupyter(folder: Path) -> None:
+    """Write the settings that Jupyter servers of this machine read."""
+    settings = {**_JUPYTER, "ServerApp": {**_JUPYTER["ServerApp"], "allow_root": os.geteuid() == 0}}
+    (folder / "jupyter_server_config.json").write_text(json.dumps(settings))
+    (folder / "labconfig").mkdir(exist_ok=True)
+    (folder / "labconfig" / "page_config.json").write_text(json.dumps(_LAB))
 
 
 def _sockets(mark: str) -> Path:
