@@ -203,7 +203,7 @@ def mixture(
         Stream("small", 0.7 * load, (1, 2, 2, 4), 0.8, 0.8, 12),
         Stream("big", 0.3 * load, (32,), 2.0, 0.5, 12),
     )
-    text = f"whole-node sessions among small ones, {load:.0%} of the CPUs asked for"
+    text = f"whole-node sessions among small ones, {100 * load:.0f} % of the CPUs asked for"
     return streams(seed, text, kinds, nodes=nodes, users=users, days=days)
 
 
@@ -215,7 +215,7 @@ def bands(
         Stream("usual", load, (1, 2, 2, 4), 1.0, 0.6, 4, 10, declared=True),
         Stream("background", 0.1 * load, (4, 8), 2.0, 0.4, 6, 0, declared=True),
     )
-    text = f"priority 10 asks for {load:.0%} of the CPUs, priority 0 for {0.1 * load:.0%} more"
+    text = f"priority 10 asks for {100 * load:.0f} % of the CPUs, priority 0 for {10 * load:.0f} % more"
     return streams(seed, text, kinds, nodes=nodes, users=users, days=days, pause=180.0)
 
 
@@ -227,7 +227,7 @@ def urgent(
         Stream("long", load, (4, 8, 16), 5.0, 0.5, 24),
         Stream("urgent", 0.03, (4, 8, 16), 0.25, 0.4, 1, 80),
     )
-    text = f"short sessions of priority 80 among long ones of priority 10 that ask for {load:.0%}"
+    text = f"short sessions of priority 80 among long ones of priority 10 that ask for {100 * load:.0f} %"
     return streams(seed, text, kinds, nodes=nodes, users=users, days=days)
 
 
