@@ -236,9 +236,8 @@ def campus(seed: int = 3, *, users: int = 120, days: float = 5.0) -> Workload:
     chance = random.Random(seed)
     agents = [*hosts(8, 32, 128), *hosts(4, 64, 512, 8, "gpu")]
     weights = [1.0 / (1 + rank) for rank in range(users)]
-    at, number = 0.0, 0
     jobs: list[Job] = []
-    while (at := at + chance.expovariate(1 / 75.0)) < days * DAY:
+    for at in _arrivals(chance, 0.0, 1 / 75.0, days):
         hour = at % DAY / HOUR
         if chance.random() > 0.25 + 0.75 * max(0.0, math.sin((hour - 6) / 16 * math.pi)):
             continue
@@ -248,10 +247,9 @@ def campus(seed: int = 3, *, users: int = 120, days: float = 5.0) -> Workload:
         kind = "GPU" if gpus else "CPU"
         duration = _lengths(chance, (2.0 if gpus else 1.2) * HOUR, 0.9, 24 * HOUR)
         declared = _promise(chance, duration)
-        name = f"s-{number:05}"
+        name = f"s-{len(jobs):05}"
         jobs.append(
             job(name, owner, at, duration, cpus=size, gpus=gpus, declared=declared, kind=kind)
         )
-        number += 1
     text = f"{users} people by day and night, GPUs on a third of the nodes"
     return Workload(text, tuple(agents), tuple(jobs), days * DAY, (0.0, days * DAY))
