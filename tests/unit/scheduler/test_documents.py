@@ -36,7 +36,9 @@ def test_the_readme_names_every_module() -> None:
 
 def test_every_reason_is_documented() -> None:
     source = "".join(each.read_text(encoding="utf-8") for each in ROOM.glob("*.py"))
-    made = set(re.findall(r'\b(?:Reason|_passed)\(\s*"([a-z-]+)"', source)) | set(SAYINGS) | {"policy"}
+    made = (
+        set(re.findall(r'\b(?:Reason|_passed)\(\s*"([a-z-]+)"', source)) | set(SAYINGS) | {"policy"}
+    )
     told = [name for row in rows(PAGE, "reason") for name in names(row[0])]
     assert sorted(told) == sorted(made)
     for name in made - {"policy"}:
