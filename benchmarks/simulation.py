@@ -123,7 +123,9 @@ def waits(result: Result) -> dict[str, dict[str, float]]:
 
 
 def longest_of_bound(result: Result, group: GroupPolicy, pause: float) -> float | None:
-    """The largest part of the longest wait promised to it that any session waited; None: no promise.
+    """The largest part of the longest wait promised to it that any session waited.
+
+    None: nothing is promised, or nobody can have waited so long.
 
     With run times of at most D and k sessions ahead of it that are as old, whoever has waited for
     ``ageing`` (with several priorities: ``rise``) starts within (k + 1) D, and a pass later each time.
@@ -136,6 +138,8 @@ def longest_of_bound(result: Result, group: GroupPolicy, pause: float) -> float 
         if group.rise is None:
             return None
         patience = max(group.ageing, group.rise)
+    if patience >= result.until:
+        return None
     most = max(each.request.run_time or 0.0 for each in jobs) + pause
     worst = 0.0
     starts: list[float] = []

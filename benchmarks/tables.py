@@ -43,7 +43,8 @@ def table(experiment: Mapping[str, Any]) -> str:
 
 
 def _waits(hours: Mapping[str, float]) -> str:
-    text = ", ".join(f"{hours[each]:.1f}" for each in ("median", "p95", "max"))
+    numbers = [hours[each] for each in ("median", "p95", "max")]
+    text = ", ".join(f"{each:.1f}" if each >= 1 else f"{each:.2f}" for each in numbers)
     return f"{text} ({hours['waiting']} still wait)" if hours["waiting"] else text
 
 

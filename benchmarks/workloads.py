@@ -203,7 +203,7 @@ def mixture(
         Stream("small", 0.7 * load, (1, 2, 2, 4), 0.8, 0.8, 12),
         Stream("big", 0.3 * load, (32,), 2.0, 0.5, 12),
     )
-    text = f"whole-node sessions among small ones, {load:.0%} of the CPUs asked for"
+    text = f"whole-node sessions among small ones, {100 * load:.0f} % of the CPUs asked for"
     return streams(seed, text, kinds, nodes=nodes, users=users, days=days)
 
 
@@ -215,7 +215,7 @@ def bands(
         Stream("usual", load, (1, 2, 2, 4), 1.0, 0.6, 4, 10, declared=True),
         Stream("background", 0.1 * load, (4, 8), 2.0, 0.4, 6, 0, declared=True),
     )
-    text = f"priority 10 asks for {load:.0%} of the CPUs, priority 0 for {0.1 * load:.0%} more"
+    text = f"priority 10 asks for {100 * load:.0f} % of the CPUs, priority 0 for {10 * load:.0f} % more"
     return streams(seed, text, kinds, nodes=nodes, users=users, days=days, pause=180.0)
 
 
@@ -227,7 +227,7 @@ def urgent(
         Stream("long", load, (4, 8, 16), 5.0, 0.5, 24),
         Stream("urgent", 0.03, (4, 8, 16), 0.25, 0.4, 1, 80),
     )
-    text = f"short sessions of priority 80 among long ones of priority 10 that ask for {load:.0%}"
+    text = f"short sessions of priority 80 among long ones of priority 10 that ask for {100 * load:.0f} %"
     return streams(seed, text, kinds, nodes=nodes, users=users, days=days)
 
 
@@ -236,9 +236,8 @@ def campus(seed: int = 3, *, users: int = 120, days: float = 5.0) -> Workload:
     chance = random.Random(seed)
     agents = [*hosts(8, 32, 128), *hosts(4, 64, 512, 8, "gpu")]
     weights = [1.0 / (1 + rank) for rank in range(users)]
-    at, number = 0.0, 0
     jobs: list[Job] = []
-    while (at := at + chance.expovariate(1 / 75.0)) < days * DAY:
+    for at in _arrivals(chance, 0.0, 1 / 75.0, days):
         hour = at % DAY / HOUR
         if chance.random() > 0.25 + 0.75 * max(0.0, math.sin((hour - 6) / 16 * math.pi)):
             continue
@@ -248,10 +247,9 @@ def campus(seed: int = 3, *, users: int = 120, days: float = 5.0) -> Workload:
         kind = "GPU" if gpus else "CPU"
         duration = _lengths(chance, (2.0 if gpus else 1.2) * HOUR, 0.9, 24 * HOUR)
         declared = _promise(chance, duration)
-        name = f"s-{number:05}"
+        name = f"s-{len(jobs):05}"
         jobs.append(
             job(name, owner, at, duration, cpus=size, gpus=gpus, declared=declared, kind=kind)
         )
-        number += 1
     text = f"{users} people by day and night, GPUs on a third of the nodes"
     return Workload(text, tuple(agents), tuple(jobs), days * DAY, (0.0, days * DAY))

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -25,6 +26,7 @@ import spawner.sessions.tables
 import vfolder.tables
 from authenticator.identity import IdentityService
 from authenticator.principals import Principal, Role, Via
+from authenticator.problems import InvalidParameters
 from authenticator.tables import KeyPairPolicyRow, ProjectPolicyRow, UserPolicyRow
 from spawner.agent.protocol import DeviceReport
 from spawner.sessions.control import ControlPlane, ControlSettings
@@ -183,6 +185,15 @@ class Rig:
         """Submit a session, with defaults for what the test does not care about."""
         created = await self.plane.sessions.create(owner, owner, request(**fields), REQUEST)
         return created.detail
+
+    async def refuses(self, where: str, sentence: str, **fields: Any) -> None:
+        """A request of ada's with one wrong field is refused, with that in its sentence."""
+        await self.agent()
+        ada = await self.user()
+        with pytest.raises(InvalidParameters) as refused:
+            await self.create(ada, **fields)
+        assert list(refused.value.fields) == [where]
+        assert sentence in refused.value.fields[where]
 
     async def wait(self, detail: SessionDetail, *statuses: Status) -> SessionDetail:
         """The session once it has one of ``statuses`` (default: RUNNING or ended)."""

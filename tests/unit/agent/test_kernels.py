@@ -64,9 +64,18 @@ class Node:
     def apply(self, wanted: Wanted) -> None:
         self.kernels.apply(wanted, 0.0)
 
+    async def running(self) -> Node:
+        """The same once its kernel runs."""
+        self.apply(WANTED)
+        await self.until("RUNNING")
+        return self
+
+
+Begin = Callable[[MemoryEngine], Node]
+
 
 @pytest.fixture
-async def node() -> AsyncIterator[Callable[[MemoryEngine], Node]]:
+async def node() -> AsyncIterator[Begin]:
     nodes: list[Node] = []
 
     def make(engine: MemoryEngine) -> Node:
@@ -88,7 +97,7 @@ class Faulty(MemoryEngine):
 
 
 async def test_an_unforeseen_fault_fails_the_start_and_names_itself(
-    node: Callable[[MemoryEngine], Node], caplog: pytest.LogCaptureFixture
+    node: Begin, caplog: pytest.LogCaptureFixture
 ) -> None:
     here = node(Faulty())
     here.apply(WANTED)
@@ -114,12 +123,10 @@ class FaultyWatch(MemoryEngine):
 
 @pytest.mark.parametrize("then", [WANTED, DRAINED])
 async def test_a_watch_that_broke_off_begins_again_and_the_kernel_goes_on(
-    node: Callable[[MemoryEngine], Node], then: Wanted, caplog: pytest.LogCaptureFixture
+    node: Begin, then: Wanted, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = FaultyWatch()
-    here = node(engine)
-    here.apply(WANTED)
-    await here.until("RUNNING")
+    here = await node(engine).running()
     here.kernels.look()
     async with asyncio.timeout(5):
         while "the agent failed" not in caplog.text:
@@ -150,9 +157,7 @@ class Slow(MemoryEngine):
         return await super().create(spec, limits, mounts)
 
 
-async def test_a_container_that_appears_after_the_cancel_is_not_left_behind(
-    node: Callable[[MemoryEngine], Node],
-) -> None:
+async def test_a_container_that_appears_after_the_cancel_is_not_left_behind(node: Begin) -> None:
     engine = Slow()
     here = node(engine)
     here.apply(WANTED)
@@ -177,23 +182,17 @@ class Hiccup(MemoryEngine):
 
 
 async def test_a_hiccup_of_the_engine_does_not_fail_a_start(
-    node: Callable[[MemoryEngine], Node], monkeypatch: pytest.MonkeyPatch
+    node: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "RETRY_PAUSE", 0.0)
     engine = Hiccup()
-    here = node(engine)
-    here.apply(WANTED)
-    await here.until("RUNNING")
+    await node(engine).running()
     assert engine.calls.count("image") == 2
 
 
-async def test_what_nobody_knows_is_removed_at_the_second_look(
-    node: Callable[[MemoryEngine], Node],
-) -> None:
+async def test_what_nobody_knows_is_removed_at_the_second_look(node: Begin) -> None:
     engine = MemoryEngine()
-    here = node(engine)
-    here.apply(WANTED)
-    await here.until("RUNNING")
+    here = await node(engine).running()
     stray = replace(engine.states[IDENTITY], identity=replace(IDENTITY, kernel_id="stray"))
     engine.states[stray.identity] = stray
     await here.kernels.sweep(0.0)
@@ -202,26 +201,18 @@ async def test_what_nobody_knows_is_removed_at_the_second_look(
     assert set(engine.states) == {IDENTITY}
 
 
-async def test_an_end_without_an_event_is_seen_at_the_next_look_at_all(
-    node: Callable[[MemoryEngine], Node],
-) -> None:
+async def test_an_end_without_an_event_is_seen_at_the_next_look_at_all(node: Begin) -> None:
     engine = MemoryEngine()
-    here = node(engine)
-    here.apply(WANTED)
-    await here.until("RUNNING")
+    here = await node(engine).running()
     engine.states[IDENTITY] = replace(engine.states[IDENTITY], phase="exited", exit_code=3)
     await here.kernels.sweep(0.0)
     report = await here.until("TERMINATED")
     assert (report.failure, report.exit_code) == ("exited", 3)
 
 
-async def test_a_newer_run_starts_once_the_end_of_the_older_one_is_recorded(
-    node: Callable[[MemoryEngine], Node],
-) -> None:
+async def test_a_newer_run_starts_once_the_end_of_the_older_one_is_recorded(node: Begin) -> None:
     engine = MemoryEngine()
-    here = node(engine)
-    here.apply(WANTED)
-    await here.until("RUNNING")
+    here = await node(engine).running()
     here.apply(Wanted((SECOND,), ()))
     ended = await here.until("TERMINATED")
     assert (ended.epoch, set(engine.states)) == (1, {IDENTITY})
@@ -233,13 +224,9 @@ async def test_a_newer_run_starts_once_the_end_of_the_older_one_is_recorded(
     assert set(engine.states) == {replace(IDENTITY, epoch=2)}
 
 
-async def test_a_restarted_agent_goes_on_with_a_restart(
-    node: Callable[[MemoryEngine], Node],
-) -> None:
+async def test_a_restarted_agent_goes_on_with_a_restart(node: Begin) -> None:
     engine = MemoryEngine()
-    before = node(engine)
-    before.apply(WANTED)
-    await before.until("RUNNING")
+    before = await node(engine).running()
     before.apply(Wanted((SECOND,), ()))
     await before.kernels.close()
     after = node(engine)
@@ -250,13 +237,9 @@ async def test_a_restarted_agent_goes_on_with_a_restart(
     assert engine.calls.count("create") == 2
 
 
-async def test_a_run_whose_lease_is_over_ends_and_no_newer_one_starts(
-    node: Callable[[MemoryEngine], Node],
-) -> None:
+async def test_a_run_whose_lease_is_over_ends_and_no_newer_one_starts(node: Begin) -> None:
     engine = MemoryEngine()
-    here = node(engine)
-    here.apply(WANTED)
-    await here.until("RUNNING")
+    here = await node(engine).running()
     assert here.kernels.fence("unknown") is None
     assert here.kernels.fence(SPEC.kernel_id) == 1
     ended = await here.until("TERMINATED")
@@ -269,9 +252,7 @@ async def test_a_run_whose_lease_is_over_ends_and_no_newer_one_starts(
 
 
 @pytest.mark.parametrize("phase", ["created", "running", "exited"])
-async def test_a_restarted_agent_knows_what_it_ended_itself(
-    node: Callable[[MemoryEngine], Node], phase: str
-) -> None:
+async def test_a_restarted_agent_knows_what_it_ended_itself(node: Begin, phase: str) -> None:
     engine = MemoryEngine()
     engine.states[IDENTITY] = EngineState(IDENTITY, phase, "c", (), (), exit_code=143)
     here = node(engine)
@@ -280,9 +261,7 @@ async def test_a_restarted_agent_knows_what_it_ended_itself(
     assert (ended.failure, engine.states[IDENTITY].phase) == ("fenced", "exited")
 
 
-async def test_what_ended_by_itself_is_not_fenced_afterwards(
-    node: Callable[[MemoryEngine], Node],
-) -> None:
+async def test_what_ended_by_itself_is_not_fenced_afterwards(node: Begin) -> None:
     engine = MemoryEngine()
     engine.states[IDENTITY] = EngineState(IDENTITY, "exited", "c", (), (), exit_code=0)
     here = node(engine)
@@ -294,12 +273,10 @@ async def test_what_ended_by_itself_is_not_fenced_afterwards(
 
 @pytest.mark.parametrize(("code", "failure"), [(0, "exited"), (137, "oom-killed")])
 async def test_a_main_process_that_copes_with_the_loss_of_a_child_has_not_failed(
-    node: Callable[[MemoryEngine], Node], code: int, failure: str
+    node: Begin, code: int, failure: str
 ) -> None:
     engine = MemoryEngine()
-    here = node(engine)
-    here.apply(WANTED)
-    await here.until("RUNNING")
+    here = await node(engine).running()
     engine.states[IDENTITY] = replace(
         engine.states[IDENTITY], phase="exited", exit_code=code, oom_killed=True
     )
@@ -307,9 +284,7 @@ async def test_a_main_process_that_copes_with_the_loss_of_a_child_has_not_failed
     assert (await here.until("TERMINATED")).failure == failure
 
 
-async def test_the_health_of_an_adopted_kernel_is_followed(
-    node: Callable[[MemoryEngine], Node],
-) -> None:
+async def test_the_health_of_an_adopted_kernel_is_followed(node: Begin) -> None:
     engine = MemoryEngine()
     engine.states[IDENTITY] = EngineState(IDENTITY, "running", "c", (), ())
     here = node(engine)

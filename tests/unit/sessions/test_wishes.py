@@ -111,12 +111,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
 async def test_a_sentence_for_a_wrong_wish(
     plane: Rig, fields: dict[str, Any], where: str, sentence: str
 ) -> None:
-    await plane.agent()
-    ada = await plane.user()
-    with pytest.raises(InvalidParameters) as refused:
-        await plane.create(ada, **fields)
-    assert list(refused.value.fields) == [where]
-    assert sentence in refused.value.fields[where]
+    await plane.refuses(where, sentence, **fields)
 
 
 async def test_only_ones_own_batch_sessions_can_be_parents(plane: Rig) -> None:
