@@ -17,7 +17,6 @@ from spawner.scheduler.model import (
     Preemption,
     Reason,
     Reservation,
-    RunningSession,
     SessionRequest,
     Snapshot,
     Verdict,
@@ -25,8 +24,8 @@ from spawner.scheduler.model import (
 from spawner.scheduler.nodes import FOREVER, UNKNOWN, Node
 from spawner.scheduler.order import OrderContext, Sequencer, has_aged, in_order, may_precede
 from spawner.scheduler.policies import BUILT_IN, Policies
-from spawner.scheduler.preempt import Hold, Preemptor, held_for
-from spawner.scheduler.reserve import Booking, Seat, aim, claim, earliest, holders_of, reserve
+from spawner.scheduler.preempt import Eviction, Preemptor, kept_for
+from spawner.scheduler.reserve import Booking, Seat, earliest, holders_of, reserve
 from spawner.scheduler.select import Selector
 from spawner.scheduler.shapes import Lane, Outline, Shapes
 
@@ -84,19 +83,24 @@ class GroupPass:
             self._preemptor = Preemptor(self._rules, self._running, capacity, self._now)
         self._held = self._hold()
 
-    def _hold(self) -> dict[str, Hold]:
+    def _hold(self) -> dict[str, tuple[Seat, ...]]:
         """Keep from everybody what victims of earlier passes leave for those who preempted them."""
-        single = {
-            session_id: outline.parts[0]
-            for session_id, outline in self._outlines.items()
-            if len(outline.parts) == 1 and not outline.defects
-        }
-        floor = self._floor
-        held = held_for(single, self._running, floor.by_id, floor.eligible)
-        for session_id, hold in sorted(held.items()):
-            claim(hold.seat, session_id, UNKNOWN, FOREVER, self._now)
-            self._floor.claims_on((hold.node,))
+        held: dict[str, tuple[Seat, ...]] = {}
+        for session_id in sorted({each.claimed_by or "" for each in self._running}):
+            outline = self._outlines.get(session_id)
+            if outline is None or outline.defects:
+                continue
+            by_part = {part: self._floor.eligible(part) for part in dict.fromkeys(outline.parts)}
+            eligible = [by_part[part] for part in outline.parts]
+            seats = kept_for(session_id, outline, eligible, self._running)
+            if seats:
+                held[session_id] = seats
+                self._keep(session_id, Booking(UNKNOWN, seats), FOREVER)
         return held
+
+    def _keep(self, session_id: str, booking: Booking, run_time: float) -> None:
+        reserve(booking, session_id, self._now, run_time)
+        self._floor.claims_on(seat.node for seat in booking.seats)
 
     def run(
         self, sessions: Sequence[SessionRequest], sequencer: Sequencer
@@ -163,40 +167,36 @@ class GroupPass:
             return refusal
         seized = self._seize(session, shortage)
         if seized is not None:
-            victims = tuple(sorted(v.session_id for v in seized[1]))
-            refusal = replace(refusal, booking=Booking(UNKNOWN, (seized[0],)), waits_for=victims)
+            victims = tuple(sorted(v.session_id for v in seized.victims))
+            refusal = replace(refusal, booking=Booking(UNKNOWN, seized.seats), waits_for=victims)
         elif due:
             refusal = self.estimated(session, refusal)
         if refusal.booking is not None:
             run_time = FOREVER if session.run_time is None else session.run_time
-            reserve(refusal.booking, session.session_id, self._now, run_time)
-            self._floor.claims_on(seat.node for seat in refusal.booking.seats)
+            self._keep(session.session_id, refusal.booking, run_time)
         return refusal
 
     def _release(self, session_id: str) -> None:
         """Let ``session_id`` itself have what is kept for it."""
-        self._held[session_id].node.release(session_id)
+        for seat in self._held[session_id]:
+            seat.node.release(session_id)
 
-    def _seize(
-        self, session: SessionRequest, shortage: Shortage
-    ) -> tuple[Seat, tuple[RunningSession, ...]] | None:
+    def _seize(self, session: SessionRequest, shortage: Shortage) -> Eviction | None:
         """Where ``session`` gets its place from others, and whose end it waits for; or None."""
-        outline = self._outlines[session.session_id]
-        if self._preemptor is not None and self._rules is not None and len(outline.parts) == 1:
-            found = self._preemptor.victims(session, outline.parts[0], shortage.eligible[0])
-            if found is not None:
-                node, victims = found
-                self.preemptions += [
-                    Preemption(each.session_id, session.session_id, self._rules.action)
-                    for each in victims
-                ]
-                soon = self._preemptor.soon(node, session.session_id, victims)
-                return aim(node, outline.parts, soon), victims
-        hold = self._held.get(session.session_id)
-        if hold is None:
+        seats = self._held.get(session.session_id)
+        if seats is not None:  # those who end already are enough, or nothing would be held
+            mine = (e for e in self._running if e.claimed_by == session.session_id)
+            return Eviction(seats, tuple(mine))
+        if self._preemptor is None or self._rules is None:
             return None
-        mine = [each for each in self._running if each.claimed_by == session.session_id]
-        return hold.seat, tuple(mine)
+        outline = self._outlines[session.session_id]
+        found = self._preemptor.victims(session, outline, shortage.eligible)
+        if found is not None:
+            self.preemptions += [
+                Preemption(each.session_id, session.session_id, self._rules.action)
+                for each in found.victims
+            ]
+        return found
 
     def estimated(self, session: SessionRequest, refusal: Refusal) -> Refusal:
         """``refusal`` with when and where ``session`` can start first, when it waits for resources."""
