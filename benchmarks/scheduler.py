@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from benchmarks.peers import PeerMissing, run_backend_ai
 from benchmarks.reporting import finish, note
+from spawner.scheduler.dryrun import fit
 from spawner.scheduler.model import (
     Agent,
     Device,
@@ -25,7 +26,7 @@ from spawner.scheduler.model import (
     SessionRequest,
     Snapshot,
 )
-from spawner.scheduler.plan import fit, plan
+from spawner.scheduler.plan import plan
 from spawner.scheduler.policies import BUILT_IN
 from spawner.scheduler.slots import MICRO
 

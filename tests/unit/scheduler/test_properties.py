@@ -8,8 +8,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spawner.scheduler.dryrun import fit
 from spawner.scheduler.model import Placement, RunningSession, SessionRequest, Snapshot
-from spawner.scheduler.plan import fit, plan
+from spawner.scheduler.plan import plan
 from spawner.scheduler.validate import validate
 
 from .answers import after
