@@ -33,8 +33,9 @@ from benchmarks.queues import (
     three_cpus,
 )
 from benchmarks.reporting import finish, note
+from spawner.scheduler.dryrun import fit
 from spawner.scheduler.model import GroupPolicy, Snapshot
-from spawner.scheduler.plan import fit, plan
+from spawner.scheduler.plan import plan
 from spawner.scheduler.policies import BUILT_IN
 from spawner.scheduler.slots import MICRO
 

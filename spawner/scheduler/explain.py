@@ -141,6 +141,9 @@ def shortage_of(
                 floor.present(part, bunches, removed)
             return Shortage(_absent(bunches, floor.nodes), _reasons(removed))
     parts = tuple(eligible[part] for part in outline.parts)
+    if len(parts) > 1 and not _holds_all(outline, parts):
+        text = _too_few(capable, eligible)
+        return Shortage(text, _reasons(removed) or (Reason("together", text),))
     if not told:
         return Shortage("", (), eligible=parts)
     some = eligible[hardest]
@@ -212,21 +215,22 @@ def _never(
         text = _too_big(part, examples)
         return Shortage(text, _reasons(counts), largest=largest, never=True), {}
     if nodes and len(outline.parts) > 1:
-        empty = {node.index: node.capacity for node in nodes}
         able = {
             part: sorted((n for b in bunches for n in b.nodes), key=lambda node: node.index)
             for part, bunches in capable.items()
         }
-        apart = not all(part.plain for part in outline.parts)
-        seating = seat_all(
-            outline.parts,
-            [able[part] for part in outline.parts],
-            empty,
-            (lambda node, here: node.suits_whole(here)) if apart else None,
-        )
-        if seating.seats is None and seating.proven:
+        if not _holds_all(outline, [able[part] for part in outline.parts]):
             return _too_many(outline, nodes), {}
     return None, capable
+
+
+def _holds_all(outline: Outline, able: Sequence[Sequence[Node]]) -> bool:
+    """Whether these nodes, when they are empty, hold all parts at once; True when nobody knows."""
+    empty = {node.index: node.capacity for nodes in able for node in nodes}
+    apart = not all(part.plain for part in outline.parts)
+    suits = (lambda node, here: node.suits_whole(here)) if apart else None
+    seating = seat_all(outline.parts, able, empty, suits)
+    return seating.seats is not None or not seating.proven
 
 
 def _too_many(outline: Outline, nodes: Sequence[Node]) -> Shortage:
@@ -332,13 +336,28 @@ def _wrong_devices(shape: Shape, large: Sequence[Node]) -> str:
 def _absent(capable: Sequence[Bunch], nodes: Sequence[Node]) -> str:
     if not any(node.agent.alive for node in nodes):
         return f"no node is connected ({_nodes(len(nodes))} lost)"
-    lost = sum(bunch.lost for bunch in capable)
-    closed = sum(bunch.closed for bunch in capable)
     ruled_out = sum(len(bunch.present) for bunch in capable)
+    return f"waiting for a node that is large enough ({_away(capable, ruled_out)})"
+
+
+def _too_few(
+    capable: Mapping[Shape, Sequence[Bunch]], eligible: Mapping[Shape, Sequence[Node]]
+) -> str:
+    """Each part has a node, and not enough nodes for all of them take sessions at the moment."""
+    bunches = list({bunch.number: bunch for some in capable.values() for bunch in some}.values())
+    there = {node.index for nodes in eligible.values() for node in nodes}
+    ruled_out = sum(node.index not in there for bunch in bunches for node in bunch.present)
+    return f"waiting for nodes for all containers at once ({_away(bunches, ruled_out)})"
+
+
+def _away(bunches: Iterable[Bunch], ruled_out: int) -> str:
+    bunches = list(bunches)
+    lost = sum(bunch.lost for bunch in bunches)
+    closed = sum(bunch.closed for bunch in bunches)
     parts = [f"{lost} not connected"] if lost else []
     parts += [f"{closed} closed for new sessions"] if closed else []
     parts += [f"{ruled_out} {CIRCLE_SAYS}"] if ruled_out else []
-    return f"waiting for a node that is large enough ({', '.join(parts)})"
+    return ", ".join(parts)
 
 
 def _waits_for(outline: Outline, shape: Shape, best: Node, missing: Sequence[Missing]) -> str:

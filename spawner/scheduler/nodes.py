@@ -111,7 +111,7 @@ class Node:
         self._suits: dict[tuple[Shape, DeviceRules], tuple[int, float, bool]] = {}
         if agent.max_containers is not None:
             self.capacity[CONTAINERS] = agent.max_containers
-            self.free[CONTAINERS] = max(0, agent.max_containers - agent.containers)
+            self.free[CONTAINERS] = agent.max_containers - agent.containers  # may be overdrawn
         self._divided = False
         for slot, devices in self.stock.items():
             first = devices[0]
@@ -261,13 +261,17 @@ class Node:
 
     def available(self, slot: str, ends_at: float = FOREVER) -> int:
         """What a session that ends at ``ends_at`` could take of ``slot`` now."""
+        return max(0, self.left(slot, ends_at))
+
+    def left(self, slot: str, ends_at: float = FOREVER) -> int:
+        """The same; below zero where more containers run than may."""
         left = self.free.get(slot, 0)
         for claim in self.claims:
             if ends_at > claim.starts_at:
                 left = min(left, claim.left.get(slot, left))
         if self.guarded and slot in self.stock:
             left = min(left, sum(self.room((slot,), ends_at).values()))
-        return max(0, left)
+        return left
 
     def device(self, slot: str, device_id: str) -> DeviceStock | None:
         """One device that is given out, or None."""

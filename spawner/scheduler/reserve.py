@@ -195,11 +195,7 @@ def first_start(node: Node, need: Need, now: float) -> float:
             if not lacks:
                 return max(at, now)
         return FOREVER
-    line = Timeline(node, need, now)
-    first = line.first(need)
-    if first > now:
-        return first
-    return min((at for at in line.times if at > now), default=FOREVER)
+    return Timeline(node, need, now).first(need)
 
 
 def first_cut(node: Node, shape: Shape, now: float) -> float:
@@ -208,7 +204,7 @@ def first_cut(node: Node, shape: Shape, now: float) -> float:
     cast: Forecast | None = None
     for at in line.times:
         has = line.at(at)
-        if at <= now or any(has[slot] < amount for slot, amount in shape.need):
+        if any(has[slot] < amount for slot, amount in shape.need):
             continue
         cast = cast or Forecast(node, shape.wanted, now)
         if cut(node.stock, shape.kernels, shape.rules, cast.at(at)) is not None:
@@ -308,16 +304,19 @@ def _least_lacking_all(
     return seats
 
 
+def together(parts: Sequence[Shape], seats: Sequence[Node]) -> list[tuple[Node, list[Shape]]]:
+    """Each of the nodes ``seats``, one for each of ``parts``, with all that it seats."""
+    found: dict[int, tuple[Node, list[Shape]]] = {}
+    for part, node in zip(parts, seats, strict=True):
+        found.setdefault(node.index, (node, []))[1].append(part)
+    return list(found.values())
+
+
 def _together(
     parts: Sequence[Shape], seats: Sequence[Node], at: float, now: float
 ) -> tuple[Seat, ...]:
     """The needs on each node as one, for nodes that seat several parts."""
-    shapes: dict[int, list[Shape]] = {}
-    nodes: dict[int, Node] = {}
-    for part, node in zip(parts, seats, strict=True):
-        nodes[node.index] = node
-        shapes.setdefault(node.index, []).append(part)
-    return tuple(seat_at(nodes[index], some, at, now) for index, some in shapes.items())
+    return tuple(seat_at(node, some, at, now) for node, some in together(parts, seats))
 
 
 def _sum(shapes: Sequence[Shape]) -> Need:

@@ -20,7 +20,8 @@ from spawner.scheduler.model import (
     SessionRequest,
     Snapshot,
 )
-from spawner.scheduler.replay import FOREVER, Cluster, Party, amounts
+from spawner.scheduler.party import Party, ending_for, hold_for_preemptors
+from spawner.scheduler.replay import FOREVER, Cluster, amounts
 
 OWN_LIMITS = frozenset(
     {"quota", "concurrency", "not-before", "resource-group", "dependency", "containers"}
@@ -62,7 +63,7 @@ class Replay:
         self._line: Counter[str] = Counter()
         self._lanes: set[object] = set()
         self._aged: Counter[str] = Counter()
-        self._holds = self._cluster.hold_for_preemptors(snapshot)
+        self._holds = hold_for_preemptors(self._cluster, snapshot)
         self._victims = {each.session_id: each for each in snapshot.running}
 
     def _fault(self, session: SessionRequest, text: str) -> None:
@@ -179,11 +180,15 @@ class Replay:
         ends = [e for e in self._plan.preemptions if e.for_session_id == session.session_id]
         held = self._holds.get(session.session_id)
         seized = party.could_start() and (bool(ends) or held is not None)
+        if ends and held is not None:
+            self._fault(session, f"preempts {ends} while its victims still end")
         if reservation is not None and ends:
             for text in self._unjust(session, party, reservation, ends):
                 self._fault(session, text)
-        elif seized and reservation is not None and reservation.agent_ids != (held,):
-            self._fault(session, f"leaves {held}, where its victims are, for {reservation}")
+        elif seized and reservation is not None:
+            kept = zip(reservation.agent_ids, reservation.amounts, strict=True)
+            if {agent_id: Counter(amount) for agent_id, amount in kept} != held:
+                self._fault(session, f"leaves {held}, where its victims are, for {reservation}")
         due = due or seized
         if due != (reservation is not None):
             self._fault(session, f"a reservation is due: {due}, there is {reservation}")
@@ -225,16 +230,13 @@ class Replay:
                 or end.action != rules.action
             ):
                 yield f"may not preempt {each.session_id}"
-        agent_id = reservation.agent_ids[0]
-        waits = [
-            each
-            for each in self._snapshot.running
-            if each.ending and each.claimed_by in (None, session.session_id)
-        ]
-        if not party.would_fit(agent_id, [*waits, *chosen]):
+        waits = ending_for(session, self._snapshot)
+        if party.would_fit(waits):
+            yield f"preempts {[e.session_id for e in chosen]} though nobody has to end"
+        if not party.has_then(reservation, [*waits, *chosen]):
             yield f"preempts {[e.session_id for e in chosen]}, which does not help"
         for spared in chosen:
-            if party.would_fit(agent_id, [*waits, *(e for e in chosen if e is not spared)]):
+            if party.would_fit([*waits, *(e for e in chosen if e is not spared)]):
                 yield f"preempts {spared.session_id}, which is not needed"
 
     def _barred(self, session: SessionRequest) -> tuple[list[str], bool]:

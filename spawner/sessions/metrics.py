@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from spawner.scheduler.observe import Phase
 from spawner.scheduler.slots import KINDS
 from spawner.sessions.ledger import Repair
 from spawner.sessions.states import Status
@@ -48,6 +49,13 @@ class Metrics:
         )
         for phase in PHASES:
             self._phases.labels(phase)
+        self._group_phases = Histogram(
+            "perijove_scheduling_group_phase_seconds",
+            "Duration of each phase of a pass within a resource group, all of its sessions together.",
+            ("group", "phase"),
+            buckets=(0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5),
+            registry=self.registry,
+        )
         self._placements = self._counter(
             "perijove_placements", "Placements by outcome.", "outcome", ("placed", "refused")
         )
@@ -78,11 +86,18 @@ class Metrics:
         for slot in KINDS:
             self._allocated.labels(slot)
 
-    def scheduled(self, phases: Mapping[str, float], outcome: Outcome) -> None:
-        """Count a pass: seconds of each of ``PHASES``, and what came of it."""
+    def scheduled(
+        self,
+        phases: Mapping[str, float],
+        outcome: Outcome,
+        within: Mapping[tuple[str, Phase], float],
+    ) -> None:
+        """Count a pass: seconds of each of ``PHASES`` and of those ``within`` groups, and what came of it."""
         self._pass.observe(sum(phases.values()))
         for phase, seconds in phases.items():
             self._phases.labels(phase).observe(seconds)
+        for (group, part), seconds in within.items():
+            self._group_phases.labels(group, part).observe(seconds)
         self._placements.labels("placed").inc(len(outcome.placed))
         self._placements.labels("refused").inc(len(outcome.refused))
         self._ended.labels("preempted").inc(len(outcome.preempted))

@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.principals import Principal, Scope, require
 from authenticator.problems import InvalidParameters
+from spawner.scheduler.dryrun import fit, fit_all, why
 from spawner.scheduler.model import Agent, KernelRequest, SessionRequest, Snapshot, Verdict
-from spawner.scheduler.plan import fit, fit_all, why
 from spawner.scheduler.policies import Policies
 from spawner.scheduler.slots import (
     KINDS,

@@ -15,8 +15,8 @@ from authenticator.problems import (
     SessionAlreadyExists,
 )
 from spawner.scheduler.check import cancelled
+from spawner.scheduler.dryrun import fit
 from spawner.scheduler.model import SessionRequest, Snapshot, Verdict
-from spawner.scheduler.plan import fit
 from spawner.scheduler.policies import Policies
 from spawner.scheduler.slots import format_amount
 from spawner.sessions import admission, creation, queries

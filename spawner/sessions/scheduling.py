@@ -27,6 +27,7 @@ from spawner.scheduler.model import (
     SessionRequest,
     Snapshot,
 )
+from spawner.scheduler.observe import Observer, unobserved
 from spawner.scheduler.plan import plan
 from spawner.scheduler.policies import BUILT_IN, Policies
 from spawner.sessions import clusters, ledger, steps, telling
@@ -36,6 +37,7 @@ from spawner.sessions.metrics import Metrics
 from spawner.sessions.registration import ALIVE
 from spawner.sessions.snapshot import Reading, read_snapshot
 from spawner.sessions.states import IllegalTransition, Status, Target
+from spawner.sessions.stopwatch import Stopwatch
 from spawner.sessions.tables import AgentRow, HistoryRow, KernelRow, SessionRow
 from spawner.sessions.telling import Telling
 from spawner.sessions.transitions import Change, Journal
@@ -53,6 +55,9 @@ COUNTED_EVERY = 60.0
 REQUEST_ID = "scheduler"
 
 T = TypeVar("T")
+Planner = Callable[[Snapshot, Policies, Observer], Plan]
+Committing = Callable[[str], None]
+"""Told of the waiting session whose part of the plan is carried out next; of ``""`` when that is over."""
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +83,7 @@ class SchedulerLoop:
         metrics: Metrics,
         tick: float,
         policies: Policies = BUILT_IN,
-        planner: Callable[[Snapshot, Policies], Plan] = plan,
+        planner: Planner = plan,
     ) -> None:
         self._journal, self._metrics, self._tick = journal, metrics, tick
         self._policies, self._planner = policies, planner
@@ -119,11 +124,12 @@ class SchedulerLoop:
         started = time.perf_counter()
         reading, counts = await self._journal.store.read(self._read)
         snapshot = reading.snapshot
+        watch = Stopwatch()
         read = time.perf_counter()
         if len(snapshot.pending) * max(1, len(snapshot.agents)) >= THREAD_SIZE:
-            planned = await asyncio.to_thread(self._plan, reading)
+            planned = await asyncio.to_thread(self._plan, reading, watch)
         else:
-            planned = self._plan(reading)
+            planned = self._plan(reading, watch)
         decided = time.perf_counter()
         if planned.placements:
             await reach("schedule-planned")
@@ -135,12 +141,14 @@ class SchedulerLoop:
         for group in {each.resource_group for each in snapshot.pending}:
             self._uncounted[group] = self._uncounted.get(group, 0) + 1
         passes = {group: counts.get(group, 0) + more for group, more in self._uncounted.items()}
-        result = await self._write(planned, telling.to_tell(planned.waiting, reading), passes)
+        tellings = telling.to_tell(planned.waiting, reading)
+        groups = {each.session_id: each.resource_group for each in snapshot.pending}
+        result = await self._write(planned, tellings, passes, partial(_committing, watch, groups))
         result.waiting = len(planned.waiting)
         applied = time.perf_counter()
         self._pause = max(DEBOUNCE, min(applied - started, 1.0))
         phases = {"read": read - started, "plan": decided - read, "apply": applied - decided}
-        self._metrics.scheduled(phases, result)
+        self._metrics.scheduled(phases, result, watch.seconds)
         return result
 
     async def _read(self, db: AsyncSession) -> tuple[Reading, dict[str, int]]:
@@ -149,7 +157,11 @@ class SchedulerLoop:
         return reading, {group: count for group, (count, _) in counted.items()}
 
     async def _write(
-        self, planned: Plan, tellings: Sequence[Telling], passes: Mapping[str, int]
+        self,
+        planned: Plan,
+        tellings: Sequence[Telling],
+        passes: Mapping[str, int],
+        committing: Committing,
     ) -> PassResult:
         """The plan in one write; then what people are told, in several, so that others can write between."""
         acts = bool(planned.placements or planned.preemptions or planned.cancelled)
@@ -159,7 +171,7 @@ class SchedulerLoop:
 
             async def work(change: Change) -> PassResult:
                 await telling.count_passes(change.db, passes, change.now)
-                return await apply(change, planned)
+                return await apply(change, planned, committing=committing)
 
             result = await self._journal.write(REQUEST_ID, work)
             self._uncounted.clear()
@@ -173,23 +185,23 @@ class SchedulerLoop:
             await reach("schedule-applied")
         return result
 
-    def _plan(self, reading: Reading) -> Plan:
+    def _plan(self, reading: Reading, watch: Observer) -> Plan:
         """The plan; a resource group whose policy fails waits, and keeps no other from going on."""
         broken = dict(reading.broken)
         snapshot = _without(reading.snapshot, broken)
         try:
-            planned = self._planner(snapshot, self._policies)
+            planned = self._planner(snapshot, self._policies, watch)
         except Exception:
             for group in snapshot.groups:
                 only = _only(snapshot, group.name)
                 try:
-                    self._planner(only, self._policies)
+                    self._planner(only, self._policies, unobserved)
                 except Exception as error:
                     broken[group.name] = f"{type(error).__name__}: {error}"
                     log.exception("resource group %s cannot be scheduled", group.name)
             if len(broken) == len(reading.broken):
                 raise
-            planned = self._planner(_without(snapshot, broken), self._policies)
+            planned = self._planner(_without(snapshot, broken), self._policies, watch)
         waiting = tuple(
             _not_scheduled(each)
             for each in reading.snapshot.pending
@@ -237,24 +249,42 @@ def _not_scheduled(session: SessionRequest) -> Explanation:
     return Explanation(session.session_id, 1, f"waiting: {told}", (Reason("policy", told),))
 
 
-async def apply(change: Change, planned: Plan, told: Sequence[Explanation] = ()) -> PassResult:
+def _committing(watch: Observer, groups: Mapping[str, str], session_id: str) -> None:
+    group = groups.get(session_id, "")
+    watch(group, "commit" if group else "")
+
+
+def _unmeasured(session_id: str) -> None:
+    """Nobody wants to know."""
+
+
+async def apply(
+    change: Change,
+    planned: Plan,
+    told: Sequence[Explanation] = (),
+    committing: Committing = _unmeasured,
+) -> PassResult:
     """Carry a plan out: each part stands or falls alone, checked against rows as they are now.
 
     ``told`` are explanations to be written along.
     """
     result = PassResult()
     for reason in planned.cancelled:
+        committing(str(reason.data["session_id"]))
         if await _alone(change, "cancellation", partial(_cancel, change, reason)):
             result.cancelled.append(str(reason.data["session_id"]))
     for preemption in planned.preemptions:
+        committing(preemption.for_session_id)
         if await _alone(change, "preemption", partial(_preempt, change, preemption)):
             result.preempted.append(preemption.victim_id)
     for placement in planned.placements:
+        committing(placement.session_id)
         outcome = await _alone(change, "placement", partial(_place, change, placement))
         if outcome is Outcome.PLACED:
             result.placed.append(placement.session_id)
         elif outcome is not Outcome.GONE:
             result.refused.append(placement.session_id)
+    committing("")
     await telling.tell(change, [Telling(each, "") for each in told], {})
     return result
 

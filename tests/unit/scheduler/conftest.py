@@ -1,4 +1,9 @@
-"""How many examples the properties run: few by default, many with ``--hypothesis-profile=deep``."""
+"""How many examples the properties run: few by default, many with ``--hypothesis-profile=deep``.
+
+``EXAMPLES`` in the environment says how many those are.
+"""
+
+import os
 
 from hypothesis import HealthCheck, settings
 
@@ -13,7 +18,11 @@ settings.register_profile(
     suppress_health_check=SLOW,
 )
 settings.register_profile(
-    "deep", max_examples=100_000, deadline=None, print_blob=True, suppress_health_check=SLOW
+    "deep",
+    max_examples=int(os.environ.get("EXAMPLES", "100000")),
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=SLOW,
 )
 if settings.get_current_profile_name() == "default":
     settings.load_profile("quick")

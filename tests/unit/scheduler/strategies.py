@@ -224,6 +224,20 @@ def residents(draw: st.DrawFn, home: Agent) -> tuple[RunningSession, ...]:
 
 
 @st.composite
+def clustered(draw: st.DrawFn, found: tuple[RunningSession, ...]) -> tuple[RunningSession, ...]:
+    """The same sessions, some of which are parts of one that runs on several nodes."""
+    left = list(found)
+    while len(left) > 1 and draw(st.booleans()):
+        first = left.pop(draw(st.integers(0, len(left) - 1)))
+        peers = [each for each in left if each.resource_group == first.resource_group]
+        if not peers:
+            continue
+        other = draw(st.sampled_from(peers))
+        left[left.index(other)] = replace(other, kernels=(*other.kernels, *first.kernels))
+    return tuple(left)
+
+
+@st.composite
 def quota(draw: st.DrawFn, scope: str, scope_id: str) -> Quota:
     """Limits from nothing to everything, which may already be passed."""
     limit = draw(st.one_of(st.none(), NEEDS))
@@ -245,6 +259,7 @@ def snapshots(draw: st.DrawFn, *, plain: bool = False, timeless: bool = False) -
     selectors = st.sampled_from(("concentrated", "dispersed", "round-robin", "legacy"))
     agents = tuple(draw(agent(name)) for name in AGENTS[: draw(st.integers(0, 4))])
     pending = tuple(draw(session(number)) for number in range(draw(st.integers(0, 6))))
+    runs = () if timeless else tuple(each for home in agents for each in draw(residents(home)))
     return Snapshot(
         NOW,
         tuple(
@@ -261,5 +276,75 @@ def snapshots(draw: st.DrawFn, *, plain: bool = False, timeless: bool = False) -
         agents,
         tuple(replace(each, run_time=None) for each in pending) if timeless else pending,
         tuple(draw(quota(*scope)) for scope in chosen),
-        () if timeless else tuple(each for home in agents for each in draw(residents(home))),
+        draw(clustered(runs)) if runs and draw(st.booleans()) else runs,
     )
+
+
+UNITS = {"cpu": MICRO, "mem": 1, "cuda.shares": MICRO // 2}
+
+
+@st.composite
+def contested(draw: st.DrawFn, name: str) -> tuple[Agent, tuple[RunningSession, ...]]:
+    """An agent that is nearly full of sessions, some of which may end."""
+    runs: list[RunningSession] = []
+    used: dict[str, int] = {}
+    sizes = {"cpu": draw(st.integers(1, 4)), "mem": 8, "cuda.shares": draw(st.sampled_from((0, 2)))}
+    for number in range(draw(st.integers(0, 3))):
+        shares = []
+        for slot in ("cpu", "cuda.shares"):
+            amount = draw(st.integers(0, min(2, sizes[slot] - used.get(slot, 0))))
+            used[slot] = used.get(slot, 0) + amount
+            if amount:
+                shares.append(DeviceShare(slot, f"{slot}0", amount * UNITS[slot]))
+        session_id = f"r{name}-{number}"
+        runs.append(
+            RunningSession(
+                session_id,
+                draw(st.sampled_from(OWNERS)),
+                "lab",
+                "default",
+                GROUPS[0],
+                draw(st.sampled_from((0, 0, 5, 10))),
+                NOW - draw(st.integers(0, 3)),
+                None,
+                (KernelPlacement(f"{session_id}-k", name, tuple(shares)),),
+                preemptible=draw(st.sampled_from((True, True, True, False))),
+                ending=draw(st.sampled_from((False, False, False, True))),
+            )
+        )
+    devices = tuple(
+        Device(slot, f"{slot}0", n * UNITS[slot], (n - used.get(slot, 0)) * UNITS[slot])
+        for slot, n in sizes.items()
+    )
+    held = len(runs)
+    most = draw(st.sampled_from((None, None, held, held + 1, max(0, held - 1))))
+    home = Agent(name, GROUPS[0], "x86_64", devices, containers=held, max_containers=most)
+    return home, tuple(runs)
+
+
+@st.composite
+def contests(draw: st.DrawFn) -> Snapshot:
+    """Agents that are nearly full, sessions that may end there, and one of a higher priority that waits."""
+    places = [draw(contested(name)) for name in AGENTS[: draw(st.integers(1, 3))]]
+    runs = tuple(each for _, here in places for each in here)
+    count, mode = draw(st.sampled_from(((1, "single-node"), (2, "multi-node"), (3, "multi-node"))))
+    wants = st.fixed_dictionaries({"cpu": st.integers(1, 3), "cuda.shares": st.integers(0, 2)})
+    first = draw(wants)
+    equal = draw(st.booleans())
+    asked = [first if equal else draw(wants) for _ in range(count)]
+    kernels = tuple(
+        KernelRequest(f"k{n}", {s: m * UNITS[s] for s, m in each.items()}, "img1", "x86_64")
+        for n, each in enumerate(asked)
+    )
+    waits = SessionRequest(
+        "s1", "ada", "key-ada", "lab", "default", GROUPS[0], 10, NOW, kernels, cluster_mode=mode
+    )
+    rules = PreemptionRules(
+        draw(st.sampled_from(("oldest", "newest", "fewest-sessions", "smallest-resources"))),
+        "requeue",
+        draw(st.sampled_from((0.0, 2.0))),
+        draw(st.sampled_from(("group", "user"))),
+    )
+    group = GroupPolicy(GROUPS[0], devices=draw(RULES), preemption=rules)
+    agents = tuple(home for home, _ in places)
+    return Snapshot(NOW, (group,), agents, (waits,), running=draw(clustered(runs)))

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.simulator import Job, Simulation
+from spawner.scheduler.dryrun import fit, why
 from spawner.scheduler.model import GroupPolicy, SessionGroup
-from spawner.scheduler.plan import fit, plan, why
+from spawner.scheduler.plan import plan
 from tests.harness.snapshots import GROUP, NOW, agent, session, snapshot
 
 from .answers import planned, started

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from spawner.scheduler.dryrun import fit, fit_all, why
 from spawner.scheduler.model import Dependency, SessionRequest
-from spawner.scheduler.plan import fit, fit_all, why
 from tests.harness.snapshots import NOW, agent, quota, running, session, slots, snapshot
 
 from .answers import told

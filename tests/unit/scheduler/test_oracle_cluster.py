@@ -10,8 +10,8 @@ from functools import cache
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spawner.scheduler.dryrun import fit
 from spawner.scheduler.model import Agent, Device, DeviceRules, KernelRequest, SessionRequest
-from spawner.scheduler.plan import fit
 from spawner.scheduler.slots import MICRO
 from tests.harness.snapshots import ARCHITECTURE, GROUP, IMAGE, session, snapshot
 

@@ -8,10 +8,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spawner.scheduler.dryrun import fit
 from spawner.scheduler.model import Placement, RunningSession, SessionRequest, Snapshot
-from spawner.scheduler.plan import fit, plan
+from spawner.scheduler.plan import plan
 from spawner.scheduler.validate import validate
 
+from .answers import after
 from .strategies import snapshots
 
 
@@ -65,7 +67,7 @@ def test_a_dry_run_says_what_the_plan_does(case: Snapshot, data: st.DataObject) 
     case = replace(case, groups=tuple(replace(each, sequencer="fifo") for each in case.groups))
     chosen = data.draw(st.sampled_from(case.pending))
     others = replace(case, pending=tuple(each for each in case.pending if each is not chosen))
-    asked = replace(chosen, submitted_at=case.now + 100)
+    asked = replace(chosen, submitted_at=case.now + 100, eligible_since=None)
     if asked.dependencies and asked.failed_parents == "cancel":
         return
     if any(each.claimed_by == asked.session_id for each in case.running):
@@ -130,21 +132,8 @@ def test_a_promised_start_never_moves_later(case: Snapshot, passed: float) -> No
 def later(case: Snapshot, passed: float) -> Snapshot:
     """The snapshot after ``passed`` seconds, in which everything ends when it is known to."""
     now = case.now + passed
-    over = [each for each in case.running if each.ends_at is not None and each.ends_at <= now]
-    agents = []
-    for agent in case.agents:
-        kernels = [k for each in over for k in each.kernels if k.agent_id == agent.agent_id]
-        back: dict[tuple[str, str], int] = {}
-        for share in (share for kernel in kernels for share in kernel.shares):
-            place = (share.slot, share.device_id)
-            back[place] = back.get(place, 0) + share.amount
-        freed = (
-            replace(d, free=d.free + back.get((d.slot, d.device_id), 0)) for d in agent.devices
-        )
-        left = max(0, agent.containers - len(kernels))
-        agents.append(replace(agent, containers=left, devices=tuple(freed)))
-    running = tuple(each for each in case.running if each not in over)
-    return replace(case, now=now, agents=tuple(agents), running=running)
+    over = {e.session_id for e in case.running if e.ends_at is not None and e.ends_at <= now}
+    return replace(after(case, over), now=now)
 
 
 def apply(case: Snapshot, placements: tuple[Placement, ...]) -> Snapshot:

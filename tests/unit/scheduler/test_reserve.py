@@ -242,3 +242,30 @@ def test_legacy_counts_kinds_of_slots_and_compares_them_one_by_one() -> None:
     ]
     asked = session("s", {"cpu": 1, "mem": "1g"})
     assert started(snapshot(nodes, [asked], selector="legacy")) == {"s": "a3"}
+
+
+def test_containers_beyond_a_lowered_limit_have_to_end_first() -> None:
+    """Three containers run where two may: the first end makes no room, the second does."""
+    runs = [running(f"r{n}", holds={"cpu": 1}, ends=10 * n) for n in (1, 2, 3)]
+    node = agent(used={"cpu": 3}, containers=3, max_containers=2)
+    assert told(snapshot([node], [session()], runs=runs), "s1").starts_at == NOW + 20
+
+
+def test_a_cluster_that_open_nodes_cannot_hold_keeps_none_of_them_idle() -> None:
+    """One of its two nodes is closed: it waits for that one, and others run meanwhile."""
+    asked = session("big", {"cpu": 8}, kernels=2, cluster_mode="multi-node")
+    nodes = [agent("a1", used={"cpu": 4}), agent("a2", schedulable=False)]
+    case = snapshot(nodes, [asked, session("small", {"cpu": 4}, at=1)])
+    assert planned(case).reservations == ()
+    assert started(case) == {"small": "a1"}
+
+
+def test_what_ends_at_this_moment_makes_room_beside_a_claim() -> None:
+    """Found by the properties: half of what is ending is claimed, the other half is for the next."""
+    runs = [running("r", holds={"cpu": 8}, ending=True)]
+    pending = [session("a", {"cpu": 4}), session("b", {"cpu": 4, "mem": "1g"}, at=1, priority=0)]
+    there = {
+        each.session_id: each.starts_at
+        for each in planned(snapshot([agent(used={"cpu": 8})], pending, runs=runs)).reservations
+    }
+    assert there == {"a": NOW, "b": NOW}

@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.principals import Role
 from spawner.scheduler.model import Plan, Snapshot
+from spawner.scheduler.observe import Observer
 from spawner.scheduler.plan import plan
 from spawner.scheduler.policies import Policies
 from spawner.sessions.scheduling import PassResult, SchedulerLoop, apply
@@ -132,9 +133,9 @@ async def test_a_large_plan_is_made_in_a_thread(
     ada = await plane.user()
     made_in: list[str] = []
 
-    def planner(snapshot: Snapshot, policies: Policies) -> Plan:
+    def planner(snapshot: Snapshot, policies: Policies, observer: Observer) -> Plan:
         made_in.append(threading.current_thread().name)
-        return plan(snapshot, policies)
+        return plan(snapshot, policies, observer)
 
     monkeypatch.setattr("spawner.sessions.scheduling.THREAD_SIZE", 1)
     loop = SchedulerLoop(plane.plane.journal, plane.plane.metrics, 30, planner=planner)

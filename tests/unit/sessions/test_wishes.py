@@ -433,6 +433,9 @@ async def test_every_phase_of_a_pass_is_measured(plane: Rig) -> None:
         line = f'perijove_scheduling_phase_seconds_count{{phase="{phase}"}} '
         (count,) = [each for each in told.splitlines() if each.startswith(line)]
         assert float(count.removeprefix(line)) >= 1
+    for phase in ("prepare", "order", "check", "place", "commit"):
+        name = "perijove_scheduling_group_phase_seconds"
+        assert f'{name}_count{{group="default",phase="{phase}"}} ' in told
     assert 'perijove_scheduler_ended_total{why="preempted"} 0.0' in told
 
 
