@@ -51,6 +51,8 @@ class ControlSettings:
     sync_interval: float = 30.0
     call_timeout: float = 10.0
     agent_token: str | None = field(default=None, repr=False)
+    apps_path: str = "/services/perijove-apps/"
+    """Where browsers find sessions' apps."""
 
 
 class ControlPlane:
@@ -79,7 +81,7 @@ class ControlPlane:
         self.sessions = SessionService(self.journal, self.agents, folders, now)
         self.nodes = NodeService(self.journal, self.agents.is_connected)
         self.images = ImageService(self.journal, self.agents, now)
-        self.apps = AppService(store, self.agents)
+        self.apps = AppService(store, self.agents, self.settings.apps_path)
         self.offers = Offers(self.journal, self.agents, now, policies, folders)
         self.scheduler = SchedulerLoop(self.journal, self.metrics, self.settings.tick, policies)
         self.extensions = Extensions(self.journal)
