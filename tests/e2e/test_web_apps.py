@@ -19,10 +19,11 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.lab import SLOW, Person
 from tests.e2e.platform import HERE, Platform
+from tests.e2e.web_image import SCALAR, ensure_web_image
 from tests.integration.docker_engine import ensure_session_image, running_engine
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.timeout(400)]
@@ -113,11 +114,11 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 90) -> Any:
     raise AssertionError(what)
 
 
-def session(owner: Client, name: str, script: str) -> str:
+def session(owner: Client, name: str, script: str, image: str = "") -> str:
     """A session that runs; ``script`` is run at its start."""
     body = {
         "name": name,
-        "image": ensure_session_image(),
+        "image": image or ensure_session_image(),
         "enqueueOnly": True,
         "bootstrap_script": script,
         "config": {
@@ -138,10 +139,18 @@ def session(owner: Client, name: str, script: str) -> str:
     return made_id
 
 
+def started(port: int) -> str:
+    """A script that starts the small app."""
+    return (
+        f"cat > /tmp/app.py <<'END'\n{APP}\nEND\n"
+        f"nohup python3 /tmp/app.py {port} >/tmp/app.log 2>&1 &\n"
+    )
+
+
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     with running_engine():
-        ensure_session_image()
+        ensure_web_image()  # before the agent lists its images
         state = tmp_path_factory.mktemp("web") / "state"
         platform = Platform(state, "docker", config=CONFIG)
         platform.start(timeout=600)
@@ -160,8 +169,7 @@ def ada(platform: Platform) -> Client:
 @pytest.fixture(scope="module")
 def app(platform: Platform, ada: Client) -> str:
     """Path of the small app of a session of ada's."""
-    start = f"cat > /tmp/app.py <<'END'\n{APP}\nEND\nnohup python3 /tmp/app.py 9000 >/tmp/app.log 2>&1 &\n"
-    made = session(ada, "small-app", start)
+    made = session(ada, "small-app", started(9000))
     path = f"/services/perijove-apps/{made}/9000/"
     until(lambda: ada.ask("GET", f"{path}headers")[0] == 200, "the app never answered")
     return path
@@ -261,48 +269,85 @@ def test_websockets_are_carried(app: str, ada: Client) -> None:
     asyncio.run(talk())
 
 
-def test_in_a_browser(platform: Platform, browser: Browser, shots: Path) -> None:
-    admin = client(platform, "admin")
-    start = (
-        f"cat > /tmp/app.py <<'END'\n{APP}\nEND\n"
-        "(while [ ! -e /tmp/go ]; do sleep 0.2; done; exec python3 /tmp/app.py 9000) >/tmp/app.log 2>&1 &\n"
-        "touch /tmp/go\n"
-    )
-    made = session(admin, "in-a-browser", start)
-    path = f"/services/perijove-apps/{made}/9000/"
+@pytest.fixture
+def person(platform: Platform, browser: Browser, shots: Path) -> Iterator[Person]:
+    """The administrator, logged in."""
     context = browser.new_context(viewport={"width": 1100, "height": 700})
     person = Person(context.new_page(), platform.url, shots)
     try:
         person.log_in("admin", platform.password)
-        person.page.goto(f"{platform.url}/services/perijove/")
-        link = person.page.get_by_role("link", name="9000 of in-a-browser")
-        expect(link).to_be_visible(timeout=SLOW)
-        person.shot("apps-1-sessions")
-        until(lambda: admin.ask("GET", f"{path}headers")[0] == 200, "the app never answered")
-        with context.expect_page() as opened:
-            link.click()
-        page = person.page = opened.value
-        expect(page.locator("#said")).to_have_text("echo: hello", timeout=SLOW)
-        expect(page).to_have_title("asked")
-        assert page.url == f"{platform.url}{path}"
-        person.shot("apps-2-small-app")
-        cookies = {each["name"]: each for each in context.cookies()}
-        assert cookies["mine"]["path"] == path
-        assert cookies["service-perijove-apps"]["httpOnly"]
-        assert cookies["service-perijove-apps"]["sameSite"] == "Lax"
-        told = page.evaluate("fetch('headers', {method: 'POST'}).then((each) => each.json())")
-        assert told["Cookie"] == "mine=1", told
-        assert page.evaluate("document.cookie") == "mine=1"
-        # A page of another site gets nothing, cookie or not.
-        other = page.context.request.post(
-            f"{platform.url}{path}headers", headers={"Origin": "http://elsewhere.example"}
-        )
-        assert other.status == 403
-        page.goto(f"{platform.url}/services/perijove-apps/{made}/nothing/")
-        expect(page.locator("h1")).to_contain_text(re.compile("No such app service"))
-        person.shot("apps-3-unknown")
-    except BaseException:
-        person.shot("apps-failed")
-        raise
+        yield person
+        person.shot("apps-last")
     finally:
         context.close()
+
+
+def opened(person: Person, link: str) -> Page:
+    """The page that a link on the page of sessions opens."""
+    person.page.goto(f"{person.url}/services/perijove/")
+    with person.page.context.expect_page() as page:
+        person.page.get_by_role("link", name=link).click()
+    page.value.set_default_timeout(SLOW)
+    return page.value
+
+
+def kept(page: Page, shots: Path, name: str) -> None:
+    page.screenshot(path=shots / f"{name}.png")
+
+
+def test_a_port_of_a_program_in_a_browser(platform: Platform, person: Person, shots: Path) -> None:
+    admin = client(platform, "admin")
+    made = session(admin, "preopened", started(9000))
+    path = f"/services/perijove-apps/{made}/9000/"
+    until(lambda: admin.ask("GET", f"{path}headers")[0] == 200, "the app never answered")
+    page = opened(person, "9000 of preopened")
+    expect(page.locator("#said")).to_have_text("echo: hello", timeout=SLOW)
+    expect(page).to_have_title("asked")
+    assert page.url == f"{platform.url}{path}"
+    kept(page, shots, "apps-2-small-app")
+    cookies = {each["name"]: each for each in page.context.cookies()}
+    assert cookies["mine"]["path"] == path
+    assert cookies["service-perijove-apps"]["httpOnly"]
+    assert cookies["service-perijove-apps"]["sameSite"] == "Lax"
+    told = page.evaluate("fetch('headers', {method: 'POST'}).then((each) => each.json())")
+    assert told["Cookie"] == "mine=1", told
+    assert page.evaluate("document.cookie") == "mine=1"
+    # A page of another site gets nothing, cookie or not.
+    other = page.context.request.post(
+        f"{platform.url}{path}headers", headers={"Origin": "http://elsewhere.example"}
+    )
+    assert other.status == 403
+    end(admin, made)
+
+
+def test_apps_of_an_image_in_a_browser(platform: Platform, person: Person, shots: Path) -> None:
+    admin = client(platform, "admin")
+    write = f"python3 - <<'END'\n{SCALAR}\nEND\n"
+    made = session(admin, "many-apps", write, ensure_web_image())
+
+    page = opened(person, "slow of many-apps")
+    expect(page.locator("h1")).to_have_text("slow is starting")
+    kept(page, shots, "apps-3-starting")
+    expect(page.locator("#said")).to_have_text("echo: hello", timeout=SLOW)
+    person.shot("apps-1-sessions")
+
+    page = opened(person, "broken of many-apps")
+    expect(page.locator("body")).to_contain_text("broken ended with status 4: no licence")
+    kept(page, shots, "apps-4-broken")
+
+    page = opened(person, "TensorBoard of many-apps")
+    expect(page.locator("body")).to_contain_text(re.compile("loss"), timeout=SLOW)
+    page.locator("card-view, scalar-card").first.wait_for(timeout=SLOW)
+    kept(page, shots, "apps-5-tensorboard")
+
+    lab = Person(opened(person, "lab of many-apps"), platform.url, shots)
+    lab.page.wait_for_url(re.compile(rf"/services/perijove-apps/{made}/lab/lab"), timeout=SLOW)
+    lab.page.locator(".jp-LauncherCard").first.wait_for(timeout=SLOW)
+    lab.open_notebook()
+    lab.run_cell("print(6 * 7)", "42")
+    lab.shot("apps-6-jupyterlab")
+    end(admin, made)
+
+
+def end(owner: Client, session_id: str) -> None:
+    assert owner.ask("DELETE", f"/services/perijove/session/{session_id}")[0] == 200
