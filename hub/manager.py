@@ -22,10 +22,10 @@ from traitlets.config import Configurable
 from authenticator.identity import IdentityService
 from authenticator.keypairs import KeyPairService
 from hub.api.application import application
-from hub.api.authentication import Authentication, cookie_secret, hub_login
+from hub.api.authentication import APPS, Authentication, cookie_secret, hub_login
 from hub.api.handler import MAX_BODY
 from hub.api.services import Services
-from hub.config.deployment import Deployment
+from hub.config.deployment import Deployment, apps_token
 from spawner.addresses import address
 from spawner.monitors.registry import Monitors, of_loop
 from spawner.sessions.control import ControlPlane, ControlSettings
@@ -71,6 +71,9 @@ class ManagerConfig(Configurable):
     )
     service_prefix = Unicode(
         help="Path of the manager behind the hub's proxy. Default: the deployment's."
+    ).tag(config=True)
+    apps_prefix = Unicode(
+        help="Path of sessions' apps behind the hub's proxy. Default: the deployment's."
     ).tag(config=True)
     volumes = Dict(
         help="""Volumes that hold folders: name to path, the default one first. Default: `local` in the
@@ -196,7 +199,15 @@ class Manager:
             hub_secret=hub_secret,
             agent_known=agent_known,
         )
-        app = application(services, authentication, cookie_secret(hub_secret))
+        apps_login = hub_login(
+            self._config.hub_api_url or self._addresses.hub_api_url,
+            services.hub_prefix,
+            services.control.apps.path,
+            apps_token(self._secrets["PERIJOVE_SERVICE_TOKEN"]),
+            APPS,
+        )
+        app = application(services, authentication, apps_login, cookie_secret(hub_secret))
+        stack.push_async_callback(app.settings["app_doors"].close)
         server = HTTPServer(
             app, xheaders=True, max_body_size=2 * MAX_BODY, idle_connection_timeout=600
         )
@@ -235,6 +246,7 @@ class Manager:
             heartbeat_interval=self._config.heartbeat_interval,
             agent_timeout=self._config.agent_timeout,
             agent_token=self._secrets["PERIJOVE_AGENT_TOKEN"] or None,
+            apps_path=self._config.apps_prefix or self._addresses.apps_prefix,
         )
 
     def _services(

@@ -23,7 +23,9 @@ from hub.api import (
     resources,
     sessions,
 )
-from hub.api.authentication import Authentication
+from hub.api.app_doors import AppDoors
+from hub.api.app_proxy import app_routes
+from hub.api.authentication import Authentication, HubLogin
 from hub.api.handler import Base, UnknownPathHandler, log_request
 from hub.api.pages import OAuthCallback
 from hub.api.services import Services
@@ -62,11 +64,17 @@ def routes(prefix: str) -> list[tuple[str, Any]]:
 
 
 def application(
-    services: Services, authentication: Authentication, cookie_secret: bytes
+    services: Services,
+    authentication: Authentication,
+    apps_login: HubLogin,
+    cookie_secret: bytes,
 ) -> Application:
-    """The Tornado application of a manager."""
+    """The Tornado application of a manager; who ends it closes its setting ``app_doors``."""
+    apps = services.control.apps
     return Application(
-        routes(services.prefix),
+        [*app_routes(apps.path), *routes(services.prefix)],
+        apps_login=apps_login,
+        app_doors=AppDoors(services.identity, apps),
         default_handler_class=UnknownPathHandler,
         log_function=log_request,
         services=services,

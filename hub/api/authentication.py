@@ -47,6 +47,8 @@ MARK_USED_SECONDS = 300
 OLDEST_VERSION = (4, 20190615)
 UNAUTHORIZED = "Unauthorized access"
 MAX_REMEMBERED = 10_000
+APPS = "perijove-apps"
+"""The service of the hub behind which browsers find apps."""
 _TOKEN = re.compile(r"(?:token|bearer)\s+(\S+)\s*", re.IGNORECASE)
 _VERSION = re.compile(r"v(\d{1,3})\.(\d{8})", re.ASCII)
 
@@ -73,18 +75,37 @@ class HubLogin(HubOAuth):
         return ""
 
 
-def hub_login(api_url: str, hub_prefix: str, prefix: str, api_token: str) -> HubLogin:
-    """An OAuth client for the service ``perijove`` of the hub whose REST API is at ``api_url``.
+class AppsLogin(HubLogin):
+    """The apps' OAuth client. Its path is shared with apps: no page of ours there needs a token of our own."""
 
-    ``hub_prefix`` and ``prefix`` are the paths of hub and manager as browsers see them, with slashes around.
+    def set_cookie(self, handler: RequestHandler, access_token: str) -> None:
+        """The cookie alone, without the token against forged requests that would come beside it."""
+        secure = handler.request.protocol == "https"
+        handler.set_secure_cookie(
+            self.cookie_name,
+            access_token,
+            path=self.cookie_path,
+            httponly=True,
+            secure=secure,
+            samesite="Lax",
+        )
+
+
+def hub_login(
+    api_url: str, hub_prefix: str, prefix: str, api_token: str, name: str = "perijove"
+) -> HubLogin:
+    """An OAuth client for a service of the hub whose REST API is at ``api_url``.
+
+    ``hub_prefix`` and ``prefix`` are the paths of hub and service as browsers see them, with slashes around.
     """
-    return HubLogin(
+    kind = AppsLogin if name == APPS else HubLogin
+    return kind(
         api_url=api_url,
         api_token=api_token,
         hub_prefix=hub_prefix,
         base_url=prefix,
-        oauth_client_id="service-perijove",
-        access_scopes={"access:services!service=perijove"},
+        oauth_client_id=f"service-{name}",
+        access_scopes={f"access:services!service={name}"},
         cache_max_age=CACHE_SECONDS,
     )
 
@@ -133,11 +154,11 @@ class Authentication:
     async def _caller(self, handler: RequestHandler, access: Access) -> Caller:
         header = handler.request.headers.get("Authorization", "").strip()
         if access is Access.AGENT:
-            token = _bearer(header)
+            token = bearer(header)
             if token is None or not await self._agent_known(token):
                 raise AuthFailed(UNAUTHORIZED)
             return Caller(None, token)
-        token = None if is_signed(header) else _bearer(header)
+        token = None if is_signed(header) else bearer(header)
         if token is not None and hmac.compare_digest(token.encode(), self._hub_secret):
             return await self._hub(handler.request, access)
         if access in (Access.HUB, Access.HUB_USER):
@@ -231,7 +252,7 @@ def _remember(memory: dict[str, Any], key: str, value: Any) -> Any:
     return value
 
 
-def _bearer(header: str) -> str | None:
+def bearer(header: str) -> str | None:
     """The token of ``token T`` or ``Bearer T``."""
     found = _TOKEN.fullmatch(header)
     return found[1] if found else None

@@ -41,7 +41,8 @@ class Page(ApiHandler):
 
     def show(self, template: str, policy: str, **facts: Any) -> None:
         """Finish with the page that the template makes of ``facts`` and of what all pages are told."""
-        page = _environment.get_template(template).render(
+        page = render(
+            template,
             username=self.principal.username,
             prefix=self.services.prefix,
             hub_prefix=self.services.hub_prefix,
@@ -108,6 +109,11 @@ class OAuthCallback(HubOAuthCallbackHandler):
         reason = error.log_message if isinstance(error, HTTPError) else None
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(f"The log-in did not work ({reason or status_code}). Go back and try again.\n")
+
+
+def render(template: str, **facts: Any) -> str:
+    """The page that a template makes of ``facts``."""
+    return _environment.get_template(template).render(**facts)
 
 
 def _text(value: str | bytes) -> str:

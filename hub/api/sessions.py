@@ -13,6 +13,7 @@ from hub.api.handler import ApiHandler
 from hub.api.parameters import param
 from hub.api.session_requests import Creation
 from hub.api.streams import Frame, last_event_id, send_events
+from hub.api.web_apps import web_apps
 from spawner.sessions.states import FINAL, Status
 
 STARTED = frozenset({Status.RUNNING, Status.RUNNING_DEGRADED}) | FINAL
@@ -358,7 +359,11 @@ class SessionList(ApiHandler):
         )
         total = await service.count(self.principal, all_owners=given.everybody, statuses=statuses)
         now = self.services.now()
-        self.answer({"sessions": [views.session(each, now) for each in found], "total": total})
+        rows = [
+            {**views.session(each, now), "web_apps": web_apps(each, self.services)}
+            for each in found
+        ]
+        self.answer({"sessions": rows, "total": total})
 
 
 class SessionEvents(ApiHandler):

@@ -7,6 +7,8 @@ The state folder holds ``secrets.json`` (0600), ``deployment.json`` (addresses, 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import json
 import os
 import random
@@ -106,6 +108,11 @@ class Addresses:
     def service_prefix(self) -> str:
         """Path of the session API behind the proxy."""
         return f"{self.base_url}services/perijove/"
+
+    @property
+    def apps_prefix(self) -> str:
+        """Path of sessions' apps behind the proxy."""
+        return f"{self.base_url}services/perijove-apps/"
 
 
 class Deployment(Configurable):
@@ -266,6 +273,11 @@ class Deployment(Configurable):
         if not isinstance(known, dict):
             raise DeploymentError(f"{path} is damaged: it holds no object")
         return known
+
+
+def apps_token(service_token: str) -> str:
+    """The API token of the apps' service, another one than that of the API's."""
+    return hmac.new(service_token.encode(), b"perijove-apps", hashlib.sha256).hexdigest()
 
 
 def _bracketed(host: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from prometheus_client import generate_latest
 from traitlets.config.loader import Config, PyFileConfigLoader
 
-from hub.config.deployment import Addresses, Deployment, DeploymentError
+from hub.config.deployment import Addresses, Deployment, DeploymentError, apps_token
 from hub.web import extra_handlers, template_paths
 from spawner.monitors.registry import Monitors
 
@@ -33,12 +33,15 @@ CUSTOM_SCOPES = {
 }
 USER_SCOPES = [
     "access:services!service=perijove",
+    "access:services!service=perijove-apps",
     "custom:perijove:sessions!user",
     "custom:perijove:vfolder:write!user",
     "custom:perijove:admin",
 ]
 """Added to every user's role. ``admin`` grants nothing by itself: the manager asks for the role too."""
 SERVICE_SCOPES = [scope for scope in USER_SCOPES if scope.startswith("custom:")]
+APPS_SCOPES = ["custom:perijove:sessions!user"]
+"""Without ``admin``: what runs in an app's page is its owner's, and administrators are nobody's guests there."""
 
 
 def configure(c: Any, config: Config) -> None:
@@ -108,7 +111,15 @@ def _identity(c: Any, addresses: Addresses) -> None:
             "oauth_no_confirm": True,
             "oauth_client_allowed_scopes": SERVICE_SCOPES,
             "display": True,
-        }
+        },
+        {
+            "name": "perijove-apps",
+            "url": addresses.manager_url,
+            "api_token": apps_token(os.environ["PERIJOVE_SERVICE_TOKEN"]),
+            "oauth_no_confirm": True,
+            "oauth_client_allowed_scopes": APPS_SCOPES,
+            "display": False,
+        },
     ]
 
 

@@ -16,8 +16,12 @@ APP_LABEL = "ai.perijove.app."
 PORTS_LABEL = "ai.backend.service-ports"
 MINIMUM_LABEL = "ai.backend.resource.min."
 PROTOCOLS = ("http", "https", "tcp", "preopen", "vnc", "rdp", "internal", "pty")
+WEB = ("http", "https", "preopen")
+"""Protocols of apps that browsers can open."""
 ROLES = ("COMPUTE", "INFERENCE", "SYSTEM", "SERVICE")
 TERMINAL = "terminal"
+BASE_PATH = "{base_path}"
+"""In the start of an app: the path under which browsers find it, with slashes around."""
 SSHD_PORT = 2200
 _ITEM = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9_.-]{0,63}):([a-z]+):(\d+|\[\d+(?:,\d+)*\])\s*")
 _SSHD = r"""
@@ -42,6 +46,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "--ip={bind_host}",
         "--port={bind_port}",
         "--ServerApp.root_dir={home}",
+        f"--ServerApp.base_url={BASE_PATH}",
         "--IdentityProvider.token=",
         "--ServerApp.allow_remote_access=True",
     ),

@@ -53,6 +53,8 @@ class ControlSettings:
     sync_interval: float = 30.0
     call_timeout: float = 10.0
     agent_token: str | None = field(default=None, repr=False)
+    apps_path: str = "/services/perijove-apps/"
+    """Where browsers find sessions' apps."""
 
 
 class ControlPlane:
@@ -82,7 +84,7 @@ class ControlPlane:
         self.nodes = NodeService(self.journal, self.agents.is_connected)
         self.audit = AuditService(store, self.agents)
         self.images = ImageService(self.journal, self.agents, now)
-        self.apps = AppService(store, self.agents)
+        self.apps = AppService(store, self.agents, self.settings.apps_path)
         self.observing = Observing(store, self.agents)
         self.offers = Offers(self.journal, self.agents, now, policies, folders)
         self.scheduler = SchedulerLoop(self.journal, self.metrics, self.settings.tick, policies)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,6 +15,7 @@ from authenticator.problems import AgentUnavailable, BadRequest, InvalidParamete
 from spawner.agent import preamble
 from spawner.sessions import queries
 from spawner.sessions.agents import AgentRegistry
+from spawner.sessions.apps import BASE_PATH
 from spawner.sessions.states import Status
 from spawner.sessions.tables import KernelRow
 from store.database import Store
@@ -35,14 +36,33 @@ class Wish:
     environ: Mapping[str, str] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An app that runs: where its node lets in who knows the token, and what it is."""
+
+    host: str
+    port: int
+    token: str
+    protocol: str
+    keeps_path: bool
+    """It knows the path that browsers have it under, which its proxy leaves in place."""
+
+
 class AppService:
-    """Apps of users' sessions. Every method authorizes its principal."""
+    """Apps of users' sessions. Every method authorizes its principal.
 
-    def __init__(self, store: Store, agents: AgentRegistry) -> None:
-        self._store, self._agents = store, agents
+    ``path`` is where browsers find all apps, with slashes around.
+    """
 
-    async def start(self, principal: Principal, ref: str, wish: Wish) -> dict[str, Any]:
-        """Make an app run; where it is reached: ``{"host", "port", "token", "protocol"}``.
+    def __init__(self, store: Store, agents: AgentRegistry, path: str) -> None:
+        self._store, self._agents, self.path = store, agents, path
+
+    def base_path(self, session_id: uuid.UUID, name: str, port: int | None = None) -> str:
+        """Where browsers find one app, with slashes around; ``port``: if it was named."""
+        return f"{self.path}{session_id}/{name if port is None else f'{name}:{port}'}/"
+
+    async def start(self, principal: Principal, ref: str, wish: Wish) -> Opened:
+        """Make an app run.
 
         Raises ``NotFound`` for the session or the app, ``BadRequest``, ``AgentUnavailable``.
         """
@@ -56,10 +76,18 @@ class AppService:
             raise InvalidParameters(
                 {"arguments": f"{wish.name} takes none: it is not started here"}
             )
-        call = {**app, "argv": [*app["argv"], *wish.arguments], "environ": dict(wish.environ or {})}
+        base = self.base_path(kernel.session_id, wish.name, wish.port)
+        argv = [word.replace(BASE_PATH, base) for word in app["argv"]]
+        call = {**app, "argv": [*argv, *wish.arguments], "environ": dict(wish.environ or {})}
         params = {"kernel_id": str(kernel.id), "app": call}
         answer = await self._agents.call(kernel.agent_id, "start_app", params, START_TIMEOUT)
-        return dict(answer)
+        return Opened(
+            str(answer["host"]),
+            int(answer["port"]),
+            str(answer["token"]),
+            str(answer["protocol"]),
+            argv != app["argv"],
+        )
 
     async def stop(self, principal: Principal, ref: str, name: str) -> None:
         """End an app; the next who opens it starts it again."""
@@ -75,8 +103,8 @@ class AppService:
         writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                reader, writer = await asyncio.open_connection(opened["host"], opened["port"])
-                await preamble.introduce(reader, writer, opened["token"])
+                reader, writer = await asyncio.open_connection(opened.host, opened.port)
+                await preamble.introduce(reader, writer, opened.token)
         except OSError as error:
             if writer is not None:
                 writer.close()

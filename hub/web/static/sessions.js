@@ -89,6 +89,17 @@
     return button;
   }
 
+  const TITLES = { jupyterlab: "JupyterLab", tensorboard: "TensorBoard", vscode: "VS Code" };
+
+  function appLink(session, app) {
+    const link = element("a", "", TITLES[app.name] || app.name);
+    link.href = app.url;
+    link.target = "_blank";
+    link.rel = "noopener";
+    link.setAttribute("aria-label", `${link.textContent} of ${session.name}`);
+    return link;
+  }
+
   function terminalLink(session) {
     const link = element("a", "btn btn-sm btn-outline-secondary me-2", "Terminal");
     link.href = `${prefix}session/${session.id}/terminal`;
@@ -104,6 +115,11 @@
     const name = element("td");
     name.append(element("div", "fw-semibold", session.name));
     name.append(element("div", "small text-body-secondary", session.image));
+    if (session.status.startsWith("RUNNING") && session.owner === page.dataset.user) {
+      const apps = element("div", "perijove-apps small");
+      apps.append(...session.web_apps.map((app) => appLink(session, app)));
+      name.append(apps);
+    }
     cells.push(name);
     if (isAdmin) cells.push(element("td", "", session.owner));
     const state = element("td");

@@ -18,7 +18,7 @@ from authenticator.keypairs import KeyPairService, NewKeyPair
 from authenticator.principals import Principal, Role
 from authenticator.signing import SignedRequest, sign
 from hub.api.application import application
-from hub.api.authentication import Authentication, hub_login
+from hub.api.authentication import APPS, Authentication, hub_login
 from hub.api.handler import MAX_BODY
 from hub.api.services import API_VERSION, Services
 from spawner.sessions.control import ControlSettings
@@ -113,9 +113,17 @@ class Api:
 
 @asynccontextmanager
 async def serving(
-    store: Store, folder: Path, settings: ControlSettings | None = None, *, agent: bool = True
+    store: Store,
+    folder: Path,
+    settings: ControlSettings | None = None,
+    *,
+    agent: bool = True,
+    hub_api: str = "http://127.0.0.1:9/hub/api",
 ) -> AsyncIterator[Api]:
-    """A server on a free port of the loopback address; ``agent``: one of 4 CPUs and 8 GiB in memory."""
+    """A server on a free port of the loopback address; ``agent``: one of 4 CPUs and 8 GiB in memory.
+
+    Nothing listens at ``hub_api``: a hub that cannot be asked.
+    """
     async with rig(store, folder, settings) as plane:
         if agent:
             await plane.agent()
@@ -136,17 +144,19 @@ async def serving(
             plane.identity,
             keypairs,
             plane.clock,
-            # Nothing listens there: a hub that cannot be asked.
-            hub=hub_login("http://127.0.0.1:9/hub/api", "/hub/", services.prefix, "token"),
+            hub=hub_login(hub_api, "/hub/", services.prefix, "token"),
             hub_secret=HUB_SECRET,
             agent_known=agent_known,
         )
-        app = application(services, authentication, b"0" * 32)
+        path = plane.plane.apps.path
+        apps_login = hub_login(hub_api, "/hub/", path, "token", APPS)
+        app = application(services, authentication, apps_login, b"0" * 32)
         server = HTTPServer(app, max_body_size=2 * MAX_BODY)
         sockets = bind_sockets(0, "127.0.0.1")
         server.add_sockets(sockets)
         try:
             yield Api(plane, services, sockets[0].getsockname()[1])
         finally:
+            await app.settings["app_doors"].close()
             server.stop()
             await server.close_all_connections()

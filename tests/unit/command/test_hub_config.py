@@ -8,7 +8,7 @@ import pytest
 from traitlets.config.loader import PyFileConfigLoader
 
 import hub.config
-from hub.config.deployment import Deployment
+from hub.config.deployment import Deployment, apps_token
 from spawner.monitors.registry import Running
 
 CONFIG = Path(hub.config.__file__).with_name("jupyterhub_config.py")
@@ -42,7 +42,10 @@ def test_the_hub_is_told_everything(deployment):
     assert c.ConfigurableHTTPProxy.should_start is False
     assert c.JupyterHub.concurrent_spawn_limit == 0
     assert c.JupyterHub.cleanup_servers is False
-    (service,) = c.JupyterHub.services
+    service, apps = c.JupyterHub.services
+    assert apps["url"] == a.manager_url
+    assert apps["api_token"] not in ("", service["api_token"])
+    assert not any("admin" in each for each in apps["oauth_client_allowed_scopes"])
     assert service["url"] == a.manager_url
     assert service["api_token"] == deployment.secrets().service_token
     assert os.environ["PERIJOVE_HUB_SECRET"] == deployment.secrets().hub_secret
@@ -50,7 +53,8 @@ def test_the_hub_is_told_everything(deployment):
 
 def test_the_environment_wins_over_the_secrets_file(deployment, monkeypatch):
     monkeypatch.setenv("PERIJOVE_SERVICE_TOKEN", "from-elsewhere")
-    (service,) = load().JupyterHub.services
+    service, apps = load().JupyterHub.services
+    assert apps["api_token"] == apps_token("from-elsewhere")
     assert service["api_token"] == "from-elsewhere"
 
 
@@ -65,7 +69,7 @@ def test_an_operator_adds_and_overrides(deployment, tmp_path, monkeypatch):
     )
     monkeypatch.setenv("PERIJOVE_CONFIG", str(own))
     c = load()
-    assert [each["name"] for each in c.JupyterHub.services] == ["perijove", "cull"]
+    assert [each["name"] for each in c.JupyterHub.services] == ["perijove", "perijove-apps", "cull"]
     assert [each["name"] for each in c.JupyterHub.load_roles] == ["perijove-routes", "cull"]
     assert c.JupyterHub.named_server_limit_per_user == 2
     assert c.PerijoveSpawner.cpu_limit == 2
