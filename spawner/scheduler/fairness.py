@@ -101,7 +101,8 @@ def fair_share(
 
     def charge(session: SessionRequest) -> None:
         seconds = PROVISION if session.run_time is None else min(PROVISION, session.run_time)
-        costs.add(_scopes(session), amounts(session), seconds)
+        for kernel in session.kernels:
+            costs.add(_scopes(session), kernel.slots.items(), seconds)
 
     return _in_turns(sessions, context, _scopes, costs.of, charge)
 
@@ -227,12 +228,6 @@ def weighted(part: float, weight: float) -> float:
     return part / weight if weight > 0 else math.inf
 
 
-def amounts(session: SessionRequest) -> Iterator[tuple[str, int]]:
-    """Slots and amounts of all kernels of ``session``, one after another."""
-    for kernel in session.kernels:
-        yield from kernel.slots.items()
-
-
 def _scopes(session: SessionRequest | RunningSession) -> Path:
     return (session.domain, session.project_id, session.owner_id)
 
@@ -286,11 +281,13 @@ def _in_turns(
             seen += 1
         while walk:
             parent = walk.pop()
-            if branch.queue or branch.heap:
+            if not (branch.queue or branch.heap):
+                heapq.heappop(parent.heap)
+            elif len(parent.heap) == 1:  # it goes next whatever it costs
+                parent.heap[0] = (0.0, branch.head(), branch)
+            else:
                 turn = (cost(branch.prefix), branch.head(), branch)
                 heapq.heapreplace(parent.heap, turn)
-            else:
-                heapq.heappop(parent.heap)
             branch = parent
 
 
