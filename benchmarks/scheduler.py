@@ -39,13 +39,16 @@ from spawner.scheduler.plan import plan
 from spawner.scheduler.policies import BUILT_IN
 from spawner.scheduler.slots import MICRO
 
-PATIENCE = 8.0
+PATIENCE = 4.0
 """CPU seconds after which Backend.AI's code, or a floor, is stopped; what it placed until then counts."""
 WORKLOADS: dict[str, Workload] = {each.__name__: each for each in (presets, one_cpu, all_different)}
 GOALS = {100: 50, 1000: 200}
 """By agents: how many times as many placements per CPU second as Backend.AI's code."""
 LARGEST_PASS = 10.0
 """CPU seconds for 10,000 agents and 50,000 pending sessions."""
+
+PLAIN = ("fifo", "dispersed")
+"""The order and the strategy where it is about something else."""
 
 Point = dict[str, Any]
 
@@ -216,32 +219,46 @@ def dry_run(agents: int, pending: int, workload: Workload = three_cpus) -> Point
 
 
 def sweep(quick: bool) -> Iterator[Case]:
-    """All sizes under one policy, every policy with every strategy, and the other workloads."""
+    """Every policy and every strategy beside the peer, all sizes, the other workloads, all policies at large sizes.
+
+    What the goals are about comes first, so that a run that ends early has it.
+    """
     small, middle, large = (50, 200, 500) if quick else (100, 1000, 10_000)
     few, some, many = (100, 200, 4000) if quick else (1000, 5000, 50_000)
-    sequencers, selectors = sorted(BUILT_IN.sequencers), sorted(BUILT_IN.selectors)
-    pairs = [(sequencer, selector) for sequencer in sequencers for selector in selectors]
-    plain = ("fifo", "dispersed")
-    crossed = [
-        pair for pair in pairs if pair != plain and (pair[0] == "fifo" or pair[1] == plain[1])
+    pairs = [
+        (one, other) for one in sorted(BUILT_IN.sequencers) for other in sorted(BUILT_IN.selectors)
     ]
-    for full in (False, True):
-        for agents in (small, middle, large):
-            for pending in (few, some, many):
-                peer = agents < large and pending < many
-                yield Case(agents, pending, full=full, floor=True, peer=peer)
-        for agents in (small, middle):
-            for pair in crossed:
-                yield Case(agents, few, "presets", full, *pair, peer=True)
-        for pair in pairs:
-            if pair != plain:
-                yield Case(middle, some, "presets", full, *pair)
-        for pair in crossed:
-            yield Case(large, many, "presets", full, *pair)
-        for workload in ("one_cpu", "all_different"):
+    pairs.remove(PLAIN)
+    crossed = [pair for pair in pairs if pair[0] == PLAIN[0] or pair[1] == PLAIN[1]]
+    states = (False, True)
+    for agents in (small, middle):
+        for pair in (PLAIN, *crossed):
+            for full in states:
+                yield Case(agents, few, "presets", full, *pair, floor=pair == PLAIN, peer=True)
+    for full in states:
+        yield Case(large, many, "presets", full)
+    for agents, pending in (
+        (small, some),
+        (middle, some),
+        (small, many),
+        (middle, many),
+        (large, few),
+        (large, some),
+    ):
+        for full in states:
+            peer = agents < large and pending < many
+            yield Case(agents, pending, full=full, floor=agents * pending <= 10**7, peer=peer)
+    for workload in ("one_cpu", "all_different"):
+        for full in states:
             for agents in (small, middle):
                 yield Case(agents, 2 * few, workload, full, floor=True, peer=True)
             yield Case(large, many, workload, full)
+    for pair in crossed:
+        for full in states:
+            yield Case(large, many, "presets", full, *pair)
+    for pair in pairs:
+        for full in states:
+            yield Case(middle, some, "presets", full, *pair)
 
 
 def goals(points: Sequence[Point]) -> Point:

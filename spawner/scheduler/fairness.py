@@ -101,7 +101,8 @@ def fair_share(
 
     def charge(session: SessionRequest) -> None:
         seconds = PROVISION if session.run_time is None else min(PROVISION, session.run_time)
-        costs.add(_scopes(session), {s: n * seconds for s, n in amounts(session)})
+        for kernel in session.kernels:
+            costs.add(_scopes(session), kernel.slots.items(), seconds)
 
     return _in_turns(sessions, context, _scopes, costs.of, charge)
 
@@ -135,38 +136,47 @@ def capacity_of(agents: Iterable[Agent], group: str) -> dict[str, int]:
     return total
 
 
+class _Account:
+    """The decayed usage of one scope; ``known``: the snapshot has some of it."""
+
+    __slots__ = ("known", "scope", "used", "weight")
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.used = 0.0
+        self.weight = 1.0
+        self.known = False
+
+
 class Costs:
     """Decayed usage of every scope, as costs by path."""
 
     def __init__(
         self, group: GroupPolicy, capacity: Mapping[str, int], usage: Iterable[Usage], now: float
     ) -> None:
-        self._group = group
-        self._capacity = {slot: n for slot, n in capacity.items() if n > 0}
         life = group.half_life / math.log(2)
-        weights = {slot: group.slot_weights.get(slot, 1.0) for slot in self._capacity}
+        weights = {slot: group.slot_weights.get(slot, 1.0) for slot, n in capacity.items() if n > 0}
         total = sum(weights.values())
         self._parts = {
-            slot: weights[slot] / (capacity * life * total) if total > 0 else 0.0
-            for slot, capacity in self._capacity.items()
+            slot: weight / (capacity[slot] * life * total) if total > 0 else 0.0
+            for slot, weight in weights.items()
         }
         """What a slot-second of each slot comes to."""
-        self._chains: dict[Path, tuple[Scope, ...]] = {}
-        self._used: dict[Scope, float] = {}
-        self._weights: dict[Scope, float] = {}
+        self._chains: dict[Path, tuple[_Account, ...]] = {}
+        self._accounts: dict[Scope, _Account] = {}
         for each in usage:
             if each.resource_group not in (None, group.name):
                 continue
-            scope = (each.scope, each.scope_id)
+            account = self._account((each.scope, each.scope_id))
             kept = 0.5 ** (max(0.0, now - each.at) / group.half_life)
-            part = self._normalised(each.slot_seconds) * kept
-            self._used[scope] = self._used.get(scope, 0.0) + part
-            self._weights[scope] = each.weight
+            account.used += self._normalised(each.slot_seconds.items()) * kept
+            account.weight = each.weight
+            account.known = True
 
     @property
     def known(self) -> Iterator[Path]:
         """Paths of the scopes with usage; only the last part of a project's counts."""
-        for scope, scope_id in self._used:
+        for scope, scope_id in (each.scope for each in self._accounts.values() if each.known):
             if scope == "user":
                 project, _, user = scope_id.partition("/")
                 yield ("", project, user)
@@ -175,35 +185,39 @@ class Costs:
 
     def of(self, path: Path) -> float:
         """The cost of ``path``."""
-        scope = self._chain(path)[-1]
-        return weighted(self._used.get(scope, 0.0), self._weights.get(scope, 1.0))
+        account = self._chain(path)[-1]
+        return weighted(account.used, account.weight)
 
     def factor(self, path: Path) -> Factor:
         """All that makes up the cost of ``path``."""
-        scope = self._chain(path)[-1]
-        normalised = self._used.get(scope, 0.0)
-        weight = self._weights.get(scope, 1.0)
-        cost = weighted(normalised, weight)
-        return Factor(*scope, normalised, weight, cost, 2.0**-cost)
+        account = self._chain(path)[-1]
+        cost = weighted(account.used, account.weight)
+        return Factor(*account.scope, account.used, account.weight, cost, 2.0**-cost)
 
-    def add(self, path: Path, slot_seconds: Mapping[str, float]) -> None:
-        """Charge the last scope of ``path`` and all above it."""
-        part = self._normalised(slot_seconds)
-        for scope in self._chain(path):
-            self._used[scope] = self._used.get(scope, 0.0) + part
+    def add(self, path: Path, held: Iterable[tuple[str, int]], seconds: float) -> None:
+        """Charge the last scope of ``path`` and all above it for amounts that are ``held`` so long."""
+        part = self._normalised(held) * seconds
+        for account in self._chain(path):
+            account.used += part
 
-    def _chain(self, path: Path) -> tuple[Scope, ...]:
-        """The scopes along ``path``, its own the last."""
+    def _account(self, scope: Scope) -> _Account:
+        found = self._accounts.get(scope)
+        if found is None:
+            found = self._accounts[scope] = _Account(scope)
+        return found
+
+    def _chain(self, path: Path) -> tuple[_Account, ...]:
+        """The accounts along ``path``, its own the last."""
         chain = self._chains.get(path)
         if chain is None:
             steps = range(1, len(path) + 1)
-            chain = tuple((LEVELS[depth - 1], _scope_id(path[:depth])) for depth in steps)
-            self._chains[path] = chain
+            scopes = ((LEVELS[depth - 1], _scope_id(path[:depth])) for depth in steps)
+            chain = self._chains[path] = tuple(map(self._account, scopes))
         return chain
 
-    def _normalised(self, slot_seconds: Mapping[str, float]) -> float:
+    def _normalised(self, slot_seconds: Iterable[tuple[str, float]]) -> float:
         parts, total = self._parts, 0.0
-        for slot, amount in slot_seconds.items():
+        for slot, amount in slot_seconds:
             if slot in parts:
                 total += parts[slot] * amount
         return total
@@ -212,12 +226,6 @@ class Costs:
 def weighted(part: float, weight: float) -> float:
     """``part`` for an owner of this weight; without weight everything costs infinitely much."""
     return part / weight if weight > 0 else math.inf
-
-
-def amounts(session: SessionRequest) -> Iterator[tuple[str, int]]:
-    """Slots and amounts of all kernels of ``session``, one after another."""
-    for kernel in session.kernels:
-        yield from kernel.slots.items()
 
 
 def _scopes(session: SessionRequest | RunningSession) -> Path:
@@ -260,17 +268,27 @@ def _in_turns(
         charge(session)
         seen += 1
     root = _grow(sorted(sessions, key=by_time), path_of, cost)
+    counted = context.counted
+    walk: list[_Branch] = []
     while root.heap:
-        walk = [root]
-        while walk[-1].heap:
-            walk.append(heapq.heappop(walk[-1].heap)[2])
-        yield walk[-1].queue.popleft()
-        for session in context.counted[seen:]:
-            charge(session)
+        branch = root
+        while branch.heap:
+            walk.append(branch)
+            branch = branch.heap[0][2]
+        yield branch.queue.popleft()
+        while seen < len(counted):
+            charge(counted[seen])
             seen += 1
-        for branch, parent in zip(reversed(walk), reversed(walk[:-1]), strict=False):
-            if branch.queue or branch.heap:
-                heapq.heappush(parent.heap, (cost(branch.prefix), branch.head(), branch))
+        while walk:
+            parent = walk.pop()
+            if not (branch.queue or branch.heap):
+                heapq.heappop(parent.heap)
+            elif len(parent.heap) == 1:  # it goes next whatever it costs
+                parent.heap[0] = (0.0, branch.head(), branch)
+            else:
+                turn = (cost(branch.prefix), branch.head(), branch)
+                heapq.heapreplace(parent.heap, turn)
+            branch = parent
 
 
 def _grow(
