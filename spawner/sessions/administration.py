@@ -121,6 +121,12 @@ class Administration:
             row = await _find(change.db, kind, ref)
             if kind.row is UserRow and row.username == principal.username:
                 _refuse_own(values)
+            if (
+                kind.row is ResourceGroupRow
+                and row.is_default
+                and not values.get("is_default", True)
+            ):
+                raise InvalidParameters({"is_default": "make another group the default instead"})
             for field, value in values.items():
                 if field == "policy":
                     await _give_policy(change.db, row, value)
@@ -351,24 +357,26 @@ async def _has_policy(db: AsyncSession, row: UserRow | ProjectRow) -> None:
         raise InvalidParameters({"resource_policy": told})
 
 
-async def _unheld(db: AsyncSession, kind: Kind, policy: Any) -> None:
-    """Refuse to delete a resource policy that somebody has, or that new ones get."""
-    if kind.holders is None:
-        return
-    holders: Any = kind.holders
-    naming = holders.username if holders is UserRow else holders.name
-    query = select(naming).where(holders.resource_policy == policy.name).order_by(naming)
-    names = list(await db.scalars(query))
-    whose = "users" if holders is UserRow else "projects"
+async def _unheld(db: AsyncSession, kind: Kind, row: Any) -> None:
+    """Refuse to delete what somebody has, or what new ones get."""
+    held: Any = None
+    if kind.holders is not None:
+        holders: Any = kind.holders
+        held = select(holders.username if holders is UserRow else holders.name)
+        held = held.where(holders.resource_policy == row.name)
+    elif kind.row is ProjectRow:
+        held = select(UserRow.username).join(MembershipRow, MembershipRow.user_id == UserRow.id)
+        held = held.where(MembershipRow.project_id == row.id)
+    names = [] if held is None else sorted(await db.scalars(held))
     if names:
         some = ", ".join(names[:_SOME]) + (", ..." if len(names) > _SOME else "")
-        raise BadRequest(
-            f"the {kind.word} {policy.name!r} is in use: the {whose} {some} have it"
-            if len(names) > 1
-            else f"the {kind.word} {policy.name!r} is in use: {some} has it"
-        )
-    if policy.name == DEFAULT:
-        raise BadRequest(f"the {kind.word} {DEFAULT!r} stays: new {whose} get it")
+        has = "its members are" if kind.row is ProjectRow else "it is the one of"
+        raise BadRequest(f"the {kind.word} {row.name!r} is in use: {has} {some}")
+    domain = getattr(row, "domain", DEFAULT)
+    if kind.heirs and (domain, row.name) == (DEFAULT, DEFAULT):
+        raise BadRequest(f"the {kind.word} {DEFAULT!r} stays: new {kind.heirs} get it")
+    if isinstance(row, ResourceGroupRow) and row.is_default:
+        raise BadRequest(f"{row.name!r} is the default group: make another one the default first")
 
 
 async def _give_policy(db: AsyncSession, user: UserRow, policy: str) -> None:

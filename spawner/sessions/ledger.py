@@ -11,7 +11,7 @@ import datetime as dt
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from sqlalchemy import (
     ColumnElement,
@@ -21,6 +21,7 @@ from sqlalchemy import (
     case,
     delete,
     exists,
+    false,
     func,
     insert,
     select,
@@ -29,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.agent.protocol import DeviceReport
-from spawner.scheduler.model import DeviceShare
+from spawner.scheduler.model import DeviceShare, Reason
 from spawner.sessions.states import HOLDS
 from spawner.sessions.tables import (
     AgentDeviceRow,
@@ -41,16 +42,32 @@ from spawner.sessions.tables import (
 
 Key = tuple[str, str, str]
 """Agent, slot, device."""
+MASKED = func.coalesce(AgentDeviceRow.attributes["masked"].as_boolean(), false())
+"""Whether the agent says that a device is never to be given out. What it reserves is no part of ``capacity``."""
+
+
+REFUSALS = {
+    "agent": "the node that was chosen takes no sessions any more",
+    "containers": "the node that was chosen has as many containers as it may have by now",
+    "device": "a device that was chosen is not offered any more",
+    "masked": "a device that was chosen is masked by now",
+    "capacity": "a device that was chosen has not enough free any more",
+}
+"""What can have changed between a plan and its commit, besides limits; told to owners, so without names."""
 
 
 class AllocationRefused(Exception):
-    """A device does not have the amount any more, or its agent takes no sessions now."""
+    """What was planned does not hold any more; ``reason`` says why, in words for the session's owner."""
 
-    def __init__(self, agent_id: str, share: DeviceShare) -> None:
-        super().__init__(
-            f"agent {agent_id} cannot give {share.amount} of {share.slot} on {share.device_id} now"
-        )
-        self.agent_id, self.share = agent_id, share
+    def __init__(self, reason: Reason, agent_id: str, share: DeviceShare | None = None) -> None:
+        place = agent_id if share is None else f"{agent_id}, {share.slot} of {share.device_id}"
+        super().__init__(f"{reason.name} ({place}): {reason.message}")
+        self.reason, self.agent_id, self.share = reason, agent_id, share
+
+    @classmethod
+    def named(cls, name: str, agent_id: str, share: DeviceShare | None = None) -> Self:
+        """For one of ``REFUSALS``."""
+        return cls(Reason(name, REFUSALS[name]), agent_id, share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +119,13 @@ async def allocate(
             .where(
                 *_device(agent_id, share.slot, share.device_id),
                 AgentDeviceRow.used + share.amount <= AgentDeviceRow.capacity,
+                ~MASKED,
                 willing,
             )
             .values(used=AgentDeviceRow.used + share.amount),
         )
         if taken != 1:
-            raise AllocationRefused(agent_id, share)
+            raise await _refusal(db, agent_id, share)
         await db.execute(
             insert(AllocationRow).values(
                 kernel_id=kernel_id,
@@ -120,6 +138,19 @@ async def allocate(
                 uncharged_since=now,
             )
         )
+
+
+async def _refusal(db: AsyncSession, agent_id: str, share: DeviceShare) -> AllocationRefused:
+    """Why the conditional update changed nothing, as far as can be seen now."""
+    agent = await db.execute(
+        select(AgentRow.status, AgentRow.schedulable).where(AgentRow.id == agent_id)
+    )
+    if agent.one_or_none() != ("ALIVE", True):
+        return AllocationRefused.named("agent", agent_id, share)
+    device = select(MASKED).where(*_device(agent_id, share.slot, share.device_id))
+    masked = await db.scalar(device)
+    name = "device" if masked is None else "masked" if masked else "capacity"
+    return AllocationRefused.named(name, agent_id, share)
 
 
 async def free(db: AsyncSession, kernel_id: uuid.UUID, now: dt.datetime) -> int:

@@ -7,8 +7,8 @@ Every limit that is set holds. A user's or project's own limits and those of its
 from __future__ import annotations
 
 import uuid
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from authenticator.tables import (
     UserPolicyRow,
     UserRow,
 )
-from spawner.scheduler.model import Quota
+from spawner.scheduler.model import KernelRequest, Quota, SessionRequest
 from spawner.sessions import ledger
 from spawner.sessions.kinds import SYSTEM
 from spawner.sessions.states import FINAL, HOLDS
@@ -87,6 +87,33 @@ async def read_quotas(
 
 async def _rows(db: AsyncSession, query: Select[*tuple[Any, ...]], hold: bool) -> list[Any]:
     return list(await db.execute(query.with_for_update(read=True) if hold else query))
+
+
+def payable(session: SessionRow, kernels: Sequence[KernelRow]) -> SessionRequest:
+    """What counts of a session against limits."""
+    return SessionRequest(
+        session_id=str(session.id),
+        owner_id=str(session.owner_id),
+        access_key=session.access_key,
+        project_id=str(session.project_id),
+        domain=session.domain,
+        resource_group=session.resource_group,
+        priority=session.priority,
+        submitted_at=session.created_at.timestamp(),
+        kernels=tuple(
+            KernelRequest(str(row.id), row.slots, row.image, session.architecture)
+            for row in kernels
+        ),
+        unlimited=session.type == UNCOUNTED,
+    )
+
+
+def summed(kernels: Iterable[KernelRow]) -> list[tuple[str, int]]:
+    """What the kernels of a session ask for together, without what is 0."""
+    total: Counter[str] = Counter()
+    for row in kernels:
+        total.update({slot: int(amount) for slot, amount in row.slots.items()})
+    return sorted((+total).items())
 
 
 async def _key_pairs(db: AsyncSession, payers: set[Payer], hold: bool) -> list[Limit]:

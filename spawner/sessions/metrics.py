@@ -12,12 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.scheduler.observe import Phase
 from spawner.scheduler.slots import KINDS
-from spawner.sessions.ledger import Repair
+from spawner.sessions.ledger import REFUSALS, Repair
 from spawner.sessions.states import Status
 from spawner.sessions.tables import AgentDeviceRow, AgentRow, ResourceGroupRow, SessionRow
 from store.database import Store
 
 PHASES = ("read", "plan", "apply")
+LIMITS = ("concurrency", "quota")
 
 
 class Outcome(Protocol):
@@ -25,6 +26,7 @@ class Outcome(Protocol):
 
     placed: list[str]
     refused: list[str]
+    refusals: list[str]
     preempted: list[str]
     cancelled: list[str]
 
@@ -58,6 +60,12 @@ class Metrics:
         )
         self._placements = self._counter(
             "perijove_placements", "Placements by outcome.", "outcome", ("placed", "refused")
+        )
+        self._refusals = self._counter(
+            "perijove_placement_refusals",
+            "Placements that rows refused at commit, by what had changed since the plan.",
+            "reason",
+            (*REFUSALS, *LIMITS, "error"),
         )
         self._ended = self._counter(
             "perijove_scheduler_ended",
@@ -100,6 +108,8 @@ class Metrics:
             self._group_phases.labels(group, part).observe(seconds)
         self._placements.labels("placed").inc(len(outcome.placed))
         self._placements.labels("refused").inc(len(outcome.refused))
+        for reason in outcome.refusals:
+            self._refusals.labels(reason).inc()
         self._ended.labels("preempted").inc(len(outcome.preempted))
         self._ended.labels("cancelled").inc(len(outcome.cancelled))
 

@@ -57,10 +57,12 @@ class Kind:
     word: str
     row: type[Base]
     fields: Mapping[str, Field] = field(default_factory=dict)
+    heirs: str = ""
+    """Who gets, when new, the record called ``default``, so that this one stays."""
     by_id: bool = False
     """Its key is an id; ``name`` is unique within its domain only."""
     holders: type[UserRow | ProjectRow] | None = None
-    """Whose rows name it as their ``resource_policy``; then there is always one called ``default``."""
+    """Whose rows name it as their ``resource_policy``."""
 
 
 def name(value: Any) -> str:
@@ -156,6 +158,13 @@ def amounts(value: Any) -> dict[str, int]:
         if not isinstance(slot, str) or not SLOT.fullmatch(slot):
             raise ValueError(f"{str(slot)[:_SHOWN]!r} is not the name of a slot, such as cpu")
         parsed[slot] = parse_amount(slot, amount)
+    return parsed
+
+
+def _some_amounts(value: Any) -> dict[str, int]:
+    parsed = amounts(value)
+    if not any(parsed.values()):
+        raise ValueError('it asks for nothing: give amounts such as {"cpu": 1, "mem": "1g"}')
     return parsed
 
 
@@ -259,7 +268,7 @@ USER_POLICY = {
 }
 PRESET = {
     "name": NAMED,
-    "resource_slots": Field(amounts, "Amounts by slot.", show=amounts_text),
+    "resource_slots": Field(_some_amounts, "Amounts by slot.", show=amounts_text),
     "shared_memory": Field(
         or_null(_memory), "Shared memory, part of the memory.", show=_memory_text
     ),
@@ -269,7 +278,7 @@ PRESET = {
 IDENTITY = {
     "name": Field(_username, "Log-in name; it stays.", fixed=True),
     "password": Field(
-        or_null(str), "Generated when left out; null: log-in happens elsewhere.", fixed=True
+        or_null(text), "Generated when left out; null: log-in happens elsewhere.", fixed=True
     ),
     "email": Field(_email, "NAME@localhost when left out."),
     "full_name": Field(text, "The person's name.", ""),
@@ -305,10 +314,10 @@ def kinds(policies: Policies) -> dict[str, Kind]:
         "options": Field(group_options(policies), "How it schedules.", {}),
     }
     found = (
-        Kind("domains", "domain", DomainRow, DOMAIN),
-        Kind("projects", "project", ProjectRow, PROJECT, by_id=True),
-        Kind("keypair-policies", "policy", KeyPairPolicyRow, POLICY),
-        Kind("user-policies", "user policy", UserPolicyRow, USER_POLICY, holders=UserRow),
+        Kind("domains", "domain", DomainRow, DOMAIN, "users"),
+        Kind("projects", "project", ProjectRow, PROJECT, "users", by_id=True),
+        Kind("keypair-policies", "policy", KeyPairPolicyRow, POLICY, "key pairs"),
+        Kind("user-policies", "user policy", UserPolicyRow, USER_POLICY, "users", holders=UserRow),
         Kind(
             "project-policies",
             "project policy",

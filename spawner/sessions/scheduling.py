@@ -17,6 +17,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from spawner.scheduler.check import Accounts
 from spawner.scheduler.model import (
     Explanation,
     KernelPlacement,
@@ -32,7 +33,7 @@ from spawner.scheduler.plan import plan
 from spawner.scheduler.policies import BUILT_IN, Policies
 from spawner.sessions import clusters, ledger, steps, telling
 from spawner.sessions.failpoints import reach
-from spawner.sessions.limits import LIVE
+from spawner.sessions.limits import LIVE, Payer, payable, read_quotas, summed
 from spawner.sessions.metrics import Metrics
 from spawner.sessions.registration import ALIVE
 from spawner.sessions.snapshot import Reading, read_snapshot
@@ -53,6 +54,8 @@ RETRY = 1.0
 COUNTED_EVERY = 60.0
 """Seconds after which the counts of passes are kept although nothing else is to be written."""
 REQUEST_ID = "scheduler"
+UNEXPECTED = Reason("error", "its start could not be recorded; it will be tried again")
+"""For a part of a plan that failed by itself; what failed is in the log, for administrators."""
 
 T = TypeVar("T")
 Planner = Callable[[Snapshot, Policies, Observer], Plan]
@@ -68,7 +71,9 @@ class PassResult:
 
     placed: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-    """Sessions whose devices or agent were not free any more; they keep their places."""
+    """Sessions for which the plan did not hold any more; they keep their places."""
+    refusals: list[str] = field(default_factory=list)
+    """The names of the reasons."""
     preempted: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     waiting: int = 0
@@ -271,26 +276,49 @@ async def apply(
     result = PassResult()
     for reason in planned.cancelled:
         committing(str(reason.data["session_id"]))
-        if await _alone(change, "cancellation", partial(_cancel, change, reason)):
+        if await _alone(change, "cancellation", partial(_cancel, change, reason)) is True:
             result.cancelled.append(str(reason.data["session_id"]))
     for preemption in planned.preemptions:
         committing(preemption.for_session_id)
-        if await _alone(change, "preemption", partial(_preempt, change, preemption)):
+        if await _alone(change, "preemption", partial(_preempt, change, preemption)) is True:
             result.preempted.append(preemption.victim_id)
+    accounts = await _accounts(change.db, planned.placements)
     for placement in planned.placements:
         committing(placement.session_id)
-        outcome = await _alone(change, "placement", partial(_place, change, placement))
+        outcome = await _alone(change, "placement", partial(_place, change, placement, accounts))
         if outcome is Outcome.PLACED:
             result.placed.append(placement.session_id)
         elif outcome is not Outcome.GONE:
+            reason = outcome if isinstance(outcome, Reason) else UNEXPECTED
             result.refused.append(placement.session_id)
+            result.refusals.append(reason.name)
+            await telling.refused(change, uuid.UUID(placement.session_id), reason)
     committing("")
     await telling.tell(change, [Telling(each, "") for each in told], {})
     return result
 
 
-async def _alone(change: Change, what: str, work: Callable[[], Awaitable[T]]) -> T | None:
-    """Run a part of the plan in a SAVEPOINT; None when ledger, database or a rule of the engine refused it."""
+async def _accounts(db: AsyncSession, placements: Sequence[Placement]) -> Accounts:
+    """The limits of all whose sessions are to start, as they are now; they stay until the commit."""
+    ids = [uuid.UUID(each.session_id) for each in placements]
+    if not ids:
+        return Accounts(())
+    query = select(
+        SessionRow.access_key, SessionRow.project_id, SessionRow.domain, SessionRow.owner_id
+    ).where(SessionRow.id.in_(ids))
+    payers = {
+        Payer(key, str(project), domain, str(owner))
+        for key, project, domain, owner in await db.execute(query)
+    }
+    return Accounts(await read_quotas(db, payers, hold=True))
+
+
+async def _alone(change: Change, what: str, work: Callable[[], Awaitable[T]]) -> T | Reason | None:
+    """Run a part of the plan in a SAVEPOINT.
+
+    The reason when rows that changed meanwhile refused it; None when the database or a rule of the
+    engine did.
+    """
     kept = (list(change.events), set(change.agents), change.schedule)
     savepoint = await change.db.begin_nested()
     try:
@@ -299,9 +327,9 @@ async def _alone(change: Change, what: str, work: Callable[[], Awaitable[T]]) ->
     except (SQLAlchemyError, IllegalTransition, ledger.AllocationRefused) as error:
         await savepoint.rollback()
         change.events[:], change.agents, change.schedule = kept
-        level = logging.INFO if isinstance(error, ledger.AllocationRefused) else logging.ERROR
-        log.log(level, "a %s was refused: %s", what, error)
-        return None
+        expected = isinstance(error, ledger.AllocationRefused)
+        log.log(logging.INFO if expected else logging.ERROR, "a %s was refused: %s", what, error)
+        return error.reason if isinstance(error, ledger.AllocationRefused) else None
     return done
 
 
@@ -314,7 +342,7 @@ class Outcome(enum.Enum):
     """The session does not wait any more: nothing to place, and nothing to try again."""
 
 
-async def _place(change: Change, placement: Placement) -> Outcome:
+async def _place(change: Change, placement: Placement, accounts: Accounts) -> Outcome:
     loaded = await steps.load(change.db, uuid.UUID(placement.session_id))
     if loaded is None:
         return Outcome.GONE
@@ -324,6 +352,11 @@ async def _place(change: Change, placement: Placement) -> Outcome:
     kernels = {str(row.id): row for row in rows}
     if set(kernels) != {each.kernel_id for each in placement.kernels}:
         return Outcome.REFUSED
+    request = payable(session, rows)
+    amounts = summed(rows)
+    violated, _ = accounts.violations(request, amounts)
+    if violated:
+        raise ledger.AllocationRefused(violated[0], placement.kernels[0].agent_id)
     here = Counter(each.agent_id for each in placement.kernels)
     for each in placement.kernels:
         await _check_agent(change.db, session, each, here[each.agent_id])
@@ -343,6 +376,7 @@ async def _place(change: Change, placement: Placement) -> Outcome:
     over = ("scheduler", "retry")
     session.status_data = {k: v for k, v in session.status_data.items() if k not in over}
     await change.move_session(session, Status.SCHEDULED, "resources were found", reason="scheduled")
+    accounts.charge(request, amounts)
     return Outcome.PLACED
 
 
@@ -381,7 +415,7 @@ async def _check_agent(
             KernelRow.agent_id == agent.id, KernelRow.status.in_(LIVE)
         )
         full = (await db.scalar(count) or 0) + containers > agent.max_containers
-    willing = agent is not None and agent.status == ALIVE and agent.schedulable and not full
-    if not willing or agent is None or agent.resource_group != session.resource_group:
-        share = placement.shares[0]
-        raise ledger.AllocationRefused(placement.agent_id, share)
+    willing = agent is not None and agent.status == ALIVE and agent.schedulable
+    if full or not willing or agent is None or agent.resource_group != session.resource_group:
+        name = "containers" if full else "agent"
+        raise ledger.AllocationRefused.named(name, placement.agent_id)

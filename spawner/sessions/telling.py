@@ -19,7 +19,7 @@ from sqlalchemy import Table, bindparam, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.scheduler.filters import ROOM, SAYINGS
-from spawner.scheduler.model import Explanation
+from spawner.scheduler.model import Explanation, Reason
 from spawner.scheduler.slots import human_amount
 from spawner.sessions.snapshot import Reading
 from spawner.sessions.states import Status
@@ -218,6 +218,22 @@ def ended_attempt(row: SessionRow, kept: Mapping[str, Any], change: Change) -> d
             "steps": kept.get("steps", []),
         },
     }
+
+
+async def refused(change: Change, session_id: uuid.UUID, reason: Reason) -> None:
+    """Keep that a session was to start, and why it could not: something changed while the plan was made."""
+    row = await change.db.get(SessionRow, session_id, populate_existing=True)
+    if row is None:
+        return
+    stamp = change.now.isoformat()
+    failed = [{"name": reason.name, "msg": reason.message}]
+    kept = {
+        "message": f"not started: {reason.message}",
+        "first_try": stamp,
+        "last_try": stamp,
+        "steps": [{"step": "commit", "failed": failed}],
+    }
+    change.db.add(HistoryRow(**ended_attempt(row, kept, change)))
 
 
 def tries(kept: Mapping[str, Any], passes: int) -> int:

@@ -5,6 +5,7 @@ import pytest
 from tests.unit.sessions import (
     test_administration,
     test_agents,
+    test_commit,
     test_creation,
     test_idle_watch,
     test_ledger,
@@ -75,6 +76,9 @@ test_a_user_from_the_making_to_the_end = test_administration.test_a_user_from_th
 test_a_user_who_ran_something_is_not_deleted = (
     test_administration.test_a_user_who_ran_something_is_not_deleted
 )
+test_a_device_that_was_masked_meanwhile = test_commit.test_a_device_that_was_masked_meanwhile
+test_a_limit_that_was_lowered_meanwhile = test_commit.test_a_limit_that_was_lowered_meanwhile
+test_an_amount_that_was_reserved_meanwhile = test_commit.test_an_amount_that_was_reserved_meanwhile
 test_a_policy_holds_sessions_in_the_queue = test_limits.test_a_policy_holds_sessions_in_the_queue
 test_a_policy_in_use_stays = test_limits.test_a_policy_in_use_stays
 test_a_policy_that_is_not_there_cannot_be_given = (

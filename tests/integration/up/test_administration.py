@@ -96,7 +96,10 @@ def test_resource_policies_by_api_and_command(up: Up) -> None:
     assert call(up, "GET", "/admin/user-policies/few")["total_resource_slots"] == {"cpu": "4"}
     assert perijove(up.state, "user", "set", "admin", "resource_policy=few").returncode == 0
     status, problem = refused(up, "DELETE", "/admin/user-policies/few")
-    assert (status, problem["msg"]) == (400, "the user policy 'few' is in use: admin has it")
+    assert (status, problem["msg"]) == (
+        400,
+        "the user policy 'few' is in use: it is the one of admin",
+    )
     call(up, "PATCH", "/admin/users/admin", {"resource_policy": "default"})
     assert perijove(up.state, "user-policy", "remove", "few").returncode == 0
     call(up, "POST", "/admin/project-policies", {"name": "small", "max_pending_sessions": 2})

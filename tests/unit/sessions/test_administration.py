@@ -115,6 +115,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("users", {"name": "x", "role": "king"}, "role", "'king': one of user, admin, superadmin"),
     ("users", {"name": "x", "status": "away"}, "status", "'away': one of active, inactive"),
     ("users", {"name": "x", "password": "short"}, "password", "at least"),
+    ("users", {"name": "x", "password": 12345678}, "password", "a text"),
     ("users", {"name": "x", "domain": "nowhere"}, "project", "in the domain 'nowhere'"),
     ("users", {"name": "x", "policy": "none"}, "policy", "there is no policy 'none'"),
     (
@@ -143,6 +144,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
         "another one the default first",
     ),
     ("presets", {"name": "x"}, "resource_slots", "missing"),
+    ("presets", {"name": "x", "resource_slots": {}}, "resource_slots", "asks for nothing"),
     (
         "presets",
         {"name": "x", "resource_slots": {"mem": "1g"}, "shared_memory": "1g"},
@@ -192,9 +194,20 @@ async def test_all_wrong_fields_are_told_at_once(plane: Rig) -> None:
 async def test_what_is_used_is_not_deleted(plane: Rig) -> None:
     await plane.agent()
     records, root = await admin(plane)
-    for kind in ("domains", "resource-groups", "keypair-policies"):
-        with pytest.raises(BadRequest, match="is in use"):
+    for kind in ("domains", "keypair-policies"):
+        with pytest.raises(BadRequest, match="'default' stays: new"):
             await records.delete(root, kind, "default", REQUEST)
+    with pytest.raises(BadRequest, match="project 'default' is in use: its members are root"):
+        await records.delete(root, "projects", "default", REQUEST)
+    with pytest.raises(BadRequest, match="make another one the default first"):
+        await records.delete(root, "resource-groups", "default", REQUEST)
+    await records.create(root, "resource-groups", {"name": "x", "is_default": True}, REQUEST)
+    with pytest.raises(BadRequest, match=r"is in use \(it can be switched off instead: is_active"):
+        await records.delete(root, "resource-groups", "default", REQUEST)
+    await records.create(root, "domains", {"name": "physics"}, REQUEST)
+    await records.create(root, "projects", {"name": "lhc", "domain": "physics"}, REQUEST)
+    with pytest.raises(BadRequest, match="is in use"):
+        await records.delete(root, "domains", "physics", REQUEST)
 
 
 async def test_names_stay(plane: Rig) -> None:
@@ -210,6 +223,9 @@ async def test_there_is_one_default_group(plane: Rig) -> None:
     await records.create(root, "resource-groups", given, REQUEST)
     found = await records.list(root, "resource-groups")
     assert {each["name"]: each["is_default"] for each in found} == {"default": False, "gpu": True}
+    with pytest.raises(InvalidParameters) as refused:
+        await records.update(root, "resource-groups", "gpu", {"is_default": False}, REQUEST)
+    assert refused.value.fields == {"is_default": "make another group the default instead"}
 
 
 async def test_limits_and_policy_of_a_user(plane: Rig) -> None:
