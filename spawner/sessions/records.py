@@ -14,7 +14,7 @@ from authenticator.tables import DomainRow, KeyPairPolicyRow, ProjectRow, UserRo
 from spawner.scheduler.policies import Policies
 from spawner.scheduler.slots import format_amount, parse_amount
 from spawner.sessions.durations import seconds_of
-from spawner.sessions.groups import SLOT, read_options
+from spawner.sessions.groups import SLOT, read_options, seccomp_profile
 from spawner.sessions.idleness import read_checks
 from spawner.sessions.tables import PresetRow, RegistryRow, ResourceGroupRow
 from store.base import Base
@@ -207,6 +207,7 @@ POLICY = {
     "max_priority": Field(whole(0, 100), "Highest priority.", 10),
     "max_vfolder_count": Field(or_null(whole(0)), "Folders; null: unlimited."),
     "max_customized_image_count": Field(whole(0), "Images made of sessions.", 3),
+    "seccomp": Field(or_null(seccomp_profile), "Seccomp profile; null: the group's."),
 }
 PRESET = {
     "name": NAMED,
