@@ -18,6 +18,8 @@ from authenticator.problems import (
     QuotaExceeded,
 )
 from authenticator.tables import ProjectRow
+from spawner.agent import seccomp
+from spawner.agent.engines.base import EngineError
 from spawner.scheduler.model import SessionGroup
 from spawner.scheduler.slots import human_amount, human_bytes, parse_amount
 from spawner.sessions import clusters
@@ -277,7 +279,11 @@ class Checker:
             self.fault("config.scalingGroup", f"{(asked or '')[:_SHOWN]!r}: one of {known}")
             return
         self.draft.group = group.name
-        self.draft.seccomp = group.options.get("seccomp")
+        profiles = group.options.get("seccomp"), self.facts.policy.seccomp
+        try:
+            self.draft.seccomp = seccomp.combined(*profiles) if any(profiles) else None
+        except EngineError as error:
+            self.fault("config.scalingGroup", f"{group.name!r} and your policy: {error}")
         allowed = group.options.get("allowed_session_types", USUAL_TYPES)
         if self.new.type in TYPES and self.new.type not in allowed:
             told = f"{self.new.type!r}: {group.name} takes {', '.join(allowed)} sessions"

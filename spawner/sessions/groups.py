@@ -78,7 +78,7 @@ def read_options(name: str, given: Mapping[str, Any], policies: Policies) -> Gro
         session_types=tuple(reader.get("allowed_session_types", _session_types, USUAL_TYPES)),
         allow_pull=reader.get("allow_pull", _flag, False),
         default_image=reader.get("default_image", _text, None),
-        seccomp=reader.get("seccomp", _profile, None),
+        seccomp=reader.get("seccomp", seccomp_profile, None),
         lost_after=reader.get("lost_after", read_rules, None),
         pending_timeout=reader.get("pending_timeout", _positive_seconds, None),
     )
@@ -165,7 +165,8 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _profile(value: object) -> str:
+def seccomp_profile(value: object) -> str:
+    """The name of a seccomp profile."""
     if not isinstance(value, str) or not PROFILE.fullmatch(value):
         raise ValueError(f"{str(value)[:80]!r}: default, strict, or the name of an agent's profile")
     return value

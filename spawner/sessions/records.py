@@ -23,7 +23,7 @@ from authenticator.tables import (
 from spawner.scheduler.policies import Policies
 from spawner.scheduler.slots import format_amount, parse_amount
 from spawner.sessions.durations import seconds_of
-from spawner.sessions.groups import SLOT, read_options
+from spawner.sessions.groups import SLOT, read_options, seccomp_profile
 from spawner.sessions.idleness import read_checks
 from spawner.sessions.tables import PresetRow, RegistryRow, ResourceGroupRow
 from store.base import Base
@@ -252,6 +252,7 @@ POLICY = {
     "idle_timeout": Field(or_null(seconds), "Without a connection; null or 0: unlimited."),
     "idle_checks": Field(or_null(idle_checks), "Utilisation, warnings and extensions."),
     "max_priority": Field(whole(0, 100), "Highest priority.", 10),
+    "seccomp": Field(or_null(seccomp_profile), "Seccomp profile; null: the group's."),
 }
 PROJECT_POLICY = {
     "name": NAMED,

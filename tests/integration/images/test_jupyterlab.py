@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 import urllib.error
@@ -14,6 +15,7 @@ import pytest
 
 from hub.supervision.engine_choice import IMAGE
 from tests.integration.docker_engine import ensure_session_image, running_engine
+from tests.integration.perijove import kernels
 
 pytestmark = [
     pytest.mark.integration,
@@ -126,6 +128,15 @@ def test_people_install_into_their_home_and_cannot_break_their_server(
     mine, theirs = run(client, ["python", "-c", program], **mounted).split()
     assert mine.startswith("/home/work/.local/")
     assert theirs.startswith("/opt/perijove/")
+
+
+def test_programs_of_a_notebook_ask_for_input(client: docker.DockerClient, home: str) -> None:
+    source = inspect.getsource(kernels)
+    program = (
+        f"{source}\nwith kernel() as notebook: print(notebook.run('!read x; echo $x', ['typed']))"
+    )
+    mounted = {"volumes": {home: {"bind": "/home/work", "mode": "rw"}}}
+    assert "('typed\\r\\n', [False])" in run(client, ["python", "-c", program], **mounted)
 
 
 def test_its_own_command_serves_behind_a_token(client: docker.DockerClient, home: str) -> None:

@@ -6,12 +6,13 @@ import pytest
 
 from authenticator.dotfiles import Dotfile, DotfileService
 from authenticator.principals import Principal, Role
+from authenticator.problems import InvalidParameters
 from authenticator.sshkeys import SshKeyService
 from spawner.agent.protocol import KernelSpec
 from spawner.sessions import personal
 from spawner.sessions.states import Status
 from tests.harness.agent import SlowAgent
-from tests.harness.plane import Rig, until
+from tests.harness.plane import REQUEST, Rig, until
 
 
 async def handed(agent: SlowAgent, count: int) -> list[KernelSpec]:
@@ -94,3 +95,39 @@ async def test_files_of_many_starts_fit_a_frame(
 
 def started(agent: SlowAgent) -> set[object]:
     return {uuid.UUID(kernel.spec.session_id) for kernel in agent.kernels.values()}
+
+
+@pytest.mark.parametrize(
+    ("group", "policy", "profile"),
+    [
+        (None, None, None),
+        ("own", None, "own"),
+        (None, "strict", "strict"),
+        ("own", "strict", "strict"),
+        ("strict", "own", "strict"),
+        ("default", "own", "own"),
+    ],
+)
+async def test_a_policy_makes_the_profile_stricter(
+    plane: Rig, group: str | None, policy: str | None, profile: str | None
+) -> None:
+    ada, root = await plane.user(), await plane.user("root", Role.SUPERADMIN)
+    update = plane.plane.administration.update
+    await update(root, "resource-groups", "default", {"options": {"seccomp": group}}, REQUEST)
+    await update(root, "keypair-policies", "default", {"seccomp": policy}, REQUEST)
+    await plane.agent(SlowAgent())
+    detail = await plane.create(ada)
+    assert (await plane.kernel(detail)).spec.get("seccomp") == profile
+
+
+async def test_profiles_that_cannot_be_combined(plane: Rig) -> None:
+    ada, root = await plane.user(), await plane.user("root", Role.SUPERADMIN)
+    update = plane.plane.administration.update
+    await update(root, "resource-groups", "default", {"options": {"seccomp": "one"}}, REQUEST)
+    await update(root, "keypair-policies", "default", {"seccomp": "two"}, REQUEST)
+    await plane.agent(SlowAgent())
+    with pytest.raises(InvalidParameters) as raised:
+        await plane.create(ada)
+    assert "one and two are both demanded" in raised.value.fields["config.scalingGroup"]
+    with pytest.raises(InvalidParameters):
+        await update(root, "keypair-policies", "default", {"seccomp": "no such"}, REQUEST)
