@@ -2,11 +2,12 @@
 
 Ours is the agent's own way of a kernel: look for the image, resolve and check the mounts, derive the
 limits, create, start, read where the port was published, see that it answers, report. The peer is
-``create_container`` and ``start`` of the ``docker`` package with the same options and nothing else. That
-both containers are the same is checked: Docker's description of the one must equal the other's.
+the creation and the start by the ``docker`` package with what Docker says of one of our containers, and
+nothing else. That both containers are the same is checked: Docker's description of the one must equal the other's.
 
-Rounds alternate, and so does who begins: one container alone, then ten at once (the peer with ten
-threads and connections). A ratio is ours / peer. Stopping and removing is not measured.
+Rounds alternate, and so does who begins: one container alone, then twenty at once (the peer with twenty
+threads and connections). A ratio is ours / peer. Stopping and removing is not measured. At the end an agent
+rests with fifty containers: see ``benchmarks/idle.py``.
 
     scripts/bench agent [--quick] [--image NAME]
 """
@@ -31,24 +32,25 @@ from typing import Any
 
 import docker
 from docker.errors import NotFound
-from docker.types import LogConfig
 
+from benchmarks.idle import idle
 from benchmarks.interruption import end_on_signals, remove_containers
 from benchmarks.reporting import finish, note, summary
 from spawner.accelerators.registry import Accelerators
 from spawner.agent.engines.base import Identity
-from spawner.agent.engines.docker import NETWORK, DockerEngine
+from spawner.agent.engines.docker import DockerEngine
 from spawner.agent.protocol import KernelReport, KernelSpec, Mount, Port, Share
 from spawner.agent.runner import KernelRunner, Surroundings
 
-CROWD = 10
+CROWD = 20
 """Containers started at once."""
+SLEEPERS = 50
+"""Containers while an agent rests."""
 GIB = 2**30
 SHM = 64 * 2**20
 PIDS = 4096
 COMMAND = ("sleep", "600")
 HOME = "homes/somebody"
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 ENVIRON = {f"JUPYTERHUB_VARIABLE_{number}": "a value of some length" for number in range(20)}
 
 
@@ -145,17 +147,21 @@ class Ours:
 
 
 class Raw:
-    """Two calls of the Docker API."""
+    """Two calls of the Docker API with the description of one of our containers."""
 
     name = "docker"
 
-    def __init__(self, client: docker.DockerClient, root: Path, image: str, user: str):
+    def __init__(self, client: docker.DockerClient):
         self._client = client
-        self._image = image
-        self._user = user
-        self._source = str(root / HOME)
         self._names: list[str] = []
         self._pool = ThreadPoolExecutor(CROWD, thread_name_prefix="docker-bare")
+        self.config: dict[str, Any] = {}
+
+    def copy(self, name: str) -> None:
+        """Make what our container of this name is."""
+        facts = self._client.api.inspect_container(name)
+        labels = {f"ai.perijove.benchmark.{number}": "text" for number in range(8)}
+        self.config = {**facts["Config"], "Labels": labels, "HostConfig": facts["HostConfig"]}
 
     async def start(self) -> tuple[str, float]:
         """Name of the container, and seconds until Docker's ``start`` returned."""
@@ -166,45 +172,8 @@ class Raw:
 
     def _start(self, name: str) -> float:
         begin = time.perf_counter()
-        api = self._client.api
-        api.create_container(
-            image=self._image,
-            command=list(COMMAND),
-            name=name,
-            hostname="benchmark",
-            user=self._user,
-            working_dir="/home/work",
-            environment={
-                "HOME": "/home/work",
-                **dict.fromkeys(THREADS, "1"),
-                "CPU_LIMIT": "0.1",
-                "CPU_GUARANTEE": "0.1",
-                "MEM_LIMIT": str(GIB),
-                "MEM_GUARANTEE": str(GIB),
-                **ENVIRON,
-            },
-            labels={f"ai.perijove.benchmark.{number}": "text" for number in range(8)},
-            ports=[8888],
-            host_config=api.create_host_config(
-                binds=[f"{self._source}:/home/work:rw,rprivate"],
-                cap_drop=["ALL"],
-                security_opt=["no-new-privileges"],
-                pids_limit=PIDS,
-                shm_size=SHM,
-                init=True,
-                read_only=True,
-                tmpfs={"/tmp": "rw,nosuid,nodev,mode=1777", "/run": "rw,nosuid,nodev,mode=755"},
-                log_config=LogConfig(
-                    type=LogConfig.types.JSON, config={"max-size": "10m", "max-file": "2"}
-                ),
-                port_bindings={8888: ("127.0.0.1", None)},
-                network_mode=NETWORK,
-                mem_limit=GIB,
-                memswap_limit=GIB,
-                nano_cpus=100_000_000,
-            ),
-        )
-        api.start(name)
+        self._client.api.create_container_from_config(self.config, name)
+        self._client.api.start(name)
         return time.perf_counter() - begin
 
     async def clear(self) -> None:
@@ -240,7 +209,7 @@ async def ways(image: str, root: Path) -> AsyncIterator[tuple[Ours, Raw, docker.
     await engine.open({"state_dir": str(root / "agent")})
     client = docker.from_env(max_pool_size=CROWD)
     mine = Ours(engine, accelerators, root, image)
-    bare = Raw(client, root, image, f"{uid}:{gid}")
+    bare = Raw(client)
     try:
         yield mine, bare, client
     finally:
@@ -268,9 +237,10 @@ def description(client: docker.DockerClient, name: str) -> dict[str, Any]:
 
 async def check_same(mine: Ours, bare: Raw, client: docker.DockerClient) -> None:
     """Raise ``RuntimeError`` unless both ways start the same container; also a warm-up."""
-    first, second = [
-        await asyncio.to_thread(description, client, (await way.start())[0]) for way in (mine, bare)
-    ]
+    ours, _ = await mine.start()
+    await asyncio.to_thread(bare.copy, ours)
+    theirs, _ = await bare.start()
+    first, second = [await asyncio.to_thread(description, client, name) for name in (ours, theirs)]
     differing = {
         key: (first.get(key), second.get(key))
         for key in first.keys() | second.keys()
@@ -326,7 +296,7 @@ def compared(samples: dict[str, Samples]) -> dict[str, float]:
     }
 
 
-async def run(image: str, alone: int, crowds: int) -> dict[str, object]:
+async def run(image: str, alone: int, crowds: int, rest: float) -> dict[str, object]:
     """Measure, and put the result together."""
     with tempfile.TemporaryDirectory(prefix="perijove-bench-") as temporary:
         async with ways(image, Path(temporary).resolve()) as (mine, bare, client):
@@ -336,12 +306,15 @@ async def run(image: str, alone: int, crowds: int) -> dict[str, object]:
                     await way.start()
                     await way.clear()
             samples = await measure(mine, bare, alone, crowds)
+            specs = [mine.spec(str(uuid.uuid4())) for _ in range(SLEEPERS)]
+            resting = await idle(Path(temporary).resolve(), specs, rest)
     ratios = compared(samples)
     for name, ratio in ratios.items():
         note(f"{name}: {ratio} of the bare Docker API's")
     return {
         "benchmark": "agent",
         "ratios": ratios,
+        "idle": resting,
         "containers": {"alone": alone, "crowds": crowds, "crowd": CROWD},
         "seconds": {
             name: {
@@ -359,11 +332,11 @@ def main() -> None:
     """Run the comparison and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="six containers and two crowds")
-    parser.add_argument("--image", default="perijove/jupyterlab:latest")
+    parser.add_argument("--image", default="perijove/plain:latest")
     arguments = parser.parse_args()
-    alone, crowds = (6, 2) if arguments.quick else (30, 4)
+    alone, crowds, rest = (6, 2, 20.0) if arguments.quick else (30, 6, 60.0)
     end_on_signals()
-    finish(asyncio.run(run(arguments.image, alone, crowds)))
+    finish(asyncio.run(run(arguments.image, alone, crowds, rest)))
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ async def record(change: Change, agent_id: str, report: KernelReport) -> bool:
     session, kernels = loaded
     kernel = next(each for each in kernels if each.id == kernel_id)
     if kernel.epoch != report.epoch or kernel.agent_id != agent_id:
+        if gone and kernel.agent_id == agent_id:
+            await runs.replaced(change, kernel, report)
         return gone
     status = Status(kernel.status)
     if status in FINAL or status is Status.PENDING:

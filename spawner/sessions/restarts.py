@@ -1,6 +1,6 @@
 """A restart of a running session: a new run of each kernel on the same node, devices and folders.
 
-The node ends the old run before it starts the new one; what reports the old epoch is ignored from here on.
+The node ends the old run before it starts the new one; of what reports the old epoch only its output is kept.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from sqlalchemy import update
 
 from authenticator.problems import BadRequest
+from spawner.sessions import retries, runs
 from spawner.sessions.kinds import INTERACTIVE
 from spawner.sessions.states import Status, Target
 from spawner.sessions.tables import AllocationRow, KernelRow, SessionRow
@@ -30,6 +31,7 @@ async def restart(change: Change, session: SessionRow, kernels: Sequence[KernelR
         raise BadRequest(f"only running sessions can be restarted, this one is {session.status}")
     await change.move_session(session, Status.RESTARTING, CAUSE)
     for kernel in kernels:
+        await runs.replace(change, session, kernel, retries.RESTARTED, CAUSE)
         await change.db.execute(
             update(AllocationRow)
             .where(
@@ -45,3 +47,4 @@ async def restart(change: Change, session: SessionRow, kernels: Sequence[KernelR
         kernel.container_id = kernel.url = kernel.started_at = None
         kernel.ports = []
         await change.move_kernel(session, kernel, Status.RESTARTING, CAUSE)
+    retries.next_attempt(session)

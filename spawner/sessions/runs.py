@@ -49,12 +49,27 @@ async def keep(
             exit_code=report.exit_code,
             started_at=kernel.started_at,
             ended_at=change.now,
-            log=report.log
-            or (zlib.compress(report.log_tail.encode()) if report.log_tail else None),
+            log=_log(report),
         )
     )
     await change.db.flush()
     await _bound(change.db, session.id)
+
+
+async def replace(
+    change: Change, session: SessionRow, kernel: KernelRow, cause: str, message: str
+) -> None:
+    """Write down that another run takes the place of one that still runs; its output comes when it ended."""
+    await keep(change, session, kernel, _unheard(kernel), cause, message)
+
+
+async def replaced(change: Change, kernel: KernelRow, report: KernelReport) -> None:
+    """A run that another took the place of ended: keep what it printed."""
+    run = await change.db.get(RunRow, (kernel.id, report.epoch))
+    if run is not None and run.log is None:
+        run.exit_code, run.ended_at, run.log = report.exit_code, change.now, _log(report)
+        await change.db.flush()
+        await _bound(change.db, run.session_id)
 
 
 async def _bound(db: AsyncSession, session_id: uuid.UUID) -> None:
@@ -97,6 +112,11 @@ async def output(db: AsyncSession, kernel_id: uuid.UUID, attempt: int | None = N
     if row is None:
         return None
     return "(this output is not kept any more)" if row.log is None else unpack(row.log)
+
+
+def _log(report: KernelReport) -> bytes | None:
+    tail = report.log_tail
+    return report.log or (zlib.compress(tail.encode()) if tail else None)
 
 
 def unpack(log: bytes) -> str:

@@ -14,6 +14,8 @@ LISTEN = "0A"
 ESTABLISHED = "01"
 CLOSED = frozenset({"04", "05", "06", "08", "09", "0B"})
 """FIN_WAIT1, FIN_WAIT2, TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING: it was open a moment ago."""
+OPENED = ("ActiveOpens", "PassiveOpens", "AttemptFails", "EstabResets", "CurrEstab")
+LOOK_AGAIN = 60.0
 _MAPPED = "0000000000000000FFFF0000"
 _SELF = "00000000000000000000000001000000"
 _LINK_LOCAL = "000080FE"
@@ -57,6 +59,37 @@ class Routes:
             return True
         on_link = any(number & mask == network for network, mask in self.linked)
         return on_link and number not in self.gateways
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What Linux counted of TCP in a network namespace."""
+
+    connections: tuple[int, ...]
+    """Opened, failed, reset, and open now: another set of connections has other numbers."""
+    segments: int
+    """Received."""
+
+
+def counted(text: str) -> Counted:
+    """From a ``/proc/net/snmp``. Raises ``ValueError``."""
+    names, values = (row.split()[1:] for row in text.splitlines() if row.startswith("Tcp:"))
+    numbers = dict(zip(names, map(int, values), strict=True))
+    try:
+        return Counted(tuple(numbers[name] for name in OPENED), numbers["InSegs"])
+    except KeyError as error:
+        raise ValueError(f"no {error} in /proc/net/snmp") from error
+
+
+def same(before: Counted | None, now: Counted, seconds: float) -> bool:
+    """Whether the connections are certainly those of ``seconds`` ago.
+
+    Without a segment nothing changes. With segments one may have been closed by its other end only, which
+    is not counted until this end does so too: that is looked for once in a while.
+    """
+    if before is None or before == now:
+        return before is not None
+    return before.connections == now.connections and seconds < LOOK_AGAIN
 
 
 def lines(text: str) -> Iterator[Line]:

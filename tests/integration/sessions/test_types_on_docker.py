@@ -199,6 +199,7 @@ async def test_a_restart_keeps_the_folders_and_makes_a_new_container(node: Site)
     await node.reach(session, Status.RUNNING)
     first = await node.container(session)
     await node.inside(first, "echo kept > /home/work/kept; touch /tmp/gone")
+    await node.inside(first, "echo first words > /proc/1/fd/1")
     for round_ in (2, 3):
         restarted = await node.api.hub("POST", f"/session/{session}/restart", user=OWNER)
         assert restarted.status == 204, restarted.body
@@ -211,6 +212,9 @@ async def test_a_restart_keeps_the_folders_and_makes_a_new_container(node: Site)
         await node.inside(second, "grep kept /home/work/kept && [ ! -e /tmp/gone ]")
         first = second
     assert len(await node.containers(session, every=True)) == 1
+    assert (await node.logs(session, attempt=1)).endswith("first words")
+    causes = [(number, cause) for number, cause, _ in await node.attempts(session)]
+    assert causes == [(1, "restarted"), (2, "restarted")]
     await node.end(session)
 
 

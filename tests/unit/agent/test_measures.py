@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spawner.agent.engines.connections import Incoming, count, incoming, routes
+from spawner.agent.engines.connections import (
+    Counted,
+    Incoming,
+    count,
+    counted,
+    incoming,
+    routes,
+    same,
+)
+from spawner.agent.engines.counters import sockets
 from spawner.agent.measures import METRICS, STATS, Record
 
 ROUTES = """Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT
@@ -39,6 +48,50 @@ def test_a_closed_connection_counts_once() -> None:
     text = TITLE + LISTENS + "1: 020011AC:22B8 0A0B0C0D:9000 06 x\n"
     now = incoming(text, routes(ROUTES))
     assert count(now, now) == 0
+
+
+SNMP = """Ip: Forwarding DefaultTTL
+Ip: 1 64
+Tcp: RtoAlgorithm ActiveOpens PassiveOpens AttemptFails EstabResets CurrEstab InSegs OutSegs
+Tcp: 1 {active} {passive} 0 0 {open} {segments} 90
+"""
+
+
+def tcp(active: int = 3, passive: int = 5, open: int = 1, segments: int = 70) -> Counted:
+    return counted(SNMP.format(active=active, passive=passive, open=open, segments=segments))
+
+
+def test_connections_that_cannot_have_changed_are_not_looked_at_again() -> None:
+    before = tcp()
+    assert not same(None, before, 0)
+    assert same(before, tcp(), 3600), "no segment came"
+    assert same(before, tcp(segments=80), 10), "data of an open connection"
+    assert not same(before, tcp(segments=80), 70), "the other end may have closed it"
+    assert not same(before, tcp(passive=6, segments=80), 10)
+    assert not same(before, tcp(open=0, segments=71), 10)
+    assert not same(before, tcp(active=4, segments=71), 10)
+    with pytest.raises(ValueError, match="no 'InSegs'"):
+        counted(
+            "Tcp: ActiveOpens PassiveOpens AttemptFails EstabResets CurrEstab\nTcp: 1 1 1 1 1\n"
+        )
+
+
+def test_empty_tables_of_sockets_are_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "7" / "net"
+    folder.mkdir(parents=True)
+    for name in ("tcp", "tcp6"):
+        (folder / name).write_text(f"table {name}\n")
+
+    def read(v4: int, waiting: int, v6: int) -> str:
+        (folder / "sockstat").write_text(
+            f"sockets: used 9\nTCP: inuse {v4} orphan 0 tw {waiting}\n"
+        )
+        (folder / "sockstat6").write_text(f"TCP6: inuse {v6}\n")
+        return sockets(7, str(tmp_path)).replace("table ", "").replace("\n", " ").strip()
+
+    assert [read(0, 0, 0), read(2, 0, 0), read(0, 0, 1), read(0, 1, 0)] == [
+        "", "tcp", "tcp6", "tcp tcp6",
+    ]  # fmt: skip
 
 
 def test_utilization_is_relative_to_what_is_held() -> None:

@@ -322,6 +322,29 @@ async def test_a_restart_keeps_node_and_devices(plane: Rig) -> None:
     assert [run[1] for run in agent.starts] == [1, 2]
 
 
+async def test_the_output_of_a_run_before_a_restart_is_kept(plane: Rig) -> None:
+    agent = await plane.agent()
+    ada = await plane.user()
+    detail = await plane.run(ada)
+    sessions, ref = plane.plane.sessions, str(detail.session.id)
+    for number in (1, 2):
+        (await alive(agent, number)).log = f"output {number}"
+        await sessions.restart(ada, ref, REQUEST)
+        await alive(agent, number + 1)
+        await plane.wait(detail, Status.RUNNING)
+
+    async def kept() -> list[str]:
+        return [await sessions.logs(ada, ref, attempt=number) for number in (1, 2)]
+
+    assert await until(kept, lambda logs: logs == ["output 1", "output 2"])
+    attempts = await sessions.attempts(ada, ref)
+    assert [(each.attempt, each.cause) for each in attempts] == [(1, "restarted"), (2, "restarted")]
+    assert "line of" in await sessions.logs(ada, ref, tail=1), "of the run that goes on"
+    assert await sessions.logs(ada, ref, tail=1, attempt=3) == await sessions.logs(ada, ref, tail=1)
+    with pytest.raises(NotFound):
+        await sessions.logs(ada, ref, attempt=4)
+
+
 async def test_what_cannot_be_restarted_says_why(plane: Rig) -> None:
     agent = await plane.agent()
     ada = await plane.user()

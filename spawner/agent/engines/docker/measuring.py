@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ class _Watched:
     pid: int
     place: counters.Place
     incoming: connections.Incoming | None = None
+    counted: connections.Counted | None = None
+    looked_at: float = 0.0
+    """What was counted when its connections were looked at, and when that was."""
 
 
 class ContainerCounters:
@@ -99,18 +103,23 @@ def _measure(watched: _Watched) -> Measured | None:
         net_tx_bytes=sent,
         scratch_bytes=counters.temporary_bytes(watched.pid),
         processes=usage.tasks,
-        connections=_connections(watched),
+        connections=_connections(watched, time.monotonic()),
     )
 
 
-def _connections(watched: _Watched) -> int | None:
+def _connections(watched: _Watched, now: float) -> int | None:
+    """Connections from outside. Looking takes milliseconds, so what cannot have changed is not looked at."""
     folder = f"/proc/{watched.pid}/net"
     try:
-        sockets = counters.text(f"{folder}/tcp") + counters.text(f"{folder}/tcp6", missing="")
+        counted = connections.counted(counters.text(f"{folder}/snmp"))
+        seen = watched.incoming
+        if seen is not None and connections.same(watched.counted, counted, now - watched.looked_at):
+            return connections.count(seen, seen)
+        sockets = counters.sockets(watched.pid)
         routes = connections.routes(counters.text(f"{folder}/route"))
-    except OSError:
+    except (OSError, ValueError):
         return None
-    now = connections.incoming(sockets, routes)
-    total = connections.count(now, watched.incoming)
-    watched.incoming = now
+    found = connections.incoming(sockets, routes)
+    total = connections.count(found, watched.incoming)
+    watched.incoming, watched.counted, watched.looked_at = found, counted, now
     return total
