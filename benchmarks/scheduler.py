@@ -17,7 +17,6 @@ from collections.abc import Callable
 
 from benchmarks.peers import PeerMissing, run_backend_ai
 from benchmarks.reporting import finish, note
-from spawner.scheduler.dryrun import fit
 from spawner.scheduler.model import (
     Agent,
     Device,
@@ -216,34 +215,6 @@ def workload_for_peer(snapshot: Snapshot, budget: float) -> dict[str, object]:
     }
 
 
-def three_cpus(number: int, chance: random.Random, special: float) -> dict[str, int]:
-    """Everybody asks for more than the rest of an agent."""
-    return {"cpu": 3 * MICRO}
-
-
-def dry_run(agents: int, pending: int, workload: Workload = three_cpus) -> dict[str, object]:
-    """CPU milliseconds of one dry run of what a person asks on a cluster whose queue waits already.
-
-    The median of five, and the worst: a collection of garbage may fall into any of them.
-    """
-    nodes = cluster(agents, 64, 0, busy=62 if workload is three_cpus else 64)
-    snapshot = Snapshot(0.0, (GroupPolicy("default"),), nodes, queue(pending, workload, 0.0))
-    request = queue(1, lambda number, chance, special: {"cpu": 4 * MICRO, "mem": 16 * GIB})[0]
-    runs = [cpu_seconds(lambda: fit(snapshot, request)) for _ in range(5)]
-    seconds = sorted(taken for taken, _ in runs)
-    verdict = runs[0][1]
-    point: dict[str, object] = {
-        "agents": agents,
-        "pending": pending,
-        "workload": workload.__name__,
-        "milliseconds": round(seconds[2] * 1000, 2),
-        "worst_milliseconds": round(seconds[-1] * 1000, 2),
-        "verdict": verdict.verdict,  # type: ignore[attr-defined]  # a Verdict
-    }
-    note(f"dry run: {point}")
-    return point
-
-
 def sweep(quick: bool) -> list[dict[str, object]]:
     """All sizes under one policy, then all policies at one size and at the largest."""
     sizes = (100, 500) if quick else (100, 1000, 10_000)
@@ -300,9 +271,7 @@ def main() -> None:
     parser.add_argument(
         "--no-peer", action="store_true", help="without Backend.AI, which is installed once"
     )
-    parser.add_argument(
-        "--only-peer", action="store_true", help="only the sizes beside Backend.AI, and dry runs"
-    )
+    parser.add_argument("--only-peer", action="store_true", help="only the sizes beside Backend.AI")
     chosen = parser.parse_args()
     if chosen.no_peer and chosen.only_peer:
         parser.error("--no-peer and --only-peer leave nothing to run: give one of them")
@@ -325,11 +294,6 @@ def main() -> None:
             "benchmark": "scheduler",
             "ratios": ratios,
             "points": points,
-            "dry_run": [
-                dry_run(1000, pending, workload)
-                for pending in ((100,) if chosen.quick else (100, 5000))
-                for workload in (three_cpus, presets, all_different)
-            ],
         }
     )
 

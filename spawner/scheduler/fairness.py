@@ -132,9 +132,15 @@ class Costs:
     def __init__(
         self, group: GroupPolicy, capacity: Mapping[str, int], usage: Iterable[Usage], now: float
     ) -> None:
-        self._group = group
-        self._capacity = {slot: n for slot, n in capacity.items() if n > 0}
-        self._life = group.half_life / math.log(2)
+        life = group.half_life / math.log(2)
+        shares = {slot: group.slot_weights.get(slot, 1.0) for slot, n in capacity.items() if n > 0}
+        total = sum(shares.values())
+        self._prices = (
+            {slot: share / (capacity[slot] * life * total) for slot, share in shares.items()}
+            if total > 0
+            else {}
+        )
+        """What a unit of a slot for a second costs, as a part of using the whole group for ever."""
         self._used: dict[tuple[str, str], float] = {}
         self._weights: dict[tuple[str, str], float] = {}
         for each in usage:
@@ -158,15 +164,15 @@ class Costs:
 
     def of(self, path: Path) -> float:
         """The cost of ``path``."""
-        return self.factor(path).cost
+        scope = (LEVELS[len(path) - 1], _scope_id(path))
+        return weighted(self._used.get(scope, 0.0), self._weights.get(scope, 1.0))
 
     def factor(self, path: Path) -> Factor:
         """All that makes up the cost of ``path``."""
         scope = (LEVELS[len(path) - 1], _scope_id(path))
-        normalised = self._used.get(scope, 0.0)
-        weight = self._weights.get(scope, 1.0)
-        cost = weighted(normalised, weight)
-        return Factor(*scope, normalised, weight, cost, 2.0**-cost)
+        cost = self.of(path)
+        used, weight = self._used.get(scope, 0.0), self._weights.get(scope, 1.0)
+        return Factor(*scope, used, weight, cost, 2.0**-cost)
 
     def add(self, path: Path, slot_seconds: Mapping[str, float]) -> None:
         """Charge the last scope of ``path`` and all above it."""
@@ -176,15 +182,8 @@ class Costs:
             self._used[scope] = self._used.get(scope, 0.0) + part
 
     def _normalised(self, slot_seconds: Mapping[str, float]) -> float:
-        weights = {slot: self._group.slot_weights.get(slot, 1.0) for slot in self._capacity}
-        total = sum(weights.values())
-        if total <= 0:
-            return 0.0
-        parts = (
-            weights[slot] * slot_seconds.get(slot, 0.0) / (capacity * self._life)
-            for slot, capacity in self._capacity.items()
-        )
-        return sum(parts) / total
+        prices = self._prices
+        return sum(prices[slot] * n for slot, n in slot_seconds.items() if slot in prices)
 
 
 def weighted(part: float, weight: float) -> float:
