@@ -22,22 +22,16 @@ from typing import Any, NamedTuple
 
 from benchmarks.peers import Peer, PeerMissing
 from benchmarks.queues import (
-    GIB,
     Workload,
     all_different,
-    cluster,
     one_cpu,
     presets,
-    queue,
     situation,
-    three_cpus,
 )
 from benchmarks.reporting import finish, note
-from spawner.scheduler.dryrun import fit
-from spawner.scheduler.model import GroupPolicy, Snapshot
+from spawner.scheduler.model import Snapshot
 from spawner.scheduler.plan import plan
 from spawner.scheduler.policies import BUILT_IN
-from spawner.scheduler.slots import MICRO
 
 PATIENCE = 4.0
 """CPU seconds after which Backend.AI's code, or a floor, is stopped; what it placed until then counts."""
@@ -200,24 +194,6 @@ def workload_for_peer(snapshot: Snapshot, *, goes_on: bool) -> dict[str, object]
     }
 
 
-def dry_run(agents: int, pending: int, workload: Workload = three_cpus) -> Point:
-    """CPU milliseconds of one dry run of what a person asks on a cluster whose queue waits already.
-
-    The median of five, and the worst: a collection of garbage may fall into any of them.
-    """
-    nodes = cluster(agents, 64, 0, busy=62 if workload is three_cpus else 64)
-    snapshot = Snapshot(0.0, (GroupPolicy("default"),), nodes, queue(pending, workload, 0.0))
-    request = queue(1, lambda number, chance, special: {"cpu": 4 * MICRO, "mem": 16 * GIB})[0]
-    runs = [cpu_seconds(lambda: fit(snapshot, request)) for _ in range(5)]
-    seconds = sorted(taken for taken, _ in runs)
-    return {
-        "name": f"dry-run-{agents}x{pending}-{workload.__name__}",
-        "milliseconds": round(seconds[2] * 1000, 2),
-        "worst_milliseconds": round(seconds[-1] * 1000, 2),
-        "verdict": runs[0][1].verdict,
-    }
-
-
 def sweep(quick: bool) -> Iterator[Case]:
     """Every policy and every strategy beside the peer, all sizes, the other workloads, all policies at large sizes.
 
@@ -358,14 +334,6 @@ def main() -> None:
     kept = Points(chosen.keep)
     with Peer() as peer:
         points = measured(chosen, kept, peer)
-    dry_runs = [
-        kept.get(
-            f"dry-run-1000x{pending}-{workload.__name__}",
-            lambda pending=pending, workload=workload: dry_run(1000, pending, workload),  # type: ignore[misc]
-        )
-        for pending in (() if chosen.only_peer else (100,) if chosen.quick else (100, 5000))
-        for workload in (three_cpus, presets, all_different)
-    ]
     result = {"benchmark": "scheduler", "goals": goals(points), "microseconds": growth(points)}
     result["ratios"] = {
         f"{point['name']}-{kind}": point[kind]["ratio"]
@@ -373,7 +341,7 @@ def main() -> None:
         for kind in ("backendai", "backendai_stops", "floor_first", "floor_best")
         if point.get(kind, {}).get("ratio") is not None
     }
-    finish({**result, "points": points, "dry_run": dry_runs})
+    finish({**result, "points": points})
 
 
 if __name__ == "__main__":

@@ -44,13 +44,17 @@ def fit_all(
             for each in snapshot.pending
             if each.resource_group == name and may_precede(each, policy, snapshot.now, priority)
         ]
-        everyone = [*ahead, *(asked for _, asked in line)]
         accounts = Accounts(snapshot.quotas)
-        group = GroupPass(policy, policies.selector(policy), snapshot, everyone, accounts)
-        group.told = False
+        group = GroupPass(
+            policy,
+            policies.selector(policy),
+            snapshot,
+            [*ahead, *(asked for _, asked in line)],
+            accounts,
+            readers={asked.session_id for _, asked in line},
+        )
         for _ in group.run(ahead, policies.sequencer(policy)):
             pass
-        group.dry = group.told = True
         for number, asked in line:
             decision = group.decide(asked)
             if isinstance(decision, Refusal):
@@ -80,7 +84,8 @@ def why(snapshot: Snapshot, session_id: str, policies: Policies = BUILT_IN) -> V
         and may_precede(each, policy, snapshot.now, asked.priority)
     ]
     accounts = Accounts(snapshot.quotas)
-    group = GroupPass(policy, policies.selector(policy), snapshot, ahead, accounts)
+    selector = policies.selector(policy)
+    group = GroupPass(policy, selector, snapshot, ahead, accounts, readers={session_id})
     for session, outcome in group.run(ahead, policies.sequencer(policy)):
         if session is not asked:
             continue

@@ -42,8 +42,8 @@ One family of idle accelerators weighs 2 and a missing image 1: each outweighs a
 class Floor:
     """Where the sessions of one group can go.
 
-    ``shapes`` are those of all sessions that will be asked about: they are known beforehand, so that
-    rankings can forget nodes that are too full for every one of them.
+    ``shapes`` are those of all sessions that will be sought a place for: they are known before the first
+    of them is, so that rankings can forget nodes that are too full for every one of them.
     """
 
     def __init__(
@@ -75,7 +75,6 @@ class Floor:
         self._claimed: dict[int, Node] = {}
         self.census = Census(self.nodes, self.by_id, self._changed)
         self._settle(snapshot.running, snapshot.now)
-        self._classify()
 
     # What is there already.
 
@@ -283,6 +282,8 @@ class Floor:
         """The ranking of ``shape``; shapes that differ in amounts only have the same one."""
         found = self._rankings.get(shape)
         if found is None:
+            if not self._classes:
+                self._classify()
             peers = self._classes[self._class_of[shape]]
             columns = zip(*(peer.need for peer in peers), strict=True)
             least: Need = tuple(min(column) for column in columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from spawner.scheduler.check import Accounts, Blocked, cancelled, check
@@ -24,6 +24,7 @@ from spawner.scheduler.preempt import Eviction, Preemptor, kept_for
 from spawner.scheduler.reserve import Booking, Seat, earliest, holders_of, reserve
 from spawner.scheduler.select import Selector
 from spawner.scheduler.shapes import Lane, Outline, Shapes
+from spawner.scheduler.sieve import Sieve
 
 EXACT = 50
 """For how many different requests in line the node that lacks least is looked for among all nodes."""
@@ -44,7 +45,11 @@ class _Full:
 
 
 class GroupPass:
-    """One resource group within one pass. ``sessions`` are all that will be asked about."""
+    """One resource group within one pass. ``sessions`` are all that will be asked about.
+
+    ``readers`` are the ids of those of whom somebody reads what becomes of them, which is then exact;
+    None: of all.
+    """
 
     def __init__(
         self,
@@ -54,6 +59,7 @@ class GroupPass:
         sessions: Sequence[SessionRequest],
         accounts: Accounts,
         observer: Observer = unobserved,
+        readers: Collection[str] | None = None,
     ) -> None:
         self._observer = observer
         self._name = policy.name
@@ -63,13 +69,16 @@ class GroupPass:
         self._accounts = accounts
         self._line = 0
         mine = [agent for agent in snapshot.agents if agent.resource_group == policy.name]
-        shapes = Shapes(policy, mine)
-        self._outlines = {each.session_id: shapes.of(each) for each in sessions}
-        self.dry = False
-        """Whether the next requests are asked for an answer only, which is then exact."""
-        self.told = True
-        """Whether anybody reads why the next sessions wait."""
-        self._floor = Floor(policy, selector, snapshot, shapes)
+        self._readers = readers
+        self._shapes = Shapes(policy, mine)
+        self._floor = Floor(policy, selector, snapshot, self._shapes)
+        self._waits = {} if readers is None else self._sift(policy, sessions, readers)
+        """Of sessions that find no room for sure, and of whom nobody reads: the lane."""
+        self._outlines = {
+            each.session_id: self._shapes.of(each)
+            for each in sessions
+            if each.session_id not in self._waits
+        }
         self._full: dict[Outline, _Full] = {}
         self._never: dict[Outline, Shortage | None] = {}
         self._lanes: set[tuple[int, Lane]] = set()
@@ -85,6 +94,29 @@ class GroupPass:
 
     def _mark(self, phase: Phase) -> None:
         self._observer(self._name, phase)
+
+    def _sift(
+        self, policy: GroupPolicy, sessions: Iterable[SessionRequest], readers: Collection[str]
+    ) -> dict[str, Lane]:
+        """Who need not be worked out, as no node has room: not who preempts, or preempted already."""
+        sieve = Sieve(policy, self._floor.nodes, self._floor.census.bunches)
+        claimants = {each.claimed_by for each in self._running}
+        least = FOREVER
+        if policy.preemption is not None:
+            least = min((each.priority for each in self._running), default=FOREVER)
+        found: dict[str, Lane] = {}
+        for each in sessions:
+            known = each.session_id in readers or each.session_id in claimants
+            lane = None if known or each.priority > least else sieve.lane(each)
+            if lane is not None:
+                found[each.session_id] = lane
+        return found
+
+    def _outline(self, session: SessionRequest) -> Outline:
+        found = self._outlines.get(session.session_id)
+        if found is None:
+            found = self._outlines[session.session_id] = self._shapes.of(session)
+        return found
 
     def _hold(self) -> dict[str, tuple[Seat, ...]]:
         """Keep from everybody what victims of earlier passes leave for those who preempted them."""
@@ -108,7 +140,10 @@ class GroupPass:
     def run(
         self, sessions: Sequence[SessionRequest], sequencer: Sequencer
     ) -> Iterator[tuple[SessionRequest, Placement | Refusal | Reason]]:
-        """Go through the queue: each session starts, waits with or without a reservation, or is cancelled."""
+        """Go through the queue: each session starts, waits with or without a reservation, or is cancelled.
+
+        Of those of whom nobody reads, some that only stand in line are left out.
+        """
         counted = self._context.counted
         self._mark("order")
         for session in in_order(sessions, sequencer, self._context):
@@ -116,6 +151,8 @@ class GroupPass:
             if gone is not None:
                 yield session, gone
                 self._mark("order")
+                continue
+            if session.session_id in self._waits and self._stands_by(session):
                 continue
             if session.session_id in self._held:
                 self._release(session.session_id)
@@ -130,37 +167,51 @@ class GroupPass:
                 yield session, decision
             self._mark("order")
 
+    def _stands_by(self, session: SessionRequest) -> bool:
+        """Let one that finds no room stand in line, if that is all that becomes of it."""
+        if (session.priority, self._waits[session.session_id]) not in self._lanes:
+            return False
+        if self._aged < AGED_RESERVATIONS and has_aged(session, self._context):
+            return False
+        wants = [(slot, n) for slot, n in session.kernels[0].slots.items() if n]
+        if check(session, wants, self._accounts, self._now) is None:
+            self._line += 1
+            self._context.counted.append(session)
+        return True
+
     def decide(self, session: SessionRequest) -> Seats | Refusal:
         """The nodes where ``session`` may start now, or why it may not. Takes nothing."""
         self._mark("check")
-        outline = self._outlines[session.session_id]
+        outline = self._outline(session)
         blocked = check(session, outline.slots, self._accounts, self._now)
         if blocked is not None or outline.defects:
             return self._refuse(self._never_starts(outline), blocked)
         run_time = FOREVER if session.run_time is None else session.run_time
         full = self._full.get(outline)
+        told = self._readers is None or session.session_id in self._readers
         if full is not None and run_time >= full.run_time:
-            return self._refuse(self._shortage(outline, full, run_time).shortage)
+            return self._refuse(self._shortage(outline, full, run_time, told).shortage)
         self._mark("place")
-        seats = self._floor.find(session, outline, self._now + run_time)
-        if seats is not None:
-            return seats
+        if session.session_id not in self._waits:
+            seats = self._floor.find(session, outline, self._now + run_time)
+            if seats is not None:
+                return seats
         self._mark("explain")
-        full = self._shortage(outline, full, run_time)
+        full = self._shortage(outline, full, run_time, told)
         full.run_time = run_time
         return self._refuse(full.shortage)
 
-    def _shortage(self, outline: Outline, full: _Full | None, run_time: float) -> _Full:
+    def _shortage(self, outline: Outline, full: _Full | None, run_time: float, told: bool) -> _Full:
         """What is known of an outline without room, worked out now unless ``full`` says it."""
-        if full is None or self.told > full.told:
-            exact = self.dry or len(self._full) < EXACT
-            shortage = shortage_of(outline, self._floor, exact=exact, told=self.told)
-            self._full[outline] = full = _Full(shortage, run_time, self.told)
+        if full is None or told > full.told:
+            exact = self._readers is not None or len(self._full) < EXACT
+            shortage = shortage_of(outline, self._floor, exact=exact, told=told)
+            self._full[outline] = full = _Full(shortage, run_time, told)
         return full
 
     def start(self, session: SessionRequest, seats: Seats) -> Placement:
         """Take the devices for ``session`` and charge its quotas."""
-        outline = self._outlines[session.session_id]
+        outline = self._outline(session)
         self._accounts.charge(session, outline.slots)
         ends_at = FOREVER if session.run_time is None else self._now + session.run_time
         return self._floor.take(session, outline, seats, ends_at)
@@ -200,7 +251,7 @@ class GroupPass:
             return Eviction(seats, tuple(mine))
         if self._preemptor is None or self._rules is None:
             return None
-        outline = self._outlines[session.session_id]
+        outline = self._outline(session)
         found = self._preemptor.victims(session, outline, shortage.eligible)
         if found is not None:
             self.preemptions += [
@@ -213,7 +264,7 @@ class GroupPass:
         """``refusal`` with when and where ``session`` can start first, when it waits for resources."""
         if refusal.shortage is None or not refusal.queues:
             return refusal
-        outline = self._outlines[session.session_id]
+        outline = self._outline(session)
         booking = earliest(outline, refusal.shortage.eligible, self._now)
         if booking is None:
             return refusal
@@ -225,7 +276,7 @@ class GroupPass:
 
     def _reserves(self, session: SessionRequest) -> bool:
         aged = self._aged < AGED_RESERVATIONS and has_aged(session, self._context)
-        lane = (session.priority, self._outlines[session.session_id].lane)
+        lane = (session.priority, self._outline(session).lane)
         first = lane not in self._lanes
         if first:
             self._lanes.add(lane)

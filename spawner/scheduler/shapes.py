@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from spawner.scheduler.model import (
@@ -141,13 +141,8 @@ class Shapes:
         together = [(kernel,) for kernel in kernels] if apart else [kernels]
         network = network_of(session, self._agents)
         parts = tuple(self._shape(session, part, network, circle) for part in together)
-        lane = frozenset(
-            (
-                part.architectures,
-                part.designated,
-                frozenset(family_of(slot) for slot in part.wanted if is_accelerator(slot)),
-            )
-            for part in parts
+        lane: Lane = frozenset().union(
+            *(lane_of(part.architectures, part.designated, part.wanted) for part in parts)
         )
         return Outline(parts, _sum(kernels), tuple(defects(session, self._policy)), lane)
 
@@ -181,6 +176,14 @@ class Shapes:
         return self._shapes.setdefault(key, found)
 
 
+def lane_of(
+    architectures: frozenset[str], designated: frozenset[str], wanted: Iterable[str]
+) -> Lane:
+    """What one part waits for in kind."""
+    families = frozenset(family_of(slot) for slot in wanted if is_accelerator(slot))
+    return frozenset(((architectures, designated, families),))
+
+
 def defects(session: SessionRequest, policy: GroupPolicy) -> Iterator[Reason]:
     """Everything that is wrong with the request itself, whatever nodes there are."""
     if not session.kernels:
@@ -200,7 +203,7 @@ def defects(session: SessionRequest, policy: GroupPolicy) -> Iterator[Reason]:
 
 def _kernel_defects(kernel: KernelRequest, policy: GroupPolicy) -> Iterator[Reason]:
     served = policy.served_slots
-    yield from _mixed(kernel)
+    yield from mixed(kernel)
     for slot, amount in kernel.slots.items():
         quantum = kind_of(slot).quantum
         if amount < 0 or amount % quantum:
@@ -238,7 +241,7 @@ def _kernel_defects(kernel: KernelRequest, policy: GroupPolicy) -> Iterator[Reas
         yield Reason("shared-memory", text, data=data)
 
 
-def _mixed(kernel: KernelRequest) -> Iterator[Reason]:
+def mixed(kernel: KernelRequest) -> Iterator[Reason]:
     """An accelerator family taken in more than one way: whole, in shares or in partitions."""
     ways: dict[str, dict[str, str]] = {}
     for slot, amount in sorted(kernel.slots.items()):

@@ -252,13 +252,21 @@ def quota(draw: st.DrawFn, scope: str, scope_id: str) -> Quota:
 
 
 @st.composite
-def snapshots(draw: st.DrawFn, *, plain: bool = False, timeless: bool = False) -> Snapshot:
-    """A snapshot; ``plain`` ones have no quotas, in ``timeless`` ones nobody knows when things end."""
+def snapshots(
+    draw: st.DrawFn, *, plain: bool = False, timeless: bool = False, crowd: bool = False
+) -> Snapshot:
+    """A snapshot; ``plain`` ones have no quotas, in ``timeless`` ones nobody knows when things end.
+
+    In a ``crowd`` some sessions are there twice.
+    """
     scopes = [("keypair", "key-ada"), ("user", "bob"), ("project", "lab"), ("domain", "default")]
     chosen = [] if plain else draw(st.sampled_from([[], scopes[:1], scopes[1:3], scopes]))
     selectors = st.sampled_from(("concentrated", "dispersed", "round-robin", "legacy"))
     agents = tuple(draw(agent(name)) for name in AGENTS[: draw(st.integers(0, 4))])
     pending = tuple(draw(session(number)) for number in range(draw(st.integers(0, 6))))
+    if crowd:
+        twins = [draw(st.sampled_from(pending)) for _ in range(draw(st.integers(0, 4))) if pending]
+        pending += tuple(replace(s, session_id=f"t{n}") for n, s in enumerate(twins))
     runs = () if timeless else tuple(each for home in agents for each in draw(residents(home)))
     return Snapshot(
         NOW,
