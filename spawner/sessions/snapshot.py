@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from authenticator.tables import DomainRow, KeyPairPolicyRow, KeyPairRow, ProjectRow, UserRow
+from spawner.agent.protocol import UNWELL
 from spawner.scheduler.model import (
     Agent,
     Dependency,
@@ -175,7 +176,7 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
             tuple(sorted(devices[row.id], key=lambda d: (d.slot, d.device_id))),
             containers=containers.get(row.id, 0),
             max_containers=row.max_containers,
-            schedulable=row.schedulable,
+            schedulable=row.schedulable and not (row.features or {}).get(UNWELL),
             alive=row.status == ALIVE,
             images=frozenset(row.images),
             networks=networks.get(row.id, frozenset()),
