@@ -417,6 +417,7 @@ def agent(view: AgentView) -> dict[str, Any]:
         "last_seen": view.last_seen,
         "lost_at": view.lost_at,
         "drain": view.drain,
+        "unwell": view.unwell,
         "capacity": slots_text(view.capacity),
         "used": slots_text(view.used),
         "resources": {

@@ -54,7 +54,7 @@ class NodeList(NodeCommand):
             (
                 view.id,
                 view.resource_group,
-                view.status,
+                "UNWELL" if view.unwell and view.status == "ALIVE" else view.status,
                 "emptied" if view.drain else "open" if view.schedulable else "closed",
                 str(len(view.sessions)),
                 ", ".join(

@@ -14,13 +14,11 @@ import platform
 import random
 import time
 from collections import deque
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
-from spawner.accelerators.registry import Accelerators, PluginError
+from spawner.accelerators.registry import Accelerators
 from spawner.agent import leases
 from spawner.agent.apps import Apps
 from spawner.agent.calls import Calls
@@ -35,16 +33,15 @@ from spawner.agent.measuring import Measuring
 from spawner.agent.membership import Membership
 from spawner.agent.metrics import AgentMetrics
 from spawner.agent.networks import NetworkKeeper
+from spawner.agent.offering import Offering
 from spawner.agent.ports import PortPool, parse_range
 from spawner.agent.protocol import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
     Ack,
     Call,
-    DeviceReport,
     Heartbeat,
     Hello,
-    ImageReport,
     KernelReport,
     Message,
     ProtocolError,
@@ -59,6 +56,8 @@ from spawner.agent.runner import Surroundings
 BACK_OFF = (0.2, 10.0)
 """Seconds between attempts to reach the manager: at first, and at most."""
 REFUSED_PAUSE = 10.0
+LONGEST_DEAF = 3.0
+"""Seconds between attempts to hear the engine's events again, at most."""
 log = logging.getLogger(__name__)
 
 
@@ -106,15 +105,14 @@ class AgentDaemon:
             running=self._calls.running,
         )
         self._calls.offer("processes", self.measuring.processes)
-        self.images_changed = asyncio.Event()
-        """Set when the next sign of life should not wait: the images may be others."""
-        self._images = ImageTasks(engine, self._calls, self.images_changed.set)
+        self.hurry = asyncio.Event()
+        """Set when the next sign of life should not wait: the images, or the engine's health, may be others."""
+        self._images = ImageTasks(engine, self._calls, self.hurry.set)
         self._leases = Leases(Path(config.state_dir) / "leases.json")
         pool = PortPool(parse_range(config.app_ports), config.app_port_rest)
         self._apps = Apps(engine, self._calls, config.address, pool)
         offer_inventory(self._calls, self._apps)
-        self._features: dict[str, Any] = {}
-        self._offered: tuple[tuple[DeviceReport, ...], tuple[ImageReport, ...]] = ((), ())
+        self._offering = Offering(engine, accelerators, self.hurry.set)
 
     async def run(self) -> None:
         """Open the engine, adopt what is there, then serve the manager for ever."""
@@ -129,16 +127,17 @@ class AgentDaemon:
             }
         )
         try:
-            self._offered = (await self._accelerators.devices(), await self._engine.images())
-            self._features = dict(await self._engine.features())
+            await self._offering.open()
             await self._kernels.adopt(self._leases.fenced)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_events())
                 tasks.create_task(self._relist())
+                tasks.create_task(self._offering.watch())
                 tasks.create_task(self._keep_leases())
                 tasks.create_task(self.measuring.run())
                 tasks.create_task(self._stay_connected())
         finally:
+            await self._offering.close()
             await self._images.close()
             await self._apps.close()
             await self._kernels.close()
@@ -190,7 +189,6 @@ class AgentDaemon:
 
     def hello(self) -> Hello:
         """Who this agent is and what it offers."""
-        devices, images = self._offered
         return Hello(
             protocol=PROTOCOL_VERSION,
             agent_id=self._config.agent_id,
@@ -199,36 +197,16 @@ class AgentDaemon:
             architecture=platform.machine(),
             engine=self._engine.name,
             address=self._config.address,
-            devices=devices,
-            images=images,
+            devices=self._offering.devices,
+            images=self._offering.images,
             max_containers=self._config.max_containers,
             slots=self._accelerators.slots(),
-            features=self._features,
+            features=self._offering.features(),
         )
 
     async def heartbeat(self) -> Heartbeat:
-        """A sign of life, with images and devices where they changed."""
-        try:
-            offered = (await self._accelerators.devices(), await self._engine.images())
-        except (EngineError, PluginError, OSError) as error:
-            log.warning("images and devices cannot be listed: %s", error)
-            return Heartbeat()
-        features = dict(await self._features_now())
-        changed = None if features == self._features else features
-        self._features = features
-        devices = None if offered[0] == self._offered[0] else offered[0]
-        images = None if offered[1] == self._offered[1] else offered[1]
-        self._offered = offered
-        slots = () if devices is None else self._accelerators.slots()
-        return Heartbeat(images=images, devices=devices, features=changed, slots=slots)
-
-    async def _features_now(self) -> Mapping[str, Any]:
-        """What the engine can do now; what it could before, when it does not say."""
-        try:
-            return await self._engine.features()
-        except EngineError as error:
-            log.warning("the engine does not say what it can do: %s", error)
-            return self._features
+        """A sign of life, with what changed."""
+        return await self._offering.heartbeat()
 
     async def _follow_events(self) -> None:
         """Turn the engine's hints into looks; open the stream again when it ends."""
@@ -241,7 +219,7 @@ class AgentDaemon:
             except EngineError as error:
                 log.warning("no events from the engine: %s", error)
             await asyncio.sleep(pause)
-            pause = min(10.0, pause * 2)
+            pause = min(LONGEST_DEAF, pause * 2)
             self._kernels.look()
 
     async def _relist(self) -> None:
@@ -381,7 +359,7 @@ class _Conversation:
 
     async def _beat(self, interval: float) -> None:
         while True:
-            changed = self._daemon.images_changed
+            changed = self._daemon.hurry
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval):
                     await changed.wait()

@@ -19,6 +19,8 @@ import msgspec
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 PROTOCOL_VERSION = 1
+UNWELL = "unwell"
+"""Key among an agent's features: why its engine can be given nothing now; absent while it is well."""
 
 
 class DeviceReport(msgspec.Struct, frozen=True):
@@ -201,8 +203,8 @@ class KernelReport(msgspec.Struct, frozen=True):
 
     ``status`` is PREPARING (image, mounts), CREATING (container), RUNNING, TERMINATING or
     TERMINATED. ``progress`` is a sentence for the user. ``failure`` names why it ended when it was
-    not asked to: ``create-failed``, ``exited``, ``oom-killed``, ``removed``, ``start-timeout``,
-    ``fenced`` (its lease ended, see ``KernelSpec``).
+    not asked to: ``create-failed``, ``exited``, ``oom-killed``, ``removed``, ``engine-restarted``,
+    ``start-timeout``, ``fenced`` (its lease ended, see ``KernelSpec``).
     """
 
     kernel_id: str
@@ -246,7 +248,8 @@ class Hello(Message, frozen=True, tag="hello"):
     max_containers: int | None = None
     features: dict[str, Any] = msgspec.field(default_factory=dict)
     """What this node can do besides (``AgentRow.features``): ``clusters`` whether it connects the containers
-    of a session; ``swarm`` the node's place among Docker hosts: ``{"node", "control", "managers": [node]}``."""
+    of a session; ``unwell`` (``UNWELL``); ``swarm`` the node's place among Docker hosts: ``{"node", "control",
+    "managers": [node]}``."""
     slots: tuple[SlotMetadata, ...] = ()
     """Of all slots that ``devices`` offer."""
 

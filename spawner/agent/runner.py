@@ -328,16 +328,14 @@ class KernelRunner:
             self._say("TERMINATED", failure="removed", progress="the container was removed")
             return
         # A main process that copes with the loss of a child for lack of memory has not failed.
-        killed = state.oom_killed and state.exit_code != 0
-        failure = "fenced" if self._fenced else "oom-killed" if killed else "exited"
-        sentence = (
-            "the session used more memory than it asked for"
-            if killed
-            else f"the session's main process ended with status {state.exit_code}"
-        )
+        failure, sentence = "exited", f"the session's main process ended with {state.exit_code}"
+        if state.oom_killed and state.exit_code != 0:
+            failure, sentence = "oom-killed", "the session used more memory than it asked for"
+        elif state.engine_died:
+            failure, sentence = "engine-restarted", "the node's container engine was restarted"
         self._say(
             "TERMINATED",
-            failure=failure,
+            failure="fenced" if self._fenced else failure,
             progress=sentence,
             exit_code=state.exit_code,
             log_tail=await self._tail(),

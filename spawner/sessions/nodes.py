@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from authenticator.principals import Principal, Scope, require
 from authenticator.problems import BadRequest, InvalidParameters, NotFound
 from authenticator.tables import UserRow
+from spawner.agent.protocol import UNWELL
 from spawner.sessions import steps
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.registration import ALIVE, LOST, REMOVED, sessions_on
@@ -255,4 +256,5 @@ def _agent_view(
         sessions=tuple(sessions),
         images=tuple(row.images),
         drain=row.drain,
+        unwell=(row.features or {}).get(UNWELL),
     )

@@ -5,10 +5,18 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from sqlalchemy import func, select
 
-from spawner.agent.protocol import PROTOCOL_VERSION, Heartbeat, Hello, ImageReport, ProtocolError
+from spawner.agent.protocol import (
+    PROTOCOL_VERSION,
+    UNWELL,
+    Heartbeat,
+    Hello,
+    ImageReport,
+    ProtocolError,
+)
 from spawner.sessions import degraded, image_rows, ledger, retries, runs, slotkinds, steps
 from spawner.sessions.losses import REQUEUE, Rules, lease_of, rule_for
 from spawner.sessions.states import FINAL, HOLDS, Status, Target
@@ -105,12 +113,21 @@ async def heartbeat(change: Change, agent_id: str, beat: Heartbeat) -> None:
         await _images(change, row, beat.images)
         change.schedule = True
     if beat.features is not None:
+        _note_health(change, row, beat.features)
         row.features = dict(beat.features)
         change.schedule = True
         change.agents.add(agent_id)
     await slotkinds.record(change.db, beat.slots)
     if beat.devices is not None and await ledger.register(change.db, agent_id, beat.devices):
         change.schedule = True
+
+
+def _note_health(change: Change, row: AgentRow, features: Mapping[str, Any]) -> None:
+    """Write down that a node's engine got well or unwell: meanwhile nothing is placed there."""
+    was, now = (row.features or {}).get(UNWELL), features.get(UNWELL)
+    if bool(was) != bool(now):
+        told = f"its engine is unwell: {str(now)[:500]}" if now else "its engine is well again"
+        change.note_agent(row.id, row.status, row.status, told)
 
 
 async def lose(change: Change, agent_id: str, not_seen_since: dt.datetime) -> bool:

@@ -25,7 +25,7 @@ STATUSES = frozenset(
         Status.TERMINATED,
     }
 )
-RETRIABLE = frozenset({"create-failed", "removed"})
+RETRIABLE = frozenset({"create-failed", "removed", "engine-restarted"})
 """Failures before RUNNING that another try, perhaps elsewhere, may not meet again."""
 LOG_TAIL = 16_384
 """Characters of the log that are kept of a kernel that ended."""
@@ -220,6 +220,8 @@ def _why(kernel: KernelRow, report: KernelReport) -> str:
         return f"it was killed because it used more than its {memory}{code}"
     if report.failure == "removed":
         return "its container was removed by somebody else"
+    if report.failure == "engine-restarted":
+        return "the container engine of its node was restarted"
     if report.failure == "fenced":
         return "its node could not reach the manager and ended it"
     if report.failure == "start-timeout":

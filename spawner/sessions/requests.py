@@ -189,6 +189,8 @@ class AgentView:
     images: tuple[str, ...] = ()
     drain: Mapping[str, Any] | None = None
     """While it is being emptied: since when, and until when what runs there may run."""
+    unwell: str | None = None
+    """Why its engine can be given nothing now."""
 
 
 def hide_secrets(environ: Mapping[str, str]) -> dict[str, str]:

@@ -27,12 +27,15 @@ PREEMPTED = "preempted"
 UNHEALTHY = "unhealthy"
 START_FAILED = "start-failed"
 RESTARTED = "restarted"
-CAUSES = (FAILURE, OOM, REMOVED, TIMEOUT, NODE_LOST, PREEMPTED, UNHEALTHY, START_FAILED)
-DEFAULT_CAUSES = (FAILURE, OOM, REMOVED, NODE_LOST, UNHEALTHY)
+ENGINE_RESTARTED = "engine-restarted"
+CAUSES = (FAILURE, OOM, REMOVED, TIMEOUT, NODE_LOST, PREEMPTED, UNHEALTHY, START_FAILED,
+          ENGINE_RESTARTED)  # fmt: skip
+DEFAULT_CAUSES = (FAILURE, OOM, REMOVED, NODE_LOST, UNHEALTHY, ENGINE_RESTARTED)
 MOST_RETRIES = 100
 FIELDS = ("max_retries", "causes", "backoff", "backoff_limit")
 _REPORTED = {"oom-killed": OOM, "removed": REMOVED, "start-timeout": UNHEALTHY,
-             "create-failed": START_FAILED, "fenced": NODE_LOST}  # fmt: skip
+             "create-failed": START_FAILED, "fenced": NODE_LOST,
+             "engine-restarted": ENGINE_RESTARTED}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

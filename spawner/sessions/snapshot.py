@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from spawner.agent.protocol import UNWELL
 from spawner.scheduler.model import (
     Agent,
     Dependency,
@@ -159,7 +160,7 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
             tuple(sorted(devices[row.id], key=lambda d: (d.slot, d.device_id))),
             containers=containers.get(row.id, 0),
             max_containers=row.max_containers,
-            schedulable=row.schedulable,
+            schedulable=row.schedulable and not (row.features or {}).get(UNWELL),
             alive=row.status == ALIVE,
             images=frozenset(row.images),
             networks=networks.get(row.id, frozenset()),

@@ -53,11 +53,19 @@ class Host:
         self.space = f"{folder.parent.name}-{name}"
         self.socket = f"unix://{folder}/docker.sock"
         self._engine: subprocess.Popen[bytes] | None = None
+        self._holder: subprocess.Popen[bytes] | None = None
+        """Keeps the mounts of the host while no engine runs."""
 
     @property
     def client(self) -> docker.DockerClient:
         """A client of its engine; close it."""
         return docker.DockerClient(base_url=self.socket, timeout=60)
+
+    @property
+    def holder(self) -> int:
+        """Id of a process in its mount namespace."""
+        assert self._holder is not None
+        return self._holder.pid
 
     def inside(self, *words: str) -> list[str]:
         """A command line that runs in the namespace."""
@@ -77,30 +85,50 @@ class Host:
         """Pull its cable, or put it back."""
         sh("ip", "-n", self.space, "link", "set", "uplink", "up" if connected else "down")
 
-    def start_engine(self) -> None:
-        """Begin; ``await_engine`` waits until it answers."""
+    def start_engine(self, *options: str) -> None:
+        """Begin, or begin again; ``await_engine`` waits until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        mounts = ["mount --make-rprivate /", "mount -t sysfs sysfs /sys",
-                  "mount -t tmpfs tmpfs /sys/fs/cgroup", *cgroup_mounts()]  # fmt: skip
         place = self.folder
-        engine = (
-            f"exec dockerd --data-root {place}/data --exec-root {place}/run --pidfile {place}/pid"
-            f" -H {self.socket} --cgroup-parent /{self.space} --storage-driver overlay2"
-        )
-        script = " && ".join([*mounts, engine])
-        (place / "pid").unlink(missing_ok=True)
+        if self._holder is None:
+            self._holder = self._hold(place / "mounted")
+        for stale in (place / "pid", place / "run/containerd/containerd.pid"):
+            stale.unlink(missing_ok=True)  # of an engine that was killed
+        engine = [
+            *("nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "dockerd"),
+            *("--data-root", f"{place}/data", "--exec-root", f"{place}/run"),
+            *("--pidfile", f"{place}/pid", "-H", self.socket, "--cgroup-parent", f"/{self.space}"),
+            *("--storage-driver", "overlay2", *options),
+        ]
         with (place / "dockerd.log").open("ab") as log:
             self._engine = subprocess.Popen(
-                self.inside("unshare", "-m", "sh", "-c", script),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+                self.inside(*engine), stdout=log, stderr=log, start_new_session=True
             )
+
+    def _hold(self, mounted: Path) -> subprocess.Popen[bytes]:
+        """A process in the host's own mount namespace, once that has a fresh ``/sys``."""
+        mounts = ["mount --make-rprivate /", "mount -t sysfs sysfs /sys",
+                  "mount -t tmpfs tmpfs /sys/fs/cgroup", *cgroup_mounts()]  # fmt: skip
+        script = " && ".join([*mounts, f"touch {mounted}", "exec sleep infinity"])
+        holder = subprocess.Popen(self.inside("unshare", "-m", "sh", "-c", script))
+        deadline = time.monotonic() + PATIENCE
+        while not mounted.exists():
+            assert holder.poll() is None, f"the mounts of {self.name} cannot be made"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return holder
+
+    def signal_engine(self, number: signal.Signals) -> None:
+        """Send the engine a signal; wait for its end if it is one that ends it."""
+        assert self._engine is not None
+        self._engine.send_signal(number)
+        if number in (signal.SIGTERM, signal.SIGKILL):
+            self._engine.wait(PATIENCE)
 
     def await_engine(self) -> None:
         """Until the engine answers."""
         deadline = time.monotonic() + PATIENCE
-        while sh("docker", "-H", self.socket, "version", "-f", "x", check=False).strip() != "x":
+        ask = ("docker", "-H", self.socket, "version", "-f", "{{.Server.Version}}")
+        while not sh(*ask, check=False).strip()[:1].isdigit():
             ended = self._engine is None or self._engine.poll() is not None
             if ended or time.monotonic() > deadline:
                 log = (self.folder / "dockerd.log").read_text()[-3000:]
@@ -120,9 +148,10 @@ class Host:
             for pid in sh("ip", "netns", "pids", self.space, check=False).split():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), number)
-        if self._engine is not None:
-            self._engine.kill()
-            self._engine.wait(20)
+        for process in (self._engine, self._holder):
+            if process is not None:
+                process.kill()
+                process.wait(20)
         sh("ip", "netns", "del", self.space, check=False)
         for folder in Path("/sys/fs/cgroup").glob(f"*/{self.space}"):
             for below in sorted(folder.rglob("*/"), key=lambda p: -len(p.parts)):
@@ -144,7 +173,7 @@ class Hosts:
         )
 
     def start(self, images: Sequence[str]) -> None:
-        """Namespaces, engines, a swarm whose only manager is the first host, and images."""
+        """Namespaces, engines, a swarm of several whose only manager is the first host, and images."""
         sh("ip", "netns", "add", self.switch)
         sh("ip", "-n", self.switch, "link", "add", "switch", "type", "bridge")
         sh("ip", "-n", self.switch, "link", "set", "switch", "up")
@@ -161,6 +190,8 @@ class Hosts:
             host.await_engine()
         self._load(images)
         first, *others = self.all
+        if not others:
+            return
         sh("docker", "-H", first.socket, "swarm", "init", "--advertise-addr", first.address)
         token = sh("docker", "-H", first.socket, "swarm", "join-token", "-q", "worker").strip()
         for host in others:

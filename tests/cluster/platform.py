@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from hub.config.deployment import Secrets
 from tests.cluster.hosts import Host, Hosts
+from tests.harness.audit import audit
 from tests.integration.up.deployments import free_port
 
 T = TypeVar("T")
@@ -120,6 +121,15 @@ class Platform:
         """Connected agents by id."""
         found = self.call("GET", "/agents", user="admin")["agents"]
         return {each["id"]: each for each in found if each["connected"]}
+
+    def audit(self) -> str:
+        """What ``perijove audit`` says; nothing differs."""
+        return audit(self.state, "--no-routes", "--manager-url", self.url)
+
+    def kill(self, name: str) -> None:
+        """``kill -9`` one of the processes."""
+        self.processes[name].kill()
+        self.processes[name].wait()
 
     def story(self) -> str:
         """The ends of all logs."""

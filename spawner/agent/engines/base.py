@@ -85,6 +85,8 @@ class EngineState:
     started_at: float | None = None
     exit_code: int | None = None
     oom_killed: bool = False
+    engine_died: bool = False
+    """It ended because the engine did, by no fault of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +246,10 @@ class Engine(abc.ABC):
         if networks:
             raise self._cannot("connect the containers of a session")
         return True
+
+    async def ping(self) -> None:
+        """Return soon if the engine is well, else raise ``EngineError``."""
+        return
 
     async def networks(self, deployment: str) -> tuple[str, ...]:
         """Names of the networks of sessions that ``keep_networks`` would keep or remove."""

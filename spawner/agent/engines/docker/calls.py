@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -22,6 +24,33 @@ T = TypeVar("T")
 
 CALL_TIMEOUT = 60
 THREADS = 8
+PING_TIMEOUT = 5
+
+
+class Outages:
+    """When the engine did not answer, of late."""
+
+    MARGIN = 10.0
+    """Seconds before the first call that failed: an engine that ends is not asked in that very moment."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._over: deque[tuple[float, float]] = deque(maxlen=8)
+
+    def failed(self) -> None:
+        """A call was not answered."""
+        if self._since is None:
+            self._since = time.time()
+
+    def answered(self) -> None:
+        """A call was answered."""
+        if self._since is not None:
+            self._over.append((self._since, time.time()))
+            self._since = None
+
+    def cover(self, moment: float) -> bool:
+        """Whether the engine was away at ``moment``, in seconds since the epoch, or went soon after."""
+        return any(since - self.MARGIN <= moment <= until for since, until in self._over)
 
 
 class Missing(EngineError):
@@ -37,7 +66,9 @@ class Calls:
 
     def __init__(self) -> None:
         self._client: docker.DockerClient | None = None
+        self._hasty: docker.DockerClient | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self.outages = Outages()
 
     async def open(self) -> None:
         """Connect. Raises ``EngineError``."""
@@ -46,8 +77,28 @@ class Calls:
             lambda: docker.from_env(timeout=CALL_TIMEOUT, max_pool_size=THREADS + 2)
         )
 
+    async def ping(self) -> None:
+        """Whether the engine takes new connections, apart from all other calls. Raises ``EngineError``.
+
+        One that ends still answers on connections that it has, and ends containers meanwhile.
+        """
+
+        def ask() -> None:
+            if self._hasty is None:
+                self._hasty = docker.from_env(timeout=PING_TIMEOUT)
+                self._hasty.api.headers["Connection"] = "close"
+            self._hasty.ping()
+
+        try:
+            await asyncio.to_thread(ask)
+        except (APIError, DockerException, RequestException, HTTPError) as error:
+            self.outages.failed()
+            raise EngineError(f"the Docker engine does not answer: {error}") from error
+
     async def close(self) -> None:
         """Close connections; containers go on."""
+        if self._hasty is not None:
+            self._hasty.close()
         if self._client is not None:
             client, self._client = self._client, None
             await self.run(client.close)
@@ -67,8 +118,11 @@ class Calls:
         loop = asyncio.get_running_loop()
         call = functools.partial(function, *arguments, **named)
         try:
-            return await loop.run_in_executor(self._pool, call)
+            answer = await loop.run_in_executor(self._pool, call)
+            self.outages.answered()
+            return answer
         except (NotFound, ImageNotFound) as error:
+            self.outages.answered()
             raise Missing(str(error.explanation)) from error
         except APIError as error:
             if error.status_code == 409:
@@ -78,6 +132,7 @@ class Calls:
                 f"the Docker engine refused: {error.explanation}", retriable=retriable
             ) from error
         except (DockerException, RequestException, HTTPError) as error:
+            self.outages.failed()
             raise EngineError(
                 f"the Docker engine does not answer: {error}", retriable=True
             ) from error

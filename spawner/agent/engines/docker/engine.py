@@ -12,8 +12,10 @@ import functools
 import hashlib
 import logging
 import os
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,7 @@ from spawner.agent.engines.docker.manifest import (
     labels_of,
     phase_of,
     read_state,
+    timestamp,
 )
 from spawner.agent.engines.docker.measuring import ContainerCounters
 from spawner.agent.engines.docker.networks import ensure_network
@@ -59,6 +62,8 @@ from spawner.agent.logs import pack
 from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec, Network
 from spawner.agent.substitution import Substitution
 
+TAKEN_ALONG = (128 + signal.SIGTERM, 128 + signal.SIGKILL, 255)
+"""Exit codes of containers that an engine ends with itself, or finds ended when it comes back."""
 log = logging.getLogger(__name__)
 
 
@@ -79,6 +84,7 @@ class DockerEngine(Engine):
         self._profiles = Path()
         self._counters = ContainerCounters()
         self._gateway = ""
+        self._prepared = True
         self._home = ""
         self._publish_host = "127.0.0.1"
         self._user = (1000, 1000)
@@ -98,14 +104,18 @@ class DockerEngine(Engine):
         self._profiles = Path(folder) / "seccomp"
         self._read_only_root = bool(config.get("read_only_root", True))
         await self._calls.open()
+        await self._prepare()
+        await self._accounts.sweep(self._home)
+        self._files.sweep([state.identity for state in await self.list()])
+
+    async def _prepare(self) -> None:
+        """The sessions' network and the rules around it; harmless when they are there."""
         self._gateway = await self._calls.run(ensure_network, self._calls.client)
         if firewall.needed(self._publish_host):
             why = await asyncio.to_thread(firewall.shield, self._publish_host)
             if why is not None:
                 told = "sessions of this node can reach each other's ports at %s: %s"
                 log.warning(told, self._publish_host, why)
-        await self._accounts.sweep(self._home)
-        self._files.sweep([state.identity for state in await self.list()])
 
     async def close(self) -> None:
         """Close connections; containers go on."""
@@ -255,7 +265,12 @@ class DockerEngine(Engine):
             facts = await self._calls.run(client.api.inspect_container, container_name(identity))
         except Missing:
             return None
-        return None if facts["State"]["Status"] in GOING else self._read(facts)
+        if facts["State"]["Status"] in GOING:
+            return None
+        state = self._read(facts)
+        if state.exit_code in TAKEN_ALONG and not (state.oom_killed or state.engine_died):
+            await self._calls.ping()  # if it ends just now, it says more when it is back
+        return state
 
     async def logs(self, identity: Identity, tail: int) -> str:
         """Last lines of stdout and stderr."""
@@ -306,6 +321,7 @@ class DockerEngine(Engine):
                 labels = event["Actor"]["Attributes"]
                 what = "removed" if event["Action"] == "destroy" else "exited"
                 yield EngineEvent(identity_of(labels), what)
+            self._calls.outages.failed()  # an engine that only restarts is not missed otherwise
         finally:
             stream.close()
 
@@ -316,6 +332,17 @@ class DockerEngine(Engine):
     async def keep_networks(self, networks: tuple[Network, ...], deployment: str) -> bool:
         """Bridges of this agent's sessions, overlays of the deployment's."""
         return await self._networks.keep(networks, deployment)
+
+    async def ping(self) -> None:
+        """Over a connection of its own, however busy the others are; an engine that is back is prepared again."""
+        try:
+            await self._calls.ping()
+        except EngineError:
+            self._prepared = False
+            raise
+        if not self._prepared:
+            await self._prepare()
+            self._prepared = True
 
     async def networks(self, deployment: str) -> tuple[str, ...]:
         """As ``keep_networks`` sees them."""
@@ -382,4 +409,7 @@ class DockerEngine(Engine):
         state = read_state(facts, self._publish_host)
         pid = int(facts["State"].get("Pid") or 0) if state.phase == "running" else 0
         self._counters.note(state.identity, state.native_id, pid)
+        ended = timestamp(facts["State"]["FinishedAt"])
+        if state.exit_code in TAKEN_ALONG and ended and self._calls.outages.cover(ended):
+            return replace(state, engine_died=True)
         return state
