@@ -375,3 +375,35 @@ def test_members_of_a_session_group_in_another_resource_group_rule_nothing_out()
     member = running("r", "a2", group="west", circle=pack)
     asked = replace(session(), session_group=pack)
     assert started(snapshot(nodes, [asked], groups=groups, runs=[member])) == {"s1": "a1"}
+
+
+def test_whoever_holds_a_slot_of_which_there_is_just_enough_is_not_waited_for() -> None:
+    runs = [
+        running("cpu", holds={"cpu": 4}, ends=10),
+        running("mem", holds={"mem": "32g"}, ends=10),
+    ]
+    node = agent(used={"cpu": 4, "mem": "32g"})
+    asked = session(wants={"cpu": 4, "mem": "1g"})
+    assert told(snapshot([node], [asked], runs=runs), "s1").waits_for == ("mem",)
+
+
+def test_a_slot_of_which_nothing_is_there_costs_nothing() -> None:
+    nothing = Device("cuda.device", "cuda0", 0, 0)
+    node = replace(agent(), devices=(*agent().devices, nothing))
+    usage = (used("a", 1), used("b", 2))
+    for sequencer in ("drf", "fair-share"):
+        assert ordered([one("a"), one("b", at=1)], sequencer, usage, nodes=(node,)) == "ab"
+
+
+def test_a_cluster_by_rules_starts_when_the_last_of_its_nodes_has_a_device() -> None:
+    """What got free on the first node stays free until the second one has it, too."""
+    nodes = [replace(shares(0, 0.5), agent_id=name) for name in ("a1", "a2")]
+    runs = [
+        replace(
+            victim(name, 0, 1.0, ends_at=NOW + ends),
+            kernels=(KernelPlacement(name, home, (DeviceShare("cuda.shares", "cuda0", MICRO),)),),
+        )
+        for name, home, ends in (("x", "a1", 10), ("y", "a2", 20))
+    ]
+    asked = session(wants={"cuda.shares": 1}, kernels=2, cluster_mode="multi-node")
+    assert told(snapshot(nodes, [asked], groups=[WHOLE], runs=runs), "s1").starts_at == NOW + 20
