@@ -110,6 +110,14 @@ PREEMPTION = st.sampled_from(
         )
     ]
 )
+SERVED = st.sampled_from(
+    [None] * 5 + [frozenset({"cpu", "mem"}), frozenset({"cpu", "mem", "cuda.shares"})]
+)
+REQUIRED = st.sampled_from([frozenset()] * 6 + [frozenset({"cpu"}), frozenset({"cpu", "mem"})])
+MINIMUMS = st.sampled_from([{}] * 5 + [{"cpu": STEP["cpu"]}, {"mem": 2, "cuda.shares": 0}])
+"""What images need at least."""
+SHARED = st.sampled_from((0, 0, 0, 0, 1, 2, 3))
+"""Shared memory in bytes, of which kernels have three at most."""
 AGES = st.sampled_from((0, 1, 2, 2, 2, -4 * 86400, -5 * 86400, -8 * 86400, -9 * 86400))
 ELIGIBLE = st.sampled_from((None, None, None, 0, -4 * 86400, -8 * 86400))
 RISES = st.sampled_from((7 * 86400.0, 7 * 86400.0, 86400.0, None))
@@ -159,7 +167,14 @@ def session(draw: st.DrawFn, number: int) -> SessionRequest:
     """A session of either group (or none) with ties in time, priority and shape."""
     count, mode = draw(SHAPES)
     equal = draw(st.booleans())
-    whole = KernelRequest("", draw(NEEDS), draw(IMAGES), draw(ARCHITECTURES))
+    whole = KernelRequest(
+        "",
+        draw(NEEDS),
+        draw(IMAGES),
+        draw(ARCHITECTURES),
+        shared_memory=draw(SHARED),
+        minimum=draw(MINIMUMS),
+    )
     kernels = tuple(
         replace(whole, kernel_id=f"k{number}-{index}", slots=whole.slots if equal else draw(NEEDS))
         for index in range(count)
@@ -248,6 +263,7 @@ def quota(draw: st.DrawFn, scope: str, scope_id: str) -> Quota:
         draw(NEEDS),
         max_sessions=draw(st.sampled_from((None, None, 0, 1, 2))),
         held_sessions=draw(st.integers(0, 2)),
+        max_containers=draw(st.sampled_from((None, None, None, 0, 1, 2))),
     )
 
 
@@ -278,6 +294,8 @@ def snapshots(
                 devices=draw(RULES),
                 preemption=draw(PREEMPTION),
                 rise=draw(RISES),
+                served_slots=draw(SERVED),
+                required_slots=draw(REQUIRED),
             )
             for name in GROUPS
         ),

@@ -176,6 +176,32 @@ def test_a_claim_is_where_its_owner_fits_not_where_most_victims_were() -> None:
     assert kept(planned(case(full("a1", "a2"), [victim, other], asked))) == {"a2": 8}
 
 
+def test_a_claim_is_where_most_containers_of_victims_were_when_both_would_do() -> None:
+    victim = wide(
+        "w",
+        holds("x", "a1", 8),
+        holds("y", "a2", 4),
+        holds("z", "a2", 4),
+        ending=True,
+        claimed_by="high",
+    )
+    asked = session("high", {"cpu": 8}, priority=50)
+    assert kept(planned(case(full("a1", "a2"), [victim], asked))) == {"a2": 8}
+
+
+def test_who_waits_for_victims_does_not_end_others_for_what_is_reserved_meanwhile() -> None:
+    """Found by the properties: an earlier session has its reservation on the same node."""
+    sizes = zip(multi(3).kernels, (2, 1, 2), strict=True)
+    kernels = tuple(replace(kernel, slots={"cpu": cpus * MICRO}) for kernel, cpus in sizes)
+    asked = replace(multi(3), kernels=kernels)
+    nodes = [agent("a1", {"cpu": 3}, {"cpu": 2}), agent("a2", {"cpu": 3}, {"cpu": 1})]
+    runs = [holds("r1", "a1", 2), holds("r2", "a2", 1)]
+    assert ended(planned(case(nodes, runs, asked))) == ["r1"]
+    waits = [replace(runs[0], ending=True, claimed_by="high"), runs[1]]
+    rival = session("rival", {"cpu": 2}, priority=50, at=-60)
+    assert ended(planned(case(nodes, waits, asked, rival))) == []
+
+
 def test_a_victim_that_lost_a_node_gives_what_it_has_left() -> None:
     """A degraded cluster holds a1 and, on a node that is gone, a2: it frees a1 only."""
     lost = agent("a2", used={"cpu": 8}, alive=False)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from authenticator.principals import Principal, Role, Via
 from authenticator.problems import InvalidParameters, NotFound, QuotaExceeded
@@ -11,7 +12,7 @@ from spawner.agent.protocol import KernelSpec, Network
 from spawner.sessions.clusters import deployment_id
 from spawner.sessions.requests import SessionDetail
 from spawner.sessions.states import Status
-from spawner.sessions.tables import SessionRow
+from spawner.sessions.tables import ResourceGroupRow, SessionRow
 from tests.harness.agent import FakeAgent, SlowAgent
 from tests.harness.plane import FINISHED, REQUEST, Rig, hub_launch, until
 
@@ -360,3 +361,41 @@ async def test_the_deployment_has_one_id(plane: Rig) -> None:
     assert agent.welcome is not None
     assert agent.welcome.deployment == await deployment_id(plane.store, plane.clock())
     assert len(agent.welcome.deployment) == 36
+
+
+async def preempting(plane: Rig) -> None:
+    options = {"preemption": {"action": "requeue"}}
+    await plane.store.write(lambda db: db.execute(update(ResourceGroupRow).values(options=options)))
+
+
+async def test_a_cluster_over_nodes_preempts_on_all_of_them(plane: Rig) -> None:
+    first, second = await swarm(plane)
+    ada = await user(plane)
+    await preempting(plane)
+    victims = [await plane.run(ada, name=name, priority=1) for name in ("first", "second")]
+    urgent = await plane.create(ada, cluster_size=2, cluster_mode="multi-node", priority=10)
+    found = await plane.wait(urgent)
+    assert found.status is Status.RUNNING
+    assert len(specs(first)) == len(specs(second)) == 1
+    for victim in victims:
+        assert (await plane.wait(victim, Status.PENDING)).session.status_data.get("end") is None
+    await plane.destroy(ada, found)
+    for victim in victims:
+        assert (await plane.wait(victim)).status is Status.RUNNING, "it went on waiting"
+
+
+async def test_a_degraded_cluster_ends_on_all_of_its_nodes_for_a_victor(plane: Rig) -> None:
+    """It cannot go back to the queue as it is: it ends, and what it held on both nodes is free."""
+    first, second = await swarm(plane)
+    ada = await user(plane)
+    await preempting(plane)
+    victim = await plane.run(ada, cluster_size=2, cluster_mode="multi-node", priority=1)
+    sub = next(k for k in victim.kernels if k.hostname == "sub1")
+    holder = next(a for a in (first, second) if "sub1" in specs(a))
+    holder.end(str(sub.id), 137, "oom-killed")
+    await plane.wait(victim, DEGRADED)
+    other = await plane.run(ada, name="other", priority=10)
+    urgent = await plane.create(ada, name="urgent", priority=10)
+    assert (await plane.wait(urgent)).status is Status.RUNNING
+    assert (await plane.wait(victim, Status.TERMINATED)).status is Status.TERMINATED
+    assert (await status(plane, ada, other)).status is Status.RUNNING
