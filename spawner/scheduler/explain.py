@@ -30,7 +30,7 @@ ORDINALS = (
     "eleventh",
     "twelfth",
 )
-NO_NODE = "no node is connected yet"
+NO_NODE = "no node of its resource group is connected yet"
 FRAGMENTED = "waiting for devices that are free together"
 
 
@@ -81,7 +81,7 @@ class Refusal:
     @property
     def message(self) -> str:
         """The sentence."""
-        bars = self.blocked.reasons if self.blocked else ()
+        bars = (self.blocked.never or self.blocked.reasons) if self.blocked else ()
         barred = "; ".join(dict.fromkeys(reason.message for reason in bars))
         if self.shortage is not None and self.shortage.never:
             return f"cannot ever start: {self.shortage.text}"
@@ -338,7 +338,7 @@ def _absent(capable: Sequence[Bunch], nodes: Sequence[Node]) -> str:
     parts = [f"{lost} not connected"] if lost else []
     parts += [f"{closed} closed for new sessions"] if closed else []
     parts += [f"{ruled_out} {CIRCLE_SAYS}"] if ruled_out else []
-    return f"waiting for a node that is large enough ({', '.join(parts)})"
+    return f"waiting for a suitable node ({', '.join(parts)})"
 
 
 def _waits_for(outline: Outline, shape: Shape, best: Node, missing: Sequence[Missing]) -> str:
