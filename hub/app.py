@@ -27,6 +27,10 @@ class PerijoveApp(Group):
         "agent": ("hub.commands.agent.AgentCommand", "Run the agent of this node alone."),
         "image": ("hub.commands.image.ImageGroup", "Build and list images for sessions."),
         "user": ("hub.commands.user.UserGroup", "Add, list and change users."),
+        "session": (
+            "hub.commands.session.SessionGroup",
+            "Show the story of a session, and why it waits.",
+        ),
         "domain": ("hub.commands.administration.DomainGroup", "Administer domains."),
         "project": ("hub.commands.administration.ProjectGroup", "Administer projects."),
         "policy": ("hub.commands.administration.PolicyGroup", "Administer policies of key pairs."),

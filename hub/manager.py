@@ -93,6 +93,12 @@ class ManagerConfig(Configurable):
     agent_timeout = Float(
         40.0, min=1, help="Seconds without a sign of life after which an agent counts as lost."
     ).tag(config=True)
+    history_days = Float(
+        90.0,
+        min=0,
+        help="""Days after the end of a session for which the attempts to schedule it and the messages to its
+        owner are kept, and for which it is known what happened to agents. Transitions of sessions stay.""",
+    ).tag(config=True)
 
     @default("volumes")
     def _default_volumes(self) -> dict[str, str]:
@@ -245,6 +251,7 @@ class Manager:
             tick=self._config.tick,
             heartbeat_interval=self._config.heartbeat_interval,
             agent_timeout=self._config.agent_timeout,
+            history=dt.timedelta(days=self._config.history_days),
             agent_token=self._secrets["PERIJOVE_AGENT_TOKEN"] or None,
             apps_path=self._config.apps_prefix or self._addresses.apps_prefix,
         )

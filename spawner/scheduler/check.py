@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from spawner.scheduler.model import Quota, Reason, SessionRequest
+from spawner.scheduler.model import Dependency, Quota, Reason, SessionRequest
 from spawner.scheduler.slots import human_amount
 
 WHOSE = {
@@ -19,10 +19,10 @@ WHOSE = {
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Every check that a session fails now; ``never``: the limits are below what it asks for."""
+    """Every check that a session fails now; ``never``: those that it fails with nothing held, too."""
 
     reasons: tuple[Reason, ...]
-    never: bool = False
+    never: tuple[Reason, ...] = ()
 
 
 class Account:
@@ -60,10 +60,10 @@ class Accounts:
 
     def violations(
         self, session: SessionRequest, slots: Iterable[tuple[str, int]]
-    ) -> tuple[list[Reason], bool]:
-        """Every limit ``session`` would pass, and whether it would pass one with nothing held."""
+    ) -> tuple[list[Reason], list[Reason]]:
+        """Every limit ``session`` would pass, and those that it would pass with nothing held."""
         reasons: list[Reason] = []
-        never = False
+        never: list[Reason] = []
         accounts = self._of(session) if self._accounts else ()
         if not accounts:
             return reasons, never
@@ -72,16 +72,16 @@ class Accounts:
             quota = account.quota
             if quota.max_sessions is not None and account.sessions >= quota.max_sessions:
                 reasons.append(_too_many(account, quota.max_sessions))
-                never = never or quota.max_sessions <= 0
+                never += reasons[-1:] if quota.max_sessions <= 0 else []
             most = quota.max_containers
             if most is not None and len(session.kernels) > most:
                 reasons.append(_too_wide(account, most, len(session.kernels)))
-                never = True
+                never += reasons[-1:]
             for slot, amount in amounts if quota.max_slots is not None else ():
                 limit = (quota.max_slots or {}).get(slot)
                 if limit is not None and account.held.get(slot, 0) + amount > limit:
                     reasons.append(_too_much(account, slot, amount, limit))
-                    never = never or amount > limit
+                    never += reasons[-1:] if amount > limit else []
         return reasons, never
 
     def _of(self, session: SessionRequest) -> list[Account]:
@@ -111,7 +111,7 @@ def check(
         reasons += _unmet(session)
     violated, never = accounts.violations(session, slots)
     reasons += violated
-    return Blocked(tuple(reasons), never) if reasons else None
+    return Blocked(tuple(reasons), tuple(never)) if reasons else None
 
 
 def cancelled(session: SessionRequest) -> Reason | None:
@@ -122,7 +122,7 @@ def cancelled(session: SessionRequest) -> Reason | None:
     return Reason(
         "dependency",
         f"cancelled because {_named(failed)}, on which it depends, failed",
-        data={"session_id": session.session_id, "failed": failed},
+        data={"session_id": session.session_id, "failed": _ids(failed)},
     )
 
 
@@ -131,19 +131,25 @@ def _unmet(session: SessionRequest) -> list[Reason]:
     waiting, failed = _parents(session, "waiting"), _parents(session, "failed")
     if waiting:
         text = f"{_named(waiting)}, on which it depends, must succeed first"
-        reasons.append(Reason("dependency", text, data={"waiting": waiting}))
+        reasons.append(Reason("dependency", text, data={"waiting": _ids(waiting)}))
     if failed and session.failed_parents == "wait":
-        text = f"{_named(failed)}, on which it depends, failed"
-        reasons.append(Reason("dependency", text, data={"failed": failed}))
+        text = f"{_named(failed)}, on which it depends, failed: it waits until you end it"
+        reasons.append(Reason("dependency", text, data={"failed": _ids(failed)}))
     return reasons
 
 
-def _parents(session: SessionRequest, state: str) -> list[str]:
-    return sorted(each.session_id for each in session.dependencies if each.state == state)
+def _parents(session: SessionRequest, state: str) -> list[Dependency]:
+    found = (each for each in session.dependencies if each.state == state)
+    return sorted(found, key=lambda each: each.session_id)
 
 
-def _named(session_ids: list[str]) -> str:
-    return f"{'session' if len(session_ids) == 1 else 'sessions'} {', '.join(session_ids)}"
+def _ids(parents: list[Dependency]) -> list[str]:
+    return [each.session_id for each in parents]
+
+
+def _named(parents: list[Dependency]) -> str:
+    names = ", ".join(each.name or each.session_id for each in parents)
+    return f"{'session' if len(parents) == 1 else 'sessions'} {names}"
 
 
 def _too_wide(account: Account, limit: int, asked: int) -> Reason:

@@ -30,7 +30,7 @@ ORDINALS = (
     "eleventh",
     "twelfth",
 )
-NO_NODE = "no node is connected yet"
+NO_NODE = "no node of its resource group is connected yet"
 FRAGMENTED = "waiting for devices that are free together"
 
 
@@ -81,7 +81,7 @@ class Refusal:
     @property
     def message(self) -> str:
         """The sentence."""
-        bars = self.blocked.reasons if self.blocked else ()
+        bars = (self.blocked.never or self.blocked.reasons) if self.blocked else ()
         barred = "; ".join(dict.fromkeys(reason.message for reason in bars))
         if self.shortage is not None and self.shortage.never:
             return f"cannot ever start: {self.shortage.text}"
@@ -337,7 +337,7 @@ def _absent(capable: Sequence[Bunch], nodes: Sequence[Node]) -> str:
     if not any(node.agent.alive for node in nodes):
         return f"no node is connected ({_nodes(len(nodes))} lost)"
     ruled_out = sum(len(bunch.present) for bunch in capable)
-    return f"waiting for a node that is large enough ({_away(capable, ruled_out)})"
+    return f"waiting for a suitable node ({_away(capable, ruled_out)})"
 
 
 def _too_few(

@@ -83,6 +83,8 @@ class Dependency:
 
     session_id: str
     state: Literal["waiting", "succeeded", "failed"]
+    name: str = ""
+    """What its owner calls it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,8 @@ class ControlSettings:
     """An agent not heard of for this long is LOST."""
     sync_interval: float = 30.0
     call_timeout: float = 10.0
+    history: dt.timedelta = dt.timedelta(days=90)
+    """How long attempts and messages of ended sessions, and what happened to agents, are kept."""
     agent_token: str | None = field(default=None, repr=False)
     apps_path: str = "/services/perijove-apps/"
     """Where browsers find sessions' apps."""
@@ -96,6 +98,7 @@ class ControlPlane:
             IdleWatch(self.journal, self.agents.statistics, interval),
             tick=self.settings.tick,
             agent_timeout=self.settings.agent_timeout,
+            history=self.settings.history,
             policies=policies,
         )
         self._policies = policies

@@ -192,7 +192,7 @@ class Checker:
                 self.fault(f"config.resources.{slot}", told)
         for slot in demanded:
             if slot not in self.draft.slots:
-                told = f"{group.name} requires every session to ask for it"
+                told = f"the resource group {group.name} requires every session to ask for it"
                 self.fault(f"config.resources.{slot}", told)
 
     def _shmem(self, group: ResourceGroupRow | None) -> None:

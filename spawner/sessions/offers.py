@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from authenticator.principals import Principal, Scope, require
 from authenticator.problems import InvalidParameters
 from spawner.scheduler.dryrun import fit, fit_all, why
-from spawner.scheduler.model import Agent, KernelRequest, SessionRequest, Snapshot, Verdict
+from spawner.scheduler.model import Agent, KernelRequest, Quota, SessionRequest, Snapshot, Verdict
 from spawner.scheduler.policies import Policies
 from spawner.scheduler.slots import (
     KINDS,
@@ -28,7 +28,7 @@ from spawner.sessions import creation, rehearsal, shares, slotkinds
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.facts import Facts, read_facts
 from spawner.sessions.image_rows import usable_by
-from spawner.sessions.limits import Payer, held_by
+from spawner.sessions.limits import Payer, held_by, least_amounts
 from spawner.sessions.rehearsal import amounts_text
 from spawner.sessions.requests import Check, NewSession
 from spawner.sessions.shares import Share
@@ -114,7 +114,6 @@ class Offers:
         """Backend.AI's check-presets answer; all amounts are text, ``Infinity`` where nothing limits."""
 
         async def work(db: AsyncSession) -> tuple[Reading, list[PresetRow], list[Held]]:
-            mine = _project_of(facts, project)
             payer = _payer(principal, mine)
             reading = await read_snapshot(db, self._now(), [payer], self._policies)
             by_key, _ = await held_by(db, SessionRow.access_key, [principal.access_key])
@@ -123,14 +122,16 @@ class Offers:
             return reading, await _presets(db, resource_group), held
 
         facts = await self._store.read(lambda db: read_facts(db, principal, ""))
-        group = _group_of(facts, resource_group)
+        group, mine = _group_of(facts, resource_group), _project_of(facts, project)
         reading, presets, held = await self._store.read(work)
         snapshot, slots = reading.snapshot, sorted(facts.slots)
         answer: dict[str, Any] = {}
-        for prefix, scope, amounts in zip(
-            ("keypair", "group"), ("keypair", "project"), held, strict=True
+        mine_only = {("keypair", principal.access_key), ("user", str(principal.user_id))}
+        for prefix, scopes, amounts in zip(
+            ("keypair", "group"), (mine_only, {("project", mine)}), held, strict=True
         ):
-            answer |= _limits(snapshot, prefix, scope, amounts, slots)
+            quotas = [each for each in snapshot.quotas if (each.scope, each.scope_id) in scopes]
+            answer |= _limits(quotas, prefix, amounts, slots)
         groups = {each.name: _usage(snapshot, each.name, slots) for each in snapshot.groups}
         answer["scaling_groups"] = groups
         answer["scaling_group_remaining"] = groups.get(group, {}).get("remaining", {})
@@ -340,22 +341,21 @@ def _group_of(facts: Facts, asked: str | None) -> str:
     return group.name
 
 
-def _limits(
-    snapshot: Snapshot, prefix: str, scope: str, held: Held, slots: list[str]
-) -> dict[str, Any]:
-    quota = next((each for each in snapshot.quotas if each.scope == scope), None)
-    most = (quota.max_slots if quota else None) or {}
-    using = {slot: held.get(slot, 0) for slot in slots}
+def _limits(quotas: Sequence[Quota], prefix: str, held: Held, slots: list[str]) -> dict[str, Any]:
+    """What the smallest of all ``quotas`` says; what is left is what each of them has left."""
+    most = least_amounts(*(quota.max_slots for quota in quotas)) or {}
+    left: dict[str, int] = {}
+    for quota in quotas:
+        for slot, limit in (quota.max_slots or {}).items():
+            room = max(0, limit - quota.held_slots.get(slot, 0))
+            left[slot] = min(room, left.get(slot, room))
     return {
         f"{prefix}_limits": {
             slot: format_amount(slot, most[slot]) if slot in most else UNLIMITED for slot in slots
         },
-        f"{prefix}_using": amounts_text(using),
+        f"{prefix}_using": amounts_text({slot: held.get(slot, 0) for slot in slots}),
         f"{prefix}_remaining": {
-            slot: format_amount(slot, max(0, most[slot] - using[slot]))
-            if slot in most
-            else UNLIMITED
-            for slot in slots
+            slot: format_amount(slot, left[slot]) if slot in left else UNLIMITED for slot in slots
         },
     }
 

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.scheduler.policies import BUILT_IN, Policies, PolicyError
-from spawner.sessions import ledger, nodes, registration, retries, steps, usage
+from spawner.sessions import ledger, nodes, registration, retention, retries, steps, usage
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.idle_watch import IdleWatch
 from spawner.sessions.idleness import LIFETIME, REASONS
@@ -33,6 +33,7 @@ from spawner.sessions.workqueue import WorkQueue
 from store.database import StoreError
 
 REQUEST_ID = "reconciler"
+PRUNE_EVERY = dt.timedelta(hours=1)
 ENDED = [status.value for status in FINAL]
 WATCH_SHARE = 8.0
 """Agents are looked at this many times within their timeout."""
@@ -51,6 +52,7 @@ class Reconciler:
         *,
         tick: float,
         agent_timeout: float,
+        history: dt.timedelta = dt.timedelta(days=90),
         policies: Policies = BUILT_IN,
     ) -> None:
         self._journal, self._metrics, self._policies = journal, metrics, policies
@@ -58,6 +60,8 @@ class Reconciler:
         self._tick, self._timeout = tick, agent_timeout
         self.queue: WorkQueue[uuid.UUID] = WorkQueue()
         self._leads_since: dt.datetime | None = None
+        self._history = history
+        self._pruned: dt.datetime | None = None
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -72,9 +76,10 @@ class Reconciler:
             self.queue.close()
 
     async def sweep(self) -> None:
-        """Repair the ledger, then look at every session that has not ended."""
+        """Repair the ledger, forget old history, then look at every session that has not ended."""
         await self.repair()
         await self._journal.write(REQUEST_ID, self._account)
+        await self._prune()
         for session_id in await self._journal.store.read(_live_sessions):
             self.queue.put(session_id)
 
@@ -93,6 +98,15 @@ class Reconciler:
             log.error("%d allocations were held by nobody, %d were lost", done.freed, done.restored)
         self._metrics.repaired(done)
         return done
+
+    async def _prune(self) -> None:
+        now = self._journal.now()
+        if self._pruned is not None and now - self._pruned < PRUNE_EVERY:
+            return
+        await self._journal.write(
+            REQUEST_ID, lambda change: retention.prune(change.db, now, self._history)
+        )
+        self._pruned = now
 
     async def end_overdue(self) -> None:
         """End sessions that reached their run-time limit, and those that waited too long."""

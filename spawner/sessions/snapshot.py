@@ -40,7 +40,7 @@ from spawner.sessions.tables import (
     SessionRow,
 )
 from spawner.sessions.usage import read_usage
-from spawner.sessions.wishes import ParentState, Wishes, device_rules, parent_states, wishes_of
+from spawner.sessions.wishes import Wishes, device_rules, parent_states, wishes_of
 
 FAIR_SHARE = "fair-share"
 
@@ -248,7 +248,7 @@ def _request(
     wishes: Wishes,
     groups: Mapping[str, GroupPolicy],
     run_times: RunTimes,
-    parents: Mapping[str, ParentState],
+    parents: Mapping[str, Dependency],
     now: dt.datetime,
 ) -> SessionRequest:
     group = groups.get(row.resource_group) or GroupPolicy(row.resource_group)
@@ -269,7 +269,7 @@ def _request(
         starts_at=None if row.starts_at is None else row.starts_at.timestamp(),
         designation=wishes.designation,
         run_time=learned if wishes.run_time is None else wishes.run_time,
-        dependencies=tuple(Dependency(each, parents[each]) for each in wishes.dependencies),
+        dependencies=tuple(parents[each] for each in wishes.dependencies),
         failed_parents=wishes.failed_parents,
         session_group=wishes.session_group,
         devices=device_rules(group.devices, row.resource_opts),

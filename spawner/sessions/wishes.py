@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from spawner.scheduler.model import DeviceRules, SessionGroup
+from spawner.scheduler.model import Dependency, DeviceRules, SessionGroup
 from spawner.sessions.states import FINAL, Status
 from spawner.sessions.tables import SessionRow
 
@@ -72,21 +72,20 @@ def device_rules(default: DeviceRules, resource_opts: Mapping[str, Any]) -> Devi
     return None if allowed is None else replace(default, unfragmented=not allowed)
 
 
-async def parent_states(db: AsyncSession, parents: Iterable[str]) -> dict[str, ParentState]:
+async def parent_states(db: AsyncSession, parents: Iterable[str]) -> dict[str, Dependency]:
     """How far each of ``parents`` is; one that is not there any more has failed."""
     ids = {uuid.UUID(parent) for parent in parents}
     if not ids:
         return {}
-    states: dict[str, ParentState] = {str(parent): "failed" for parent in ids}
-    query = select(SessionRow.id, SessionRow.status, SessionRow.result).where(
-        SessionRow.id.in_(ids)
-    )
-    for session_id, status, result in await db.execute(query):
-        if Status(status) not in FINAL:
-            states[str(session_id)] = "waiting"
-        elif status == Status.TERMINATED and result == "success":
-            states[str(session_id)] = "succeeded"
-    return states
+    found = {str(parent): Dependency(str(parent), "failed") for parent in ids}
+    columns = (SessionRow.id, SessionRow.name, SessionRow.status, SessionRow.result)
+    query = select(*columns).where(SessionRow.id.in_(ids))
+    for session_id, name, status, result in await db.execute(query):
+        succeeded = status == Status.TERMINATED and result == "success"
+        ended: ParentState = "succeeded" if succeeded else "failed"
+        state = ended if Status(status) in FINAL else "waiting"
+        found[str(session_id)] = Dependency(str(session_id), state, name)
+    return found
 
 
 async def find_parents(

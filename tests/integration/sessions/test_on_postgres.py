@@ -12,6 +12,7 @@ from tests.unit.sessions import (
     test_lifecycle,
     test_limits,
     test_offers,
+    test_retention,
     test_retries,
     test_scheduling,
     test_service,
@@ -79,6 +80,12 @@ test_a_user_who_ran_something_is_not_deleted = (
 test_a_device_that_was_masked_meanwhile = test_commit.test_a_device_that_was_masked_meanwhile
 test_a_limit_that_was_lowered_meanwhile = test_commit.test_a_limit_that_was_lowered_meanwhile
 test_an_amount_that_was_reserved_meanwhile = test_commit.test_an_amount_that_was_reserved_meanwhile
+test_the_newest_of_a_living_session_are_kept = (
+    test_retention.test_the_newest_of_a_living_session_are_kept
+)
+test_only_the_transitions_of_what_ended_long_ago_are_kept = (
+    test_retention.test_only_the_transitions_of_what_ended_long_ago_are_kept
+)
 test_a_policy_holds_sessions_in_the_queue = test_limits.test_a_policy_holds_sessions_in_the_queue
 test_a_policy_in_use_stays = test_limits.test_a_policy_in_use_stays
 test_a_policy_that_is_not_there_cannot_be_given = (

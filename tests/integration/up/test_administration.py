@@ -109,6 +109,29 @@ def test_resource_policies_by_api_and_command(up: Up) -> None:
     assert (done.returncode, "max_pending_sessions: '-1': a whole" in done.stderr) == (2, True)
 
 
+def test_the_story_of_a_session_and_why_it_waits(up: Up) -> None:
+    asked = {"image": "process", "name": "too-large", "enqueueOnly": True}
+    config = {"resources": {"cpu": "9000", "mem": "1g"}}
+    made = call(up, "POST", "/session", {**asked, "config": config}, user="somebody")
+    told = f"/session/{made['sessionId']}/progress"
+    secret = json.loads((up.state / "secrets.json").read_text())["hub_secret"]
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{up.port}/services/perijove{told}",
+        headers={"Authorization": f"Bearer {secret}", "X-Perijove-User": "somebody"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as events:
+        next(line for line in events if b"cannot ever start" in line)
+    done = perijove(up.state, "session", "why", "too-large")
+    assert f"Session too-large ({made['sessionId']}): PENDING; cannot ever start:" in done.stdout
+    assert "filters: 1 node, total-capacity -1" in done.stdout
+    done = perijove(up.state, "session", "history", made["sessionId"])
+    assert "submitted" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("Since 2")
+    done = perijove(up.state, "session", "why", "nobody")
+    assert (done.returncode, done.stderr) == (1, "perijove: there is no session 'nobody'\n")
+    call(up, "DELETE", f"/session/{made['sessionId']}", user="somebody")
+
+
 def test_repair_by_api_and_command(up: Up) -> None:
     assert call(up, "POST", "/resource/recalculate-usage") == {
         "drifts": [],

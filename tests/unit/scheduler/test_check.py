@@ -135,7 +135,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         asked,
         kernels=(kernel, replace(kernel, kernel_id="k2")),
         dependencies=(
-            Dependency("p1", "waiting"),
+            Dependency("p1", "waiting", "prepare"),
             Dependency("p2", "failed"),
             Dependency("p3", "succeeded"),
         ),
@@ -157,11 +157,21 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         "shared-memory",
     }
     texts = [each.message for each in answer.reasons]
-    assert "session p1, on which it depends, must succeed first" in texts
-    assert "session p2, on which it depends, failed" in texts
+    assert "session prepare, on which it depends, must succeed first" in texts
+    assert "session p2, on which it depends, failed: it waits until you end it" in texts
     assert "image perijove/base needs at least 2 GiB of memory (asked for 1 GiB of memory)" in texts
     assert "your limit of 1 container per session is less than it has (2)" in texts
     assert answer.unsatisfiable
+
+
+def test_what_can_never_be_says_only_why_it_can_never_be() -> None:
+    limits = [quota(limit={"cpu": 1}, sessions=1, running=1)]
+    answer = told(snapshot([agent()], [session("s1", wants={"cpu": 2})], quotas=limits), "s1")
+    assert (
+        answer.message
+        == "cannot ever start: your limit of 1 CPU is less than it needs (asked for 2 CPUs)"
+    )
+    assert set(reasons(answer)) == {"concurrency", "quota"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from .answers import reasons, started, told
 
 BUSY = agent(used={"cpu": 7, "mem": "31g"})
 SENTENCES = [
-    ([], session(), "queued, first in line: no node is connected yet"),
+    ([], session(), "queued, first in line: no node of its resource group is connected yet"),
     ([agent(alive=False)], session(), "queued, first in line: no node is connected (1 node lost)"),
     ([BUSY], session(wants={"cpu": 3}), "queued, first in line: waiting for 2 CPUs"),
     (

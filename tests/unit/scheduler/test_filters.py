@@ -81,6 +81,4 @@ def test_a_node_that_may_come_back_is_waited_for(lost: dict[str, bool]) -> None:
     assert started(case) == {"small": "small"}
     answer = told(case, "big")
     assert not answer.unsatisfiable
-    assert answer.message.startswith(
-        "queued, first in line: waiting for a node that is large enough (1 "
-    )
+    assert answer.message.startswith("queued, first in line: waiting for a suitable node (1 ")

@@ -53,7 +53,10 @@ def test_limits_no_group_and_no_node() -> None:
     assert fit(snapshot([agent()], quotas=quotas), session()).verdict == "wait"
     assert fit(snapshot([agent()], quotas=[quota(sessions=0)]), session()).verdict == "never"
     assert fit(snapshot([agent()]), session(group="gone")).verdict == "wait"
-    assert fit(snapshot(), session()).message == "queued, first in line: no node is connected yet"
+    assert (
+        fit(snapshot(), session()).message
+        == "queued, first in line: no node of its resource group is connected yet"
+    )
 
 
 def test_the_explanation_carries_the_callers_session_id() -> None:

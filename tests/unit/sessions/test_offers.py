@@ -112,6 +112,24 @@ async def test_check_presets_in_the_shape_of_backend_ai(plane: Rig) -> None:
         await plane.plane.offers.check_presets(ada, project="secret")
 
 
+async def test_limits_in_check_presets_are_the_smallest_of_ones_own(plane: Rig) -> None:
+    await plane.agent()
+    ada, bob = await plane.user(), await plane.user("bob")
+    await plane.policy(total_resource_slots={"cpu": 4_000_000})
+    await plane.user_policy(total_resource_slots={"cpu": 3_000_000, "mem": 2 * GIB})
+    await plane.project_policy(total_resource_slots={"mem": 4 * GIB})
+    await plane.create(bob, cpu="8")
+    await plane.run(ada)
+    for who, left in ((ada, "2"), (bob, "3")):
+        answer = await plane.plane.offers.check_presets(who)
+        assert answer["keypair_limits"]["cpu"] == "3"
+        assert answer["keypair_remaining"]["cpu"] == left
+        assert answer["keypair_limits"]["mem"] == str(2 * GIB)
+        assert answer["group_limits"]["mem"] == str(4 * GIB)
+        assert answer["group_remaining"]["mem"] == str(3 * GIB)
+        assert answer["group_limits"]["cpu"] == "Infinity"
+
+
 async def test_presets_and_groups(plane: Rig) -> None:
     offers = plane.plane.offers
 

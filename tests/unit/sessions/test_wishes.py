@@ -82,7 +82,7 @@ async def test_wishes_reach_the_scheduler(plane: Rig) -> None:
         resource_opts={"allow_fractional_resource_fragmentation": False},
     )
     found = await pending(plane)
-    assert found.dependencies == (Dependency(str(parent.session.id), "failed"),)
+    assert found.dependencies == (Dependency(str(parent.session.id), "failed", "parent"),)
     assert found.failed_parents == "ignore"
     assert found.run_time == 5400.0
     assert found.preemptible is False
