@@ -71,7 +71,7 @@ class ShutdownService(ApiHandler):
         self.answer_nothing()
 
 
-class _Socket(Base, WebSocketHandler):
+class Socket(Base, WebSocketHandler):
     """A WebSocket whose other end is an app."""
 
     _streams: Streams | None = None
@@ -136,7 +136,7 @@ class _Socket(Base, WebSocketHandler):
                 await self._streams[1].drain()
 
 
-class Tunnel(_Socket):
+class Tunnel(Socket):
     """Bytes to and from an app."""
 
     paths = ("/stream/session/{session}/tcpproxy", "/stream/session/{session}/httpproxy")
@@ -161,7 +161,7 @@ class Tunnel(_Socket):
         await self.say(message.encode() if isinstance(message, str) else message)
 
 
-class Terminal(_Socket):
+class Terminal(Socket):
     """A shell in the session."""
 
     paths = ("/stream/session/{session}/pty",)

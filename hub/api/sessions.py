@@ -9,6 +9,7 @@ from authenticator.principals import Scope, Via
 from authenticator.problems import Forbidden, InvalidParameters
 from hub.api import views
 from hub.api.endpoints import EVENTS, endpoint
+from hub.api.execution import Execution, execute
 from hub.api.handler import ApiHandler
 from hub.api.parameters import param
 from hub.api.session_requests import Creation
@@ -157,6 +158,11 @@ class Session(ApiHandler):
         detail = await service.get(principal, session)
         live = await self.services.control.observing.measures(principal, str(detail.session.id))
         self.answer(views.session_info(detail, self.services.now(), live.get(detail.main.id)))
+
+    @endpoint("Run code in a session", scope=Scope.SESSIONS, parameters=Execution)
+    async def post(self, session: str, given: Execution) -> None:
+        """Polled with ``continue`` until it is finished; questions are answered with ``input``."""
+        await execute(self, await self.acting_for(given.owner_access_key), session, given)
 
     @endpoint(
         "Restart a running interactive session", scope=Scope.SESSIONS, parameters=Owner, status=204

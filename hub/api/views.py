@@ -54,6 +54,8 @@ def service_ports(detail: SessionDetail) -> list[dict[str, Any]]:
             of_its_own = (port["name"], port.get("protocol", "http"))
             ports.setdefault(of_its_own, []).append(port["container_port"])
     for app in detail.main.spec.get("apps", ()):
+        if app["protocol"] == "internal":
+            continue
         numbers = ports.setdefault((app["name"], app["protocol"]), [])
         if app["port"] not in numbers:
             numbers.append(app["port"])

@@ -17,6 +17,7 @@ from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.audit import AuditService
 from spawner.sessions.clusters import deployment_id
 from spawner.sessions.events import EventBus
+from spawner.sessions.execution import ExecutionService
 from spawner.sessions.extending import Extensions
 from spawner.sessions.idle_watch import IdleWatch
 from spawner.sessions.images import ImageService
@@ -88,6 +89,7 @@ class ControlPlane:
         self.images = ImageService(self.journal, self.agents, now)
         self.apps = AppService(store, self.agents, self.settings.apps_path)
         self.observing = Observing(store, self.agents)
+        self.execution = ExecutionService(self.apps)
         self.offers = Offers(self.journal, self.agents, now, policies, folders)
         self.scheduler = SchedulerLoop(self.journal, self.metrics, self.settings.tick, policies)
         self.extensions = Extensions(self.journal)

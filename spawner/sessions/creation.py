@@ -22,7 +22,7 @@ from spawner.agent import seccomp
 from spawner.agent.engines.base import EngineError
 from spawner.scheduler.model import SessionGroup
 from spawner.scheduler.slots import human_amount, human_bytes, parse_amount
-from spawner.sessions import clusters
+from spawner.sessions import clusters, execution
 from spawner.sessions.apps import PORTS_LABEL, apps_of, labelled_services
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.facts import Facts
@@ -481,6 +481,9 @@ def _spec(new: NewSession, draft: Draft, mounts: Iterable[FolderMount]) -> dict[
         new.hub is None and draft.ports
     ):  # a server of its own must not be open to whoever finds the port
         environ.setdefault("JUPYTER_TOKEN", secrets.token_urlsafe(32))
+    apps = _apps(draft)
+    if any(app["name"] == execution.APP for app in apps):
+        environ[execution.KEY] = secrets.token_urlsafe(32)
     more: dict[str, Any] = {} if draft.health is None else {"health": draft.health}
     if draft.start_timeout is not None:
         more["start_timeout"] = draft.start_timeout
@@ -499,7 +502,7 @@ def _spec(new: NewSession, draft: Draft, mounts: Iterable[FolderMount]) -> dict[
         "ports": draft.ports,
         "shm_bytes": draft.shmem,
         "labels": {},
-        "apps": _apps(draft),
+        "apps": apps,
     }
 
 

@@ -66,7 +66,7 @@ class AppService:
 
         Raises ``NotFound`` for the session or the app, ``BadRequest``, ``AgentUnavailable``.
         """
-        kernel = await self._kernel(principal, ref)
+        kernel = await self.kernel(principal, ref)
         apps = [app for app in kernel.spec.get("apps", ()) if app["name"] == wish.name]
         app = next((app for app in apps if wish.port in (None, app["port"])), None)
         if app is None:
@@ -91,7 +91,7 @@ class AppService:
 
     async def stop(self, principal: Principal, ref: str, name: str) -> None:
         """End an app; the next who opens it starts it again."""
-        kernel = await self._kernel(principal, ref)
+        kernel = await self.kernel(principal, ref)
         if name not in {app["name"] for app in kernel.spec.get("apps", ())}:
             raise NotFound("app service", f"there is no app {name[:64]!r} in this session")
         params = {"kernel_id": str(kernel.id), "name": name}
@@ -111,7 +111,7 @@ class AppService:
             raise AgentUnavailable(f"{wish.name} cannot be reached: {error}") from error
         return reader, writer
 
-    async def _kernel(self, principal: Principal, ref: str) -> KernelRow:
+    async def kernel(self, principal: Principal, ref: str) -> KernelRow:
         """The main kernel of a session that runs, as its row is."""
         require(principal, Scope.SESSIONS)
 

@@ -64,6 +64,14 @@ _LAB = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": T
 _HINT = "use the docker engine for that"
 
 
+_REPL = {
+    "argv": ["python3", "-m", "perijove.execution", "{bind_host}", "{bind_port}"],
+    "protocol": "internal",
+    "port": 2000,
+}
+"""How code of programs is run in a session."""
+
+
 class ProcessEngine(Engine):
     """Settings of ``open``: ``state_dir`` (scratch folders lie in its ``scratch/``)."""
 
@@ -111,6 +119,7 @@ class ProcessEngine(Engine):
             "ai.perijove.image": "jupyterlab",
             "ai.perijove.label": f"This machine's Python {platform.python_version()}",
             "ai.backend.service-ports": "jupyterlab:http:8888",
+            "ai.perijove.app.repl": json.dumps(_REPL),
         }
         return (ImageReport(IMAGE, platform.machine(), None, 0, labels),)
 

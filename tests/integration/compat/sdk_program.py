@@ -136,7 +136,7 @@ async def watch():
 
 
 def bring(session):
-    """Dotfiles of each kind of owner, through functions and the command; a key for SSH; a bootstrap script."""
+    """Dotfiles of each kind of owner, through functions."""
     told, dotfile = {}, session.Dotfile
     for name, owner in (
         ("user", {}),
@@ -151,11 +151,45 @@ def bring(session):
     told["missing"] = refused(lambda: dotfile(".x").get())
     told["reserved"] = refused(lambda: dotfile.create("", ".ssh/authorized_keys", "644"))
     told["mine"] = dotfile.list_dotfiles(owner_access_key=os.environ["BACKEND_ACCESS_KEY"])
-    command = [sys.executable, "-m", "ai.backend.cli", "dotfile"]
-    said = {"input": "set -o vi", "text": True, "check": True}
-    said |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return told
+
+
+def program(session):
+    """Code that asks."""
+    made = session.ComputeSession.get_or_create(IMAGE, name="sdk-code", resources=RESOURCES)
+    code, answers, told = "print('hello', input('who? '))", ["ada"], {"console": []}
+    answer = made.execute(None, code)
+    while True:
+        told["console"] += answer["console"]
+        if answer["status"] == "finished":
+            break
+        asked = answer["status"] == "waiting-input"
+        mode, text = ("input", answers.pop(0)) if asked else ("continue", "")
+        answer = made.execute(answer["runId"], text, mode=mode)
+    told["code"] = answer["exitCode"]
+    told["completions"] = made.complete("prin")["result"]["completions"]
+    made.interrupt()
+    told["unknown"] = refused(lambda: made.execute("nosuch", "", mode="continue"))
+    made.destroy()
+    return told
+
+
+def command(typed, *words):
+    """All that the command ``backend.ai`` prints."""
+    said = {"input": typed, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.run(
+        [sys.executable, "-m", "ai.backend.cli", *words], check=False, **said
+    ).stdout
+
+
+def commands():
+    """Dotfiles and code that asks, as people use them; no connection is open meanwhile, it would grow stale."""
+    told = {}
     for words in (["create", ".cli"], ["list"], ["get", ".cli"], ["delete", "-f", ".cli"]):
-        told[words[0]] = subprocess.run([*command, *words], **said).stdout
+        told[words[0]] = command("set -o vi", "dotfile", *words)
+    code = "print(40 + int(input('more? ')))"
+    amounts = ("-r", "cpu=0.5", "-r", "mem=512m")
+    told["run"] = command("2\n", "run", "-t", "sdk-run", "--rm", *amounts, "-c", code, IMAGE)
     return told
 
 
@@ -183,9 +217,10 @@ async def keys():
 
 def main():
     told = {}
-    with Session() as session:
-        for part in (ask, live, keep, bring):
+    for part in (ask, live, keep, bring, program):
+        with Session() as session:
             told[part.__name__] = part(session)
+    told["commands"] = commands()
     told["apps"] = asyncio.run(open_apps())
     told["watch"] = asyncio.run(watch())
     told["keys"] = asyncio.run(keys())

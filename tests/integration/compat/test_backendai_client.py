@@ -154,10 +154,11 @@ def test_dotfiles(told: dict[str, Any]) -> None:
     assert brought["missing"] == [404, "object-not-found"]
     assert brought["reserved"] == [400, "invalid-api-params"]
     assert brought["mine"] == []
-    assert "Dotfile .cli created and ready" in brought["create"]
-    assert "755" in brought["list"]
-    assert brought["get"].startswith("set -o vi")
-    assert "Dotfile .cli deleted" in brought["delete"]
+    said = told["commands"]
+    assert "Dotfile .cli created and ready" in said["create"]
+    assert "755" in said["list"]
+    assert "set -o vi" in said["get"]
+    assert "Dotfile .cli deleted" in said["delete"]
 
 
 def test_a_key_for_ssh_and_a_bootstrap_script(told: dict[str, Any]) -> None:
@@ -165,3 +166,12 @@ def test_a_key_for_ssh_and_a_bootstrap_script(told: dict[str, Any]) -> None:
     assert "PRIVATE KEY" in made["ssh_private_key"]
     assert shown == brought == {"ssh_public_key": made["ssh_public_key"]}
     assert (kept, script) == ({}, "echo begun")
+
+
+def test_code_that_asks(told: dict[str, Any]) -> None:
+    ran = told["program"]
+    assert "".join(text for kind, text in ran["console"]) == "who? hello ada\n"
+    assert ran["code"] == 0
+    assert "print" in ran["completions"]
+    assert ran["unknown"] == [400, "generic-bad-request"]
+    assert "more? 42\n" in told["commands"]["run"]

@@ -198,3 +198,42 @@ async def test_ssh_into_an_image_without_a_label_for_it(node: Site, tmp_path: Pa
     answer = await node.api.hub("POST", f"/session/{session}/start-service", {"app": "sshd"}, OWNER)
     assert answer.status in (400, 503)
     assert "there is no SSH server in this image" in str(answer.body)
+
+
+async def test_code_and_its_programs_ask(node: Site, session_image: str) -> None:
+    session = await node.submit("with-code", image=session_image, resources={"mem": "512m"})
+    await node.reach(session, Status.RUNNING)
+    headers = {"Authorization": f"Bearer {HUB_SECRET}", "X-Perijove-User": OWNER}
+    code = "name = input('who? ')\n!printf 'more? '; read more; echo got $more; nproc\nprint(name)"
+    answers, seen, console = ["ada", "this"], [], ""
+    body: dict[str, Any] = {"mode": "query", "code": code, "runId": None}
+    while True:
+        path = f"/session/{session}"
+        answer = await node.api.send("POST", path, body, headers=headers, timeout=120)
+        assert answer.status == 200, answer.body
+        told = answer.body["result"]
+        console += "".join(text for _, text in told["console"])
+        if told["status"] != "continued":
+            seen.append(told["status"])
+        if told["status"] == "finished":
+            break
+        asked = told["status"] == "waiting-input"
+        mode, text = ("input", answers.pop(0)) if asked else ("continue", "")
+        body = {"mode": mode, "code": text, "runId": told["runId"]}
+    assert seen == ["waiting-input", "waiting-input", "finished"]
+    assert console.replace("\r\n", "\n") == "who? more? got this\n1\nada\n"
+    answer = await node.api.hub("GET", f"/session/{session}", user=OWNER)
+    assert "EXECUTION_KEY" not in str(answer.body) or "(hidden)" in str(answer.body)
+    assert "repl" not in {port["name"] for port in answer.body["servicePorts"]}
+
+
+async def test_an_image_without_a_kernel_says_so(node: Site) -> None:
+    session = await node.submit("no-code")
+    await node.reach(session, Status.RUNNING)
+    for path in ("", "/complete", "/interrupt"):
+        body = {"mode": "query", "code": "1"}
+        answer = await node.api.hub("POST", f"/session/{session}{path}", body, OWNER)
+        assert (answer.status, answer.problem) == (400, "generic-bad-request")
+        assert "it has no app repl" in answer.body["msg"]
+    answer = await node.api.hub("POST", f"/session/{session}", {"mode": "continue"}, OWNER)
+    assert "runId is required" in answer.body["msg"]

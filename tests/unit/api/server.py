@@ -59,6 +59,7 @@ class Api:
         *,
         headers: Mapping[str, str] | None = None,
         raw: bytes | None = None,
+        timeout: float = 10,
     ) -> Answer:
         """One request; ``raw`` instead of ``body`` for what is no JSON."""
         content = raw if raw is not None else None if body is None else json.dumps(body).encode()
@@ -69,7 +70,7 @@ class Api:
             body=content,
             allow_nonstandard_methods=True,
             follow_redirects=False,
-            request_timeout=10,
+            request_timeout=timeout,
         )
         response: HTTPResponse = await AsyncHTTPClient().fetch(request, raise_error=False)
         text = response.body.decode()
