@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 import aiohttp
 from jupyterhub.services.auth import HubOAuth
-from multidict import CIMultiDict
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.iostream import StreamClosedError
@@ -126,11 +125,10 @@ class _AppHandler(Base):
         path = f"{base}{rest}" if opened.keeps_path else f"/{rest}"
         return URL(f"{scheme}://{host}:{opened.port}{path}", encoded=True)
 
-    def asked(self) -> CIMultiDict[str]:
+    def asked(self) -> Headers:
         """The request's headers for the app."""
         client = self.request.remote_ip or ""
-        pairs = to_app(self.request.headers.get_all(), self.split[0], self.origin, client)
-        return CIMultiDict(pairs)
+        return to_app(self.request.headers.get_all(), self.split[0], self.origin, client)
 
     async def opened(self) -> Opened:
         """The app, which is started if need be. Raises ``Problem``."""

@@ -14,6 +14,9 @@ from typing import Any
 
 APP_LABEL = "ai.perijove.app."
 PORTS_LABEL = "ai.backend.service-ports"
+ENDPOINTS_LABEL = "ai.backend.endpoint-ports"
+ACCELERATORS_LABEL = "ai.backend.accelerators"
+RUNTIME_LABEL = "ai.backend.runtime-path"
 MINIMUM_LABEL = "ai.backend.resource.min."
 PROTOCOLS = ("http", "https", "tcp", "preopen", "vnc", "rdp", "internal", "pty")
 WEB = ("http", "https", "preopen")
@@ -38,18 +41,18 @@ exec "$server" -D -e -f /dev/null -p "$2" -h "$dir/host_key" -o ListenAddress="$
   -o PermitRootLogin=prohibit-password -o AuthorizedKeysFile="$dir/authorized_keys .ssh/authorized_keys" \
   -o Subsystem="sftp ${sftp:-internal-sftp}" -o AllowTcpForwarding=local -o X11Forwarding=no
 """
+_JUPYTER = (
+    "--no-browser",
+    "--ip={bind_host}",
+    "--port={bind_port}",
+    "--ServerApp.root_dir={home}",
+    f"--ServerApp.base_url={BASE_PATH}",
+    "--IdentityProvider.token=",
+    "--ServerApp.allow_remote_access=True",
+)
 KNOWN: dict[str, tuple[str, ...]] = {
-    "jupyterlab": (
-        "jupyter",
-        "lab",
-        "--no-browser",
-        "--ip={bind_host}",
-        "--port={bind_port}",
-        "--ServerApp.root_dir={home}",
-        f"--ServerApp.base_url={BASE_PATH}",
-        "--IdentityProvider.token=",
-        "--ServerApp.allow_remote_access=True",
-    ),
+    "jupyter": ("jupyter", "notebook", *_JUPYTER),
+    "jupyterlab": ("jupyter", "lab", *_JUPYTER),
     "tensorboard": ("tensorboard", "--host={bind_host}", "--port={bind_port}", "--logdir={home}"),
     "vscode": (
         "code-server",
@@ -62,6 +65,14 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "sshd": ("sh", "-c", _SSHD, "sh", "{bind_host}", "{bind_port}"),
 }
 """How well-known apps are started where the image does not say."""
+
+
+MODULES: dict[str, tuple[int, tuple[str, ...]]] = {
+    "jupyter": (2, ("notebook",)),
+    "jupyterlab": (2, ("jupyterlab",)),
+    "tensorboard": (1, ("tensorboard.main",)),
+}
+"""How many words of a usual start name its program, and the module that it is."""
 
 
 def labelled_services(text: str) -> tuple[list[tuple[str, str, int]], list[str]]:
@@ -89,13 +100,25 @@ def labelled_services(text: str) -> tuple[list[tuple[str, str, int]], list[str]]
     return found, faults
 
 
+def labelled_ports(labels: Mapping[str, str], *, inference: bool = False) -> list[dict[str, Any]]:
+    """Ports of ``ai.backend.service-ports``, the main one first: of an inference session an endpoint."""
+    services, _ = labelled_services(labels.get(PORTS_LABEL, ""))
+    if inference:
+        endpoints = {each.strip() for each in labels.get(ENDPOINTS_LABEL, "").split(",")}
+        services.sort(key=lambda service: service[0] not in endpoints)
+    return [
+        {"name": name, "container_port": number, "protocol": protocol}
+        for name, protocol, number in services
+    ]
+
+
 def apps_of(labels: Mapping[str, str], preopened: Iterable[int], main: int) -> list[dict[str, Any]]:
     """All apps of a session as rows keep them; ``main`` is the port of its own command, which starts none."""
     apps = [_app(TERMINAL, "pty", 0)]
     services, _ = labelled_services(labels.get(PORTS_LABEL, ""))
     for name, protocol, port in services:
         own = _own_start(labels, name) or {}
-        argv = () if port == main else own.get("argv") or KNOWN.get(name, ())
+        argv = () if port == main else own.get("argv") or _known(name, labels)
         if name != TERMINAL and protocol != "internal":
             apps.append(_app(name, protocol, port, () if protocol == "preopen" else argv))
     named = {app["name"] for app in apps}
@@ -128,6 +151,15 @@ def label_warnings(labels: Mapping[str, str]) -> list[str]:
     if role not in ROLES:
         warnings.append(f"ai.backend.role: {role[:80]!r} is none of {', '.join(ROLES)}")
     return warnings
+
+
+def _known(name: str, labels: Mapping[str, str]) -> tuple[str, ...]:
+    """The usual start of an app; programs of Python by the interpreter that the image names."""
+    usual, runtime = KNOWN.get(name, ()), labels.get(RUNTIME_LABEL, "")
+    if name in MODULES and "python" in runtime:
+        words, module = MODULES[name]
+        return (runtime, "-m", *module, *usual[words:])
+    return usual
 
 
 def _own_start(labels: Mapping[str, str], name: str) -> dict[str, Any] | None:

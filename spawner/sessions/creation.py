@@ -23,7 +23,13 @@ from spawner.agent.engines.base import EngineError
 from spawner.scheduler.model import SessionGroup
 from spawner.scheduler.slots import human_amount, human_bytes, parse_amount
 from spawner.sessions import clusters, execution
-from spawner.sessions.apps import PORTS_LABEL, apps_of, labelled_services
+from spawner.sessions.apps import (
+    ACCELERATORS_LABEL,
+    PORTS_LABEL,
+    apps_of,
+    labelled_ports,
+    labelled_services,
+)
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.facts import Facts
 from spawner.sessions.image_rows import OWN_HOST
@@ -177,6 +183,7 @@ class Checker:
                     f"{asked} is less than this image needs: at least {human_amount(slot, amount)}",
                 )
         self.draft.slots = {slot: amount for slot, amount in self.draft.slots.items() if amount}
+        self._image_accelerators()
         if group is not None:
             self._served(group)
         self._shmem(group)
@@ -323,7 +330,7 @@ class Checker:
         elif self.draft.service_port is not None:
             ports.append(self.draft.service_port)
         elif self.new.type != "batch":
-            ports += labelled_ports(self.draft.labels)
+            ports += labelled_ports(self.draft.labels, inference=self.new.type == "inference")
         if self.new.type == "inference" and not ports and not self._image_missing:
             self.fault(
                 "service.port", "an inference session needs a port, and this image names none"
@@ -413,20 +420,17 @@ class Checker:
                     continue  # a broken label of an image binds nobody
         return least
 
+    def _image_accelerators(self) -> None:
+        text = self.draft.labels.get(ACCELERATORS_LABEL, "*")
+        kinds = {each.strip() for each in text.split(",")} - {""}
+        for slot in self.draft.slots:
+            if slot not in REQUIRED and not kinds & {"*", slot.partition(".")[0]}:
+                allowed = ", ".join(sorted(kinds)) or "no accelerator"
+                self.fault(f"config.resources.{slot}", f"this image can use {allowed}")
+
     def fault(self, where: str, sentence: str) -> None:
         """Note what is wrong with a field; the first sentence stays."""
         self.errors.setdefault(where, sentence)
-
-
-def labelled_ports(labels: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Ports of the label ``ai.backend.service-ports``: ``name:protocol:port[,...]``, the main one first."""
-    ports: list[dict[str, Any]] = []
-    for part in labels.get("ai.backend.service-ports", "").split(","):
-        name, _, rest = part.strip().partition(":")
-        protocol, _, number = rest.partition(":")
-        if name and number.isdecimal() and 0 < int(number) < 65536:
-            ports.append(_port(name, int(number), protocol or "http"))
-    return ports
 
 
 def rows(

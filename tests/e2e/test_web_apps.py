@@ -349,5 +349,25 @@ def test_apps_of_an_image_in_a_browser(platform: Platform, person: Person, shots
     end(admin, made)
 
 
+def test_vs_code_in_a_browser(platform: Platform, person: Person, shots: Path) -> None:
+    admin = client(platform, "admin")
+    _, images = admin.ask("GET", "/services/perijove/images")
+    image = next((each["name"] for each in images["images"] if "vscode" in str(each)), None)
+    if image is None:
+        pytest.skip("no image here has VS Code: perijove image build --code-server FILE")
+    made = session(admin, "coding", "echo 'print(6 * 7)' > /home/work/answer.py\n", image)
+    page = opened(person, "VS Code of coding")
+    page.locator(".monaco-workbench").wait_for()
+    page.get_by_role("button", name=re.compile("Yes, I trust")).click()
+    page.get_by_text("answer.py").first.dblclick()
+    expect(page.locator(".view-lines").first).to_contain_text("print", timeout=SLOW)
+    page.keyboard.press("Control+`")
+    # The terminal is drawn on a canvas; beside it stands a field for keys, with its name.
+    shell = page.get_by_role("textbox", name=re.compile("^Terminal 1"))
+    expect(shell).to_be_attached(timeout=SLOW)
+    kept(page, shots, "apps-7-vscode")
+    end(admin, made)
+
+
 def end(owner: Client, session_id: str) -> None:
     assert owner.ask("DELETE", f"/services/perijove/session/{session_id}")[0] == 200

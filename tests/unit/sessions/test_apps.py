@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from spawner.sessions.apps import KNOWN, apps_of, label_warnings, labelled_services
+from spawner.sessions.apps import (
+    KNOWN,
+    apps_of,
+    label_warnings,
+    labelled_ports,
+    labelled_services,
+)
 
 
 def test_all_forms_of_service_ports() -> None:
@@ -64,3 +70,32 @@ def test_other_labels_that_cannot_be_read() -> None:
         "ai.backend.resource.min.cpu",
         "ai.backend.role",
     ]
+
+
+def test_the_main_port_of_an_inference_session_is_an_endpoint() -> None:
+    labels = {
+        "ai.backend.service-ports": "lab:http:8888, tb::6006, api:http:[8000,8001], bad",
+        "ai.backend.endpoint-ports": "api",
+    }
+    usual = [("lab", 8888), ("api", 8000), ("api", 8001)]
+    ports = [(each["name"], each["container_port"]) for each in labelled_ports(labels)]
+    assert ports == usual
+    ports = [
+        (each["name"], each["container_port"]) for each in labelled_ports(labels, inference=True)
+    ]
+    assert ports == [*usual[1:], usual[0]]
+
+
+def test_programs_of_python_run_in_the_interpreter_that_the_image_names() -> None:
+    labels = {
+        "ai.backend.runtime-path": "/usr/local/bin/python3",
+        "ai.backend.service-ports": "jupyter:http:1,jupyterlab:http:2,tensorboard:http:3,vscode:http:4",
+    }
+    starts = {app["name"]: app["argv"] for app in apps_of(labels, (), 0)}
+    module = ["/usr/local/bin/python3", "-m"]
+    assert starts["jupyter"][:3] == [*module, "notebook"]
+    assert starts["jupyterlab"] == [*module, "jupyterlab", *KNOWN["jupyterlab"][2:]]
+    assert starts["tensorboard"] == [*module, "tensorboard.main", *KNOWN["tensorboard"][1:]]
+    assert starts["vscode"] == list(KNOWN["vscode"])
+    labels["ai.backend.runtime-path"] = "/usr/bin/R"
+    assert apps_of(labels, (), 0)[1]["argv"] == list(KNOWN["jupyter"])

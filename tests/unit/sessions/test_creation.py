@@ -14,11 +14,10 @@ from authenticator.problems import (
     QuotaExceeded,
     SessionAlreadyExists,
 )
-from spawner.sessions.creation import labelled_ports
 from spawner.sessions.durations import moment
 from spawner.sessions.requests import REDACTED, hide_secrets
 from spawner.sessions.states import Status
-from tests.harness.agent import IMAGE, SlowAgent
+from tests.harness.agent import IMAGE, LABELS, FakeAgent, SlowAgent
 from tests.harness.plane import FINISHED, REQUEST, Rig, hub_launch, request, until
 
 NOW = dt.datetime(2026, 11, 23, 12, tzinfo=dt.UTC)
@@ -99,6 +98,19 @@ async def test_one_wrong_field(
     plane: Rig, fields: dict[str, object], where: str, sentence: str
 ) -> None:
     await plane.refuses(where, sentence, **fields)
+
+
+async def test_an_image_says_which_accelerators_it_can_use(
+    plane: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    amounts = {"cpu": "4", "mem": "8g", "cuda.device": "2", "rocm.device": "2"}
+    monkeypatch.setitem(LABELS, "ai.backend.accelerators", "cuda, tpu")
+    await plane.agent(FakeAgent(amounts=amounts))
+    ada = await plane.user()
+    with pytest.raises(InvalidParameters) as refused:
+        await plane.create(ada, slots={"cpu": "1", "mem": "1g", "rocm.device": "1"})
+    assert refused.value.fields == {"config.resources.rocm.device": "this image can use cuda, tpu"}
+    assert await plane.create(ada, slots={"cpu": "1", "mem": "1g", "cuda.device": "1"})
 
 
 async def test_limits_of_the_policy(plane: Rig) -> None:
@@ -256,14 +268,6 @@ def test_moments() -> None:
     assert moment("2026-12-01T02:00:00+02:00", NOW) == dt.datetime(2026, 12, 1, tzinfo=dt.UTC)
     assert moment("9999999w", NOW) is None
     assert moment("whenever", NOW) is None
-
-
-def test_ports_of_labels() -> None:
-    label = {"ai.backend.service-ports": "lab:http:8888, bad, tb::6006,x:tcp:99999"}
-    assert [(p["name"], p["protocol"], p["container_port"]) for p in labelled_ports(label)] == [
-        ("lab", "http", 8888),
-        ("tb", "http", 6006),
-    ]
 
 
 def test_secrets_are_hidden_by_name() -> None:

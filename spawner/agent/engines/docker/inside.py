@@ -15,6 +15,10 @@ from spawner.agent.protocol import KernelSpec
 
 INIT_LABEL = "ai.perijove.init"
 PRELOAD_LABEL = "ai.perijove.preload"
+CORECOUNT_LABEL = "ai.backend.envs.corecount"
+"""Names of variables that are to hold how many cores the session has."""
+THREADS = "OMP_NUM_THREADS"
+"""Of the CPU plug-in's variables the one with that number."""
 _GROUP_RIGHTS = stat.S_IRGRP | stat.S_IXGRP
 _OTHER_RIGHTS = stat.S_IROTH | stat.S_IXOTH
 
@@ -52,12 +56,14 @@ def host_options(
 
 
 def environment(labels: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
-    """The environment ``given``, with the preloaded library of an image that has one."""
+    """The environment ``given``, with the preloaded library and the counts of cores that the image asks for."""
+    counts = [each.strip() for each in labels.get(CORECOUNT_LABEL, "").split(",")]
+    cores = {each: given[THREADS] for each in counts if each and THREADS in given}
     preload = labels.get(PRELOAD_LABEL)
     if not preload:
-        return dict(given)
+        return {**cores, **given}
     others = f":{given['LD_PRELOAD']}" if given.get("LD_PRELOAD") else ""
-    return {**given, "LD_PRELOAD": f"{preload}{others}"}
+    return {**cores, **given, "LD_PRELOAD": f"{preload}{others}"}
 
 
 def groups(paths: Iterable[str]) -> list[str]:
