@@ -12,6 +12,7 @@ from authenticator.principals import Principal
 from authenticator.problems import AuthFailed
 from authenticator.tables import DomainRow, KeyPairPolicyRow, KeyPairRow, MembershipRow, ProjectRow
 from spawner.scheduler.slots import KINDS
+from spawner.sessions.callbacks import CallbackRules
 from spawner.sessions.image_rows import holders
 from spawner.sessions.tables import AgentDeviceRow, AgentRow, ImageRow, ResourceGroupRow
 from spawner.sessions.wishes import find_parents
@@ -37,6 +38,8 @@ class Facts:
     """The only agents that have it, if it was made of a session."""
     domain_active: bool = True
     """Whether the owner's domain may be used."""
+    callbacks: CallbackRules = field(default_factory=CallbackRules)
+    """Where callbacks may go; a setting of the manager's."""
     unconnected: frozenset[str] = frozenset()
     """Resource groups none of whose agents can connect containers."""
 
@@ -48,7 +51,11 @@ class Facts:
 
 
 async def read_facts(
-    db: AsyncSession, owner: Principal, image: str, parents: Iterable[str] = ()
+    db: AsyncSession,
+    owner: Principal,
+    image: str,
+    parents: Iterable[str] = (),
+    callbacks: CallbackRules | None = None,
 ) -> Facts:
     """One read of all that ``check`` needs. Raises ``AuthFailed`` when the key pair is gone."""
     groups = await db.scalars(select(ResourceGroupRow).where(ResourceGroupRow.is_active))
@@ -86,6 +93,7 @@ async def read_facts(
         )
         is True,
         unconnected=await _unconnected(db),
+        callbacks=callbacks or CallbackRules(),
         image_agents=() if own is None else tuple(sorted((await holders(db)).get(own, ()))),
     )
 
