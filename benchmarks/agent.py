@@ -281,15 +281,23 @@ def tenth(samples: Sequence[float]) -> float:
 
 
 def compared(samples: dict[str, Samples]) -> dict[str, float]:
-    """Ours / peer."""
+    """Ours / peer; ``pairs`` is the median of the ratios of rounds that followed each other."""
     ours, peer = samples["perijove"], samples["docker"]
+
+    def pairs(what: str) -> float:
+        first: list[float] = getattr(ours, what)
+        second: list[float] = getattr(peer, what)
+        ratios = [one / other for one, other in zip(first, second, strict=True)]
+        return round(statistics.median(ratios), 3)
 
     def ratio(one: Callable[[Sequence[float]], float], what: str) -> float:
         return round(one(getattr(ours, what)) / one(getattr(peer, what)), 3)
 
     return {
+        "alone_pairs": pairs("alone"),
         "alone_median": ratio(statistics.median, "alone"),
         "alone_p90": ratio(tenth, "alone"),
+        "crowd_last_pairs": pairs("crowd"),
         "crowd_last_median": ratio(statistics.median, "crowd"),
         "crowd_each_median": ratio(statistics.median, "crowd_each"),
         "crowd_each_p90": ratio(tenth, "crowd_each"),

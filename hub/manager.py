@@ -16,7 +16,7 @@ from prometheus_client import generate_latest
 from sqlalchemy.ext.asyncio import AsyncSession
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
-from traitlets import Dict, Float, List, Unicode, default, validate
+from traitlets import Dict, Float, List, TraitError, Unicode, default, validate
 from traitlets.config import Configurable
 
 from authenticator.identity import IdentityService
@@ -28,6 +28,7 @@ from hub.api.services import Services
 from hub.config.deployment import Deployment, apps_token
 from spawner.addresses import address
 from spawner.monitors.registry import Monitors, of_loop
+from spawner.sessions.callbacks import CallbackRules
 from spawner.sessions.control import ControlPlane, ControlSettings
 from spawner.sessions.plugins import load_policies
 from spawner.sessions.tokens import find
@@ -99,6 +100,20 @@ class ManagerConfig(Configurable):
         help="""Days after the end of a session for which the attempts to schedule it and the messages to its
         owner are kept, and for which it is known what happened to agents. Transitions of sessions stay.""",
     ).tag(config=True)
+
+    callback_allow = List(
+        Unicode(),
+        help="""Where what happens to a session may be posted (`callback_url` of a request): networks such as
+        10.1.0.0/16, addresses, and host names, which are trusted whatever address they have. Default: nowhere.""",
+    ).tag(config=True)
+
+    @validate("callback_allow")
+    def _valid_callback_allow(self, proposal: dict[str, Any]) -> list[str]:
+        try:
+            CallbackRules.read(proposal["value"])
+        except ValueError as error:
+            raise TraitError(f"callback_allow: {error}") from error
+        return list(proposal["value"])
 
     @default("volumes")
     def _default_volumes(self) -> dict[str, str]:
@@ -254,6 +269,7 @@ class Manager:
             history=dt.timedelta(days=self._config.history_days),
             agent_token=self._secrets["PERIJOVE_AGENT_TOKEN"] or None,
             apps_path=self._config.apps_prefix or self._addresses.apps_prefix,
+            callbacks=CallbackRules.read(self._config.callback_allow),
         )
 
     def _services(

@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from spawner.sessions import live_metrics
 from spawner.sessions.administration import Administration
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.audit import AuditService
+from spawner.sessions.callbacks import CallbackRules, Callbacks
 from spawner.sessions.clusters import deployment_id
 from spawner.sessions.events import EventBus
 from spawner.sessions.execution import ExecutionService
@@ -58,6 +59,8 @@ class ControlSettings:
     agent_token: str | None = field(default=None, repr=False)
     apps_path: str = "/services/perijove-apps/"
     """Where browsers find sessions' apps."""
+    callbacks: CallbackRules = field(default_factory=CallbackRules)
+    """Where what happens to sessions may be posted."""
 
 
 class ControlPlane:
@@ -83,14 +86,19 @@ class ControlPlane:
             sync_interval=self.settings.sync_interval,
             call_timeout=self.settings.call_timeout,
         )
-        self.sessions = SessionService(self.journal, self.agents, folders, now)
+        self.sessions = SessionService(
+            self.journal, self.agents, folders, now, self.settings.callbacks
+        )
+        self.callbacks = Callbacks(store, self.bus, self.settings.callbacks, now)
         self.nodes = NodeService(self.journal, self.agents.is_connected)
         self.audit = AuditService(store, self.agents)
         self.images = ImageService(self.journal, self.agents, now)
         self.apps = AppService(store, self.agents, self.settings.apps_path)
         self.observing = Observing(store, self.agents)
         self.execution = ExecutionService(self.apps)
-        self.offers = Offers(self.journal, self.agents, now, policies, folders)
+        self.offers = Offers(
+            self.journal, self.agents, now, policies, folders, self.settings.callbacks
+        )
         self.scheduler = SchedulerLoop(self.journal, self.metrics, self.settings.tick, policies)
         self.extensions = Extensions(self.journal)
         interval = self.settings.agent_timeout / WATCH_SHARE
@@ -162,17 +170,19 @@ class ControlPlane:
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._lead_forever(), name="leading")
+            if self.settings.callbacks:
+                group.create_task(self._again("callbacks", self.callbacks.run), name="callbacks")
             if self.hints is not None:
-                group.create_task(self._hear(self.hints), name="hints")
+                group.create_task(self._again("hints", self.hints.run), name="hints")
 
     @staticmethod
-    async def _hear(hints: HintListener) -> None:
-        """Listen, and again when the connection was lost: hints are only speed, so that stops nothing."""
+    async def _again(what: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Do what the rest can do without, and again when it failed: that stops nothing."""
         while True:
             try:
-                await hints.run()
+                await run()
             except Exception as error:
-                log.exception("no hints from other processes for now: %s", error)
+                log.exception("no %s for now: %s", what, error)
             await asyncio.sleep(RETRY)
 
     async def _lead_forever(self) -> None:

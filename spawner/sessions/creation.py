@@ -240,8 +240,9 @@ class Checker:
         self.draft.priority = min(DEFAULT_PRIORITY, most) if new.priority is None else new.priority
         if not 0 <= self.draft.priority <= most:
             self.fault("priority", f"{new.priority}: a number from 0 to {most}")
-        if new.callback_url:
-            self.fault("callback_url", "callbacks are not offered here: leave it out")
+        callback = self.facts.callbacks.fault(new.callback_url) if new.callback_url else None
+        if callback is not None:
+            self.fault("callback_url", callback)
         size = len((new.bootstrap_script or "").encode())
         if size > MAX_BOOTSTRAP:
             self.fault("bootstrap_script", f"{size} bytes: at most {MAX_BOOTSTRAP}")
@@ -469,6 +470,7 @@ def rows(
         status_data={},
         result="undefined",
         tag=new.tag,
+        callback_url=new.callback_url or None,
         origin={"hub": new.hub.hub, "server": new.hub.server} if new.hub else {},
         request_id=request_id[:64],
         starts_at=draft.starts_at,

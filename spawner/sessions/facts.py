@@ -21,6 +21,7 @@ from authenticator.tables import (
     UserRow,
 )
 from spawner.scheduler.slots import KINDS
+from spawner.sessions.callbacks import CallbackRules
 from spawner.sessions.image_rows import holders
 from spawner.sessions.tables import AgentDeviceRow, AgentRow, ImageRow, ResourceGroupRow
 from spawner.sessions.wishes import find_parents
@@ -49,6 +50,8 @@ class Facts:
     """The only agents that have it, if it was made of a session."""
     domain_active: bool = True
     """Whether the owner's domain may be used."""
+    callbacks: CallbackRules = field(default_factory=CallbackRules)
+    """Where callbacks may go; a setting of the manager's."""
     unconnected: frozenset[str] = frozenset()
     """Resource groups none of whose agents can connect containers."""
 
@@ -67,7 +70,11 @@ class Facts:
 
 
 async def read_facts(
-    db: AsyncSession, owner: Principal, image: str, parents: Iterable[str] = ()
+    db: AsyncSession,
+    owner: Principal,
+    image: str,
+    parents: Iterable[str] = (),
+    callbacks: CallbackRules | None = None,
 ) -> Facts:
     """One read of all that ``check`` needs. Raises ``AuthFailed`` when the key pair is gone."""
     groups = await db.scalars(select(ResourceGroupRow).where(ResourceGroupRow.is_active))
@@ -115,6 +122,7 @@ async def read_facts(
         )
         is True,
         unconnected=await _unconnected(db),
+        callbacks=callbacks or CallbackRules(),
         image_agents=() if own is None else tuple(sorted((await holders(db)).get(own, ()))),
     )
 

@@ -26,6 +26,7 @@ from spawner.scheduler.slots import (
 )
 from spawner.sessions import creation, rehearsal, shares, slotkinds
 from spawner.sessions.agents import AgentRegistry
+from spawner.sessions.callbacks import CallbackRules
 from spawner.sessions.facts import Facts, read_facts
 from spawner.sessions.image_rows import usable_by
 from spawner.sessions.limits import Payer, held_by, least_amounts
@@ -99,9 +100,10 @@ class Offers:
         now: Callable[[], dt.datetime],
         policies: Policies,
         folders: FolderService,
+        callbacks: CallbackRules,
     ) -> None:
         self._journal, self._agents, self._now, self._policies = journal, agents, now, policies
-        self._folders = folders
+        self._folders, self._callbacks = folders, callbacks
         self._store = journal.store
 
     async def presets(self, resource_group: str | None = None) -> list[PresetRow]:
@@ -250,7 +252,14 @@ class Offers:
         """
         require(actor, Scope.SESSIONS, owner.user_id)
         return await rehearsal.rehearse(
-            self._store, self._folders, actor, owner, new, self._now(), self._policies
+            self._store,
+            self._folders,
+            actor,
+            owner,
+            new,
+            self._now(),
+            self._policies,
+            self._callbacks,
         )
 
     async def why(self, session_id: uuid.UUID) -> Verdict | None:

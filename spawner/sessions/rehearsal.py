@@ -20,6 +20,7 @@ from spawner.scheduler.model import SessionRequest, Snapshot, Verdict
 from spawner.scheduler.policies import Policies
 from spawner.scheduler.slots import format_amount
 from spawner.sessions import admission, creation, queries
+from spawner.sessions.callbacks import CallbackRules
 from spawner.sessions.facts import read_facts
 from spawner.sessions.kinds import SYSTEM
 from spawner.sessions.limits import Payer
@@ -39,11 +40,12 @@ async def rehearse(
     new: NewSession,
     now: dt.datetime,
     policies: Policies,
+    callbacks: CallbackRules,
 ) -> Check:
     """What would become of ``new``, as the last one in line of its priority."""
 
     async def work(db: AsyncSession) -> tuple[Snapshot, SessionRequest] | Check:
-        return await _read(db, mounts, actor, owner, new, now, policies)
+        return await _read(db, mounts, actor, owner, new, now, policies, callbacks)
 
     try:
         mounts = await folders.mounts_for(owner, new.mounts, new.mount_map)
@@ -73,9 +75,10 @@ async def _read(
     new: NewSession,
     now: dt.datetime,
     policies: Policies,
+    callbacks: CallbackRules,
 ) -> tuple[Snapshot, SessionRequest] | Check:
     """The checks of ``SessionService.create``; then what a pass would see."""
-    facts = await read_facts(db, owner, new.image, new.dependencies)
+    facts = await read_facts(db, owner, new.image, new.dependencies, callbacks)
     draft = creation.check(actor, owner, new, facts, now)
     if new.designated_agents:
         await admission.check_agents(db, new.designated_agents)

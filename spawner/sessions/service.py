@@ -16,6 +16,7 @@ from authenticator.principals import Principal, Scope, require
 from authenticator.problems import BadRequest, InvalidParameters, NotFound, SessionAlreadyExists
 from spawner.sessions import admission, creation, progress, queries, restarts, retries, runs, steps
 from spawner.sessions.agents import AgentRegistry
+from spawner.sessions.callbacks import CallbackRules
 from spawner.sessions.events import Event, EventBus
 from spawner.sessions.facts import Facts, read_facts
 from spawner.sessions.failpoints import reach
@@ -48,8 +49,10 @@ class SessionService:
         agents: AgentRegistry,
         folders: FolderService,
         now: Callable[[], dt.datetime],
+        callbacks: CallbackRules,
     ) -> None:
         self._journal, self._agents, self._folders, self._now = journal, agents, folders, now
+        self._callbacks = callbacks
         self._store = journal.store
 
     @property
@@ -67,7 +70,7 @@ class SessionService:
         require(actor, Scope.SESSIONS, owner.user_id)
 
         async def look(db: AsyncSession) -> tuple[Facts, SessionRow | None]:
-            facts = await read_facts(db, owner, new.image, new.dependencies)
+            facts = await read_facts(db, owner, new.image, new.dependencies, self._callbacks)
             if new.designated_agents:
                 await admission.check_agents(db, new.designated_agents)
             return facts, await queries.live_by_name(db, owner.user_id, new.name)

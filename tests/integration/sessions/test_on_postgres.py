@@ -131,6 +131,9 @@ test_system_sessions_are_for_administrators_and_count_nowhere = (
     test_retries.test_system_sessions_are_for_administrators_and_count_nowhere
 )
 test_a_restart_keeps_node_and_devices = test_retries.test_a_restart_keeps_node_and_devices
+test_the_output_of_a_run_before_a_restart_is_kept = (
+    test_retries.test_the_output_of_a_run_before_a_restart_is_kept
+)
 test_who_uses_little_is_ended_and_a_restart_loses_nothing = (
     test_idle_watch.test_who_uses_little_is_ended_and_a_restart_loses_nothing
 )
