@@ -49,16 +49,20 @@ class Platform:
         kept = self.state / "secrets.json"
         kept.write_text(json.dumps(asdict(Secrets.generate())))
         kept.chmod(0o600)
-        self._command("db", "upgrade")
+        self.command("db", "upgrade")
+        self.start_manager()
+        self.command("user", "add", "admin", "--admin")
+        self.command("policy", "set", "default", "max_containers_per_session=8")
+        for host in self.hosts.all:
+            self.start_agent(host)
+        until(self.agents, lambda found: len(found) == len(self.hosts.all))
+
+    def start_manager(self) -> None:
+        """The manager, until it answers."""
         self._start("manager", [*PROGRAM, "manager", "--state-dir", str(self.state),
             "--bind", f"{self.hosts.gateway}:{self.port}", "--ManagerConfig.heartbeat_interval=1",
             "--ManagerConfig.agent_timeout=8", "--ManagerConfig.tick=2"])  # fmt: skip
         until(self._answers, bool)
-        self._command("user", "add", "admin", "--admin")
-        self._command("policy", "set", "default", "max_containers_per_session=8")
-        for host in self.hosts.all:
-            self.start_agent(host)
-        until(self.agents, lambda found: len(found) == len(self.hosts.all))
 
     def start_agent(self, host: Host) -> None:
         """An agent inside the host."""
@@ -142,7 +146,8 @@ class Platform:
             return bool(self.call("GET", "/health"))
         return False
 
-    def _command(self, *words: str) -> None:
+    def command(self, *words: str) -> None:
+        """Run a ``perijove`` command on the manager's host."""
         command = [*PROGRAM, *words, "--state-dir", str(self.state)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr

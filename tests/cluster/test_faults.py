@@ -17,7 +17,7 @@ from docker.errors import NotFound
 
 from tests.cluster.hosts import Host, running_hosts
 from tests.cluster.platform import Platform, running_platform, until
-from tests.e2e.test_survival import timed
+from tests.harness.recovery import timed
 from tests.integration.docker_engine import TEST_IMAGE, ensure_test_image, running_engine
 
 pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.timeout(240)]
