@@ -86,6 +86,17 @@ class Host:
         sh("ip", "-n", self.space, "link", "set", "uplink", "up" if connected else "down")
 
     @contextlib.contextmanager
+    def lossy(self, part: float) -> Iterator[None]:
+        """A part of all packets that come in is lost inside the block."""
+        rule = ("INPUT", "-i", "uplink", "-m", "statistic", "--mode", "random",
+                "--probability", str(part), "-j", "DROP")  # fmt: skip
+        sh(*self.inside("iptables", "-w", "5", "-I", *rule))
+        try:
+            yield
+        finally:
+            sh(*self.inside("iptables", "-w", "5", "-D", *rule))
+
+    @contextlib.contextmanager
     def cut(self, direction: str) -> Iterator[None]:
         """Nobody gets through inside the block: ``both ways``, or only not in (INPUT) or out (OUTPUT)."""
         rule = (direction, "-i" if direction == "INPUT" else "-o", "uplink", "-j", "DROP")

@@ -64,14 +64,14 @@ class Platform:
             "--ManagerConfig.agent_timeout=8", "--ManagerConfig.tick=2"])  # fmt: skip
         until(self._answers, bool)
 
-    def start_agent(self, host: Host) -> None:
-        """An agent inside the host."""
+    def start_agent(self, host: Host, more: dict[str, str] | None = None) -> None:
+        """An agent inside the host; ``more`` is added to its environment."""
         secret = self._secrets()["agent_token"]
         options = ["--agent-id", host.name, "--address", host.address, "--manager-url", self.url,
             "--engine", "docker", "--state-dir", str(host.folder / "agent"),
             f"--AgentConfig.volumes=local={self.state}/volumes/local",
             "--AgentConfig.relist_interval=1", "--AgentConfig.stop_grace=1"]  # fmt: skip
-        environ = {"DOCKER_HOST": host.socket, "PERIJOVE_AGENT_TOKEN": secret}
+        environ = {"DOCKER_HOST": host.socket, "PERIJOVE_AGENT_TOKEN": secret, **(more or {})}
         self._start(host.name, host.inside(*PROGRAM, "agent", *options), environ)
 
     def stop(self) -> None:
