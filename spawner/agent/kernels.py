@@ -99,6 +99,10 @@ class Kernels:
             if runner is None or not runner.ended or runner.identity.epoch != report.epoch:
                 continue
             if report.status == "TERMINATED":
+                # A word of the manager that was on its way must not start the same run again.
+                self._highest[report.kernel_id] = max(
+                    self._highest.get(report.kernel_id, 0), report.epoch + 1
+                )
                 await self._forget(runner)
 
     async def sweep(self, now: float) -> None:

@@ -92,6 +92,7 @@ class AuditService:
         asked = [name for name in names if self._agents.is_connected(name)]
         answers = dict(zip(asked, await asyncio.gather(*map(self._ask, asked)), strict=True))
         nodes, routes = await self._store.read(_read)
+        networks = frozenset().union(*(node.networks for node in nodes.values()))
         found: list[Difference] = []
         silent: dict[str, str] = {}
         for name, node in nodes.items():
@@ -99,7 +100,7 @@ class AuditService:
             if isinstance(answer, str):
                 found.append(Difference(name, "", f"cannot be asked: {answer}"))
             elif answer is not None:
-                found += [Difference(name, *each) for each in _compare(node, answer)]
+                found += [Difference(name, *each) for each in _compare(node, answer, networks)]
             else:
                 silent[name] = "not connected here" if node.status == ALIVE else node.status.lower()
         compared = {name: len(nodes[name].kernels) for name in answers if name in nodes}
@@ -169,8 +170,11 @@ async def _routes(db: AsyncSession) -> tuple[Route, ...]:
     )
 
 
-def _compare(node: _Node, told: Inventory) -> Iterable[tuple[str, str]]:
-    """What rows and inventory of one node do not agree about: of what, and a sentence."""
+def _compare(node: _Node, told: Inventory, networks: frozenset[str]) -> Iterable[tuple[str, str]]:
+    """What rows and inventory of one node do not agree about: of what, and a sentence.
+
+    ``networks`` are wanted somewhere: a swarm shows them on every node that has a member of them.
+    """
     driven = {(each.kernel_id, each.epoch): each.status for each in told.kernels}
     runs = {(each.kernel_id, each.epoch): each for each in told.runs}
     known = node.kernels.keys() | node.lost
@@ -185,7 +189,7 @@ def _compare(node: _Node, told: Inventory) -> Iterable[tuple[str, str]]:
                 yield run[0], sentence
     for name in node.networks - set(told.networks):
         yield name, "the network is wanted and not there"
-    for name in set(told.networks) - node.networks:
+    for name in set(told.networks) - networks:
         yield name, "the network is there for no session"
     running = {name for (name, _), kernel in node.kernels.items() if kernel.status in SERVING}
     for name in set(told.apps) - running:

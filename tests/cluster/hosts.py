@@ -85,6 +85,33 @@ class Host:
         """Pull its cable, or put it back."""
         sh("ip", "-n", self.space, "link", "set", "uplink", "up" if connected else "down")
 
+    @contextlib.contextmanager
+    def lossy(self, part: float) -> Iterator[None]:
+        """A part of all packets that come in is lost inside the block."""
+        rule = ("INPUT", "-i", "uplink", "-m", "statistic", "--mode", "random",
+                "--probability", str(part), "-j", "DROP")  # fmt: skip
+        sh(*self.inside("iptables", "-w", "5", "-I", *rule))
+        try:
+            yield
+        finally:
+            sh(*self.inside("iptables", "-w", "5", "-D", *rule))
+
+    @contextlib.contextmanager
+    def cut(self, direction: str) -> Iterator[None]:
+        """Nobody gets through inside the block: ``both ways``, or only not in (INPUT) or out (OUTPUT)."""
+        rule = (direction, "-i" if direction == "INPUT" else "-o", "uplink", "-j", "DROP")
+        if direction == "both ways":
+            self.cable(connected=False)
+        else:
+            sh(*self.inside("iptables", "-w", "5", "-I", *rule))
+        try:
+            yield
+        finally:
+            if direction == "both ways":
+                self.cable(connected=True)
+            else:
+                sh(*self.inside("iptables", "-w", "5", "-D", *rule))
+
     def start_engine(self, *options: str) -> None:
         """Begin, or begin again; ``await_engine`` waits until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)

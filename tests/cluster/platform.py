@@ -49,25 +49,29 @@ class Platform:
         kept = self.state / "secrets.json"
         kept.write_text(json.dumps(asdict(Secrets.generate())))
         kept.chmod(0o600)
-        self._command("db", "upgrade")
-        self._start("manager", [*PROGRAM, "manager", "--state-dir", str(self.state),
-            "--bind", f"{self.hosts.gateway}:{self.port}", "--ManagerConfig.heartbeat_interval=1",
-            "--ManagerConfig.agent_timeout=8", "--ManagerConfig.tick=2"])  # fmt: skip
-        until(self._answers, bool)
-        self._command("user", "add", "admin", "--admin")
-        self._command("policy", "set", "default", "max_containers_per_session=8")
+        self.command("db", "upgrade")
+        self.start_manager()
+        self.command("user", "add", "admin", "--admin")
+        self.command("policy", "set", "default", "max_containers_per_session=8")
         for host in self.hosts.all:
             self.start_agent(host)
         until(self.agents, lambda found: len(found) == len(self.hosts.all))
 
-    def start_agent(self, host: Host) -> None:
-        """An agent inside the host."""
+    def start_manager(self) -> None:
+        """The manager, until it answers."""
+        self._start("manager", [*PROGRAM, "manager", "--state-dir", str(self.state),
+            "--bind", f"{self.hosts.gateway}:{self.port}", "--ManagerConfig.heartbeat_interval=1",
+            "--ManagerConfig.agent_timeout=8", "--ManagerConfig.tick=2"])  # fmt: skip
+        until(self._answers, bool)
+
+    def start_agent(self, host: Host, more: dict[str, str] | None = None) -> None:
+        """An agent inside the host; ``more`` is added to its environment."""
         secret = self._secrets()["agent_token"]
         options = ["--agent-id", host.name, "--address", host.address, "--manager-url", self.url,
             "--engine", "docker", "--state-dir", str(host.folder / "agent"),
             f"--AgentConfig.volumes=local={self.state}/volumes/local",
             "--AgentConfig.relist_interval=1", "--AgentConfig.stop_grace=1"]  # fmt: skip
-        environ = {"DOCKER_HOST": host.socket, "PERIJOVE_AGENT_TOKEN": secret}
+        environ = {"DOCKER_HOST": host.socket, "PERIJOVE_AGENT_TOKEN": secret, **(more or {})}
         self._start(host.name, host.inside(*PROGRAM, "agent", *options), environ)
 
     def stop(self) -> None:
@@ -142,7 +146,8 @@ class Platform:
             return bool(self.call("GET", "/health"))
         return False
 
-    def _command(self, *words: str) -> None:
+    def command(self, *words: str) -> None:
+        """Run a ``perijove`` command on the manager's host."""
         command = [*PROGRAM, *words, "--state-dir", str(self.state)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr

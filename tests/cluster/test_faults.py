@@ -6,9 +6,11 @@ Every test ends in the audit. How long each recovery took is written to ``artifa
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -17,8 +19,13 @@ from docker.errors import NotFound
 
 from tests.cluster.hosts import Host, running_hosts
 from tests.cluster.platform import Platform, running_platform, until
-from tests.e2e.test_survival import timed
-from tests.integration.docker_engine import TEST_IMAGE, ensure_test_image, running_engine
+from tests.harness.recovery import timed
+from tests.integration.docker_engine import (
+    TEST_IMAGE,
+    ensure_test_image,
+    running_engine,
+    unavailable,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.timeout(240)]
 
@@ -281,3 +288,49 @@ def test_orphans_go_and_strangers_stay(platform: Platform) -> None:
 
 def containers_run(client: docker.DockerClient, *ids: str) -> bool:
     return all(client.api.inspect_container(each)["State"]["Running"] for each in ids)
+
+
+def test_a_bad_network_makes_nothing_happen_twice(platform: Platform) -> None:
+    host = host_of(platform)
+    with timed("10,20 sessions with a third of all packets lost"), host.lossy(0.3):
+        refs = [submit(platform, f"lossy-{n}", "true") for n in range(20)]
+        for ref in refs:
+            platform.wait(ref, "TERMINATED", seconds=120)
+    for ref in refs:
+        attempts = platform.call("GET", f"/session/{ref}/attempts")["attempts"]
+        assert [(each["attempt"], each["cause"]) for each in attempts] == [(1, "success")]
+    client = host.client
+    listed = client.api.events(since=0, until=int(time.time()), decode=True,
+                               filters={"event": "create", "type": "container"})  # fmt: skip
+    facts = [each["Actor"]["Attributes"] for each in listed]
+    made = [(each.get(f"{LABEL}.session"), each.get(f"{LABEL}.epoch")) for each in facts]
+    client.close()
+    for ref in refs:
+        assert [each for each in made if each[0] == ref] == [(ref, "1")]
+
+
+@pytest.mark.parametrize("skew", ["+1h", "-1h"])
+def test_an_agent_whose_clock_is_wrong(platform: Platform, skew: str) -> None:
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+    if library is None:
+        unavailable("libfaketime is not installed (apt-get install libfaketime)")
+    stays = submit(platform, f"stays{skew}".replace("+", "p"))
+    platform.wait(stays, "RUNNING")
+    before = identities(platform)[stays]
+    wrong = {"LD_PRELOAD": str(library), "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    platform.kill("h1")
+    platform.start_agent(host_of(platform), wrong)
+    try:
+        until(lambda: platform.agents(), lambda found: found and found["h1"]["sessions"])
+        job = submit(platform, f"job{skew}".replace("+", "p"), "sleep 2")
+        begun = time.time()
+        ended = platform.wait(job, "TERMINATED")
+        told = dt.datetime.fromisoformat(ended["containers"][0]["started_at"]).timestamp()
+        assert abs(told - begun) < 60  # the engine's clock counts, not the agent's
+        assert platform.session(stays)["status"] == "RUNNING"
+        assert identities(platform)[stays] == before
+        assert platform.agents()["h1"]["status"] == "ALIVE"
+    finally:
+        platform.kill("h1")
+        platform.start_agent(host_of(platform))
+        until(platform.agents, bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from docker.errors import ImageNotFound
 from kernels.bootstrap import bootstrap
 from tests.cluster.hosts import Host, running_hosts
 from tests.cluster.platform import Platform, running_platform, until
+from tests.harness.recovery import timed
 from tests.integration.docker_engine import running_engine
 
 pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.timeout(240)]
@@ -66,6 +68,13 @@ def platform() -> Iterator[Platform]:
             )
             yield made
             print(made.story())
+
+
+@pytest.fixture(autouse=True)
+def _audited(platform: Platform) -> Iterator[None]:
+    """Nothing differs at the end of a test."""
+    yield
+    platform.audit()
 
 
 def containers(platform: Platform, session: str) -> dict[str, tuple[Host, str]]:
@@ -192,3 +201,113 @@ def test_a_closed_host_gets_no_part(platform: Platform) -> None:
         end(platform, ref)
     finally:
         platform.call("POST", "/agents/h3/uncordon", {}, user="admin")
+
+
+def alone_on(platform: Platform, name: str, *others: str, **more: object) -> str:
+    """A session of one container, on the host that is not among ``others``."""
+    for other in others:
+        platform.call("POST", f"/agents/{other}/cordon", {}, user="admin")
+    try:
+        config = {"resources": {"cpu": "0.2", "mem": "64m"}, "resource_opts": {"shmem": "8m"}}
+        ref = platform.create(name, IMAGE, 1, config=config, **more)
+        platform.wait(ref, "RUNNING")
+    finally:
+        for other in others:
+            platform.call("POST", f"/agents/{other}/uncordon", {}, user="admin")
+    return ref
+
+
+def only(platform: Platform, ref: str) -> tuple[str, str]:
+    """Host and container of a session that has one."""
+    ((host, container),) = containers(platform, ref).values()
+    return host.name, container
+
+
+def status_of(platform: Platform, name: str) -> str:
+    found = platform.call("GET", "/agents", user="admin")["agents"]
+    return str(next(each["status"] for each in found if each["id"] == name))
+
+
+def test_a_node_is_drained(platform: Platform) -> None:
+    job = alone_on(platform, "moves", "h1", "h2", type="batch", startupCommand="sleep 600")
+    lab = alone_on(platform, "ends", "h1", "h2")
+    assert {only(platform, job)[0], only(platform, lab)[0]} == {"h3"}
+    with timed("drain of a node"):
+        platform.call("POST", "/agents/h3/drain", {"grace": "1s"}, user="admin")
+        ended = platform.wait(lab, "TERMINATED")
+        until(lambda: [host.name for host, _ in containers(platform, job).values()],
+              lambda at: len(at) == 1 and at != ["h3"])  # fmt: skip
+        platform.wait(job, "RUNNING")
+    assert "its node was emptied" in ended["statusInfo"]
+    assert platform.agents()["h3"]["sessions"] == []
+    platform.audit()
+    platform.call("POST", "/agents/h3/uncordon", {}, user="admin")
+    end(platform, job)
+
+
+@pytest.mark.parametrize("direction", ["both ways", "INPUT", "OUTPUT"])
+def test_what_was_asked_during_a_partition_is_done_once(platform: Platform, direction: str) -> None:
+    mark = direction.split()[0].lower()
+    refs = [alone_on(platform, f"{what}-{mark}", "h1", "h2") for what in ("keep", "end", "zombie")]
+    kept, ended, zombie = refs
+    before = only(platform, kept)
+    held = platform.agents()["h3"]["used"]
+    (host,) = (each for each in platform.hosts.all if each.name == "h3")
+    with host.cut(direction):
+        until(lambda: status_of(platform, "h3"), lambda status: status == "LOST")
+        assert "unreachable since" in platform.session(kept)["statusInfo"]
+        platform.call("DELETE", f"/session/{ended}")
+        platform.call("DELETE", f"/session/{zombie}?forced=true")
+        for ref in (ended, zombie):
+            told = platform.session(ref)
+            assert told["status"] == "TERMINATING"
+        found = platform.call("GET", "/agents", user="admin")["agents"]
+        assert next(each["used"] for each in found if each["id"] == "h3") == held
+        assert set(containers(platform, zombie)) == {"main1"}
+    with timed(f"8 and 22,partition {direction} over until all is done"):
+        for ref in (ended, zombie):
+            platform.wait(ref, "TERMINATED")
+        until(lambda: status_of(platform, "h3"), lambda status: status == "ALIVE")
+    assert not containers(platform, ended)
+    assert not containers(platform, zombie)
+    assert only(platform, kept) == before
+    platform.audit()
+    end(platform, kept)
+
+
+def test_a_node_that_is_lost_for_long_is_given_up_and_fenced(platform: Platform) -> None:
+    ref = alone_on(platform, "given-up", "h1", "h2")
+    platform.command("resource-group", "set", "default", 'options={"lost_after": "10s"}')
+    (host,) = (each for each in platform.hosts.all if each.name == "h3")
+    try:
+        with timed("7,node lost until its sessions end"), contextlib.ExitStack() as stack:
+            stack.enter_context(host.cut("both ways"))
+            ended = platform.wait(ref, "TERMINATED")
+            assert "unreachable for more than 10 seconds" in ended["statusInfo"]
+            assert set(containers(platform, ref)) == {"main1"}
+            again = alone_on(platform, "given-up")
+            assert only(platform, again)[0] != "h3"
+        with timed("9,node back until the old run is gone"):
+            until(lambda: containers(platform, ref), lambda found: not found)
+        until(lambda: platform.agents().get("h3", {}).get("sessions"), lambda left: left == [])
+        platform.audit()
+        end(platform, again)
+    finally:
+        platform.command("resource-group", "set", "default", "options={}")
+
+
+def test_an_agent_and_the_manager_die_while_a_cluster_is_made(platform: Platform) -> None:
+    ref = platform.create("gang", IMAGE, 3)
+    until(lambda: containers(platform, ref), bool)
+    with timed("23,agent and manager killed during the creation of a cluster"):
+        platform.kill("manager")
+        platform.kill("h2")
+        platform.start_manager()
+        platform.start_agent(next(host for host in platform.hosts.all if host.name == "h2"))
+        platform.wait(ref, "RUNNING")
+    mine = containers(platform, ref)
+    assert sorted(mine) == ["main1", "sub1", "sub2"]
+    assert len({host.name for host, _ in mine.values()}) == 3
+    assert run(mine["sub2"], "ssh", "main1", "hostname") == (0, "main1")
+    platform.audit()
+    end(platform, ref)

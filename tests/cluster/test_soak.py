@@ -55,7 +55,7 @@ def live_and_die(platform: Platform, numbers: range) -> None:
         refs = [submit(platform, n) for n in range(first, min(first + AT_ONCE, numbers.stop))]
         for ref in refs:
             found = platform.wait(ref, "RUNNING", "TERMINATED", seconds=120)
-            if found["type"] != "batch":
+            if found["sessionType"] != "batch":
                 platform.call("DELETE", f"/session/{ref}")
         for ref in refs:
             platform.wait(ref, "TERMINATED", seconds=120)

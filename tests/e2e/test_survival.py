@@ -26,6 +26,7 @@ import pytest
 
 from tests.e2e.platform import Platform
 from tests.harness.audit import audit
+from tests.harness.recovery import timed
 from tests.integration.docker_engine import ensure_session_image, running_engine
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -96,17 +97,6 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
 def patience() -> float:
     """``WITHIN``, longer where more processes want a CPU than there are."""
     return WITHIN * max(1.0, 1.5 * os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
-@contextmanager
-def timed(what: str) -> Iterator[None]:
-    """Note how long the block took."""
-    begun = time.monotonic()
-    yield
-    path = Path(__file__).parents[2] / "artifacts" / "recovery.csv"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.write(f"{what},{time.monotonic() - begun:.2f},{os.getloadavg()[0]:.1f}\n")
 
 
 @contextmanager

@@ -93,8 +93,8 @@ class Scratch:
         return self.folder / "config"
 
     def write(self, run: Run, files: Iterable[File] = ()) -> None:
-        """Make the folder with ``run.json`` and ``files``: it appears with its content or not at all."""
-        new = self.folder.with_name(f"{self.folder.name}{UNFINISHED}")
+        """Make the folder with ``run.json`` and ``files``, whole or not at all. Raises ``OSError``."""
+        new = self._unfinished
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700, parents=True)
         body = asdict(run)
@@ -227,8 +227,13 @@ class Scratch:
         return "\n".join(text.splitlines()[-lines:])
 
     def delete(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder, also a half-made one."""
+        for each in (self.folder, self._unfinished):
+            shutil.rmtree(each, ignore_errors=True)
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}{UNFINISHED}")
 
     def size(self) -> int:
         """Bytes of the files in the folder."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import subprocess
 import sys
+import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ import pytest
 from spawner.agent.engines import process_table
 from spawner.agent.engines.process import IMAGE
 from spawner.agent.protocol import KernelSpec, Mount, Port, Share
+from tests.harness.recovery import note
 from tests.integration.agent.manager import TOKEN, ScriptedManager, scripted_manager
+from tests.integration.docker_engine import unavailable
 
 pytestmark = pytest.mark.integration
 
@@ -252,3 +257,47 @@ async def test_a_drain_of_what_never_arrived_is_answered_and_fences(
     await manager.want(wanted)  # late: that start was withdrawn
     await manager.call("logs", {"kernel_id": "anything"})  # the agent has read it by now
     assert not (home / "starts").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The agent's folder on a disk of its own, which is soon full."""
+    folder = tmp_path / "agent"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode:
+        unavailable("a disk that is soon full needs root and mount")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def test_a_full_disk_is_told_and_leaves_nothing_behind(
+    small_disk: Path, agent: Agent, manager: ScriptedManager, home: Path
+) -> None:
+    async def inventory() -> tuple[set[str], Any]:
+        answer = await manager.call("inventory", {})
+        return {run["kernel_id"] for run in answer.value["runs"]}, answer.value["leftovers"]
+
+    neighbour = spec()
+    await manager.until(lambda: manager.hellos)
+    await manager.want(neighbour)
+    await manager.status(neighbour.kernel_id, "RUNNING")
+    full = small_disk / "full"
+    with full.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    late = spec()
+    begun = time.monotonic()
+    await manager.want(late)
+    failed = await manager.status(late.kernel_id, "TERMINATED")
+    note("18,disk full until it is told", time.monotonic() - begun)
+    assert failed.failure == "create-failed"
+    assert "No space left on device" in failed.progress
+    async with asyncio.timeout(10):  # it goes once the report is acknowledged
+        while await inventory() != ({neighbour.kernel_id}, []):
+            await asyncio.sleep(0.05)
+    await grows(home)
+    full.unlink()
+    later = spec()
+    await manager.want(later)
+    await manager.status(later.kernel_id, "RUNNING")

@@ -224,6 +224,19 @@ async def test_a_newer_run_starts_once_the_end_of_the_older_one_is_recorded(node
     assert set(engine.states) == {replace(IDENTITY, epoch=2)}
 
 
+async def test_a_late_word_does_not_start_an_ended_run_again(node: Begin) -> None:
+    here = await node(MemoryEngine()).running()
+    here.engine.states[IDENTITY] = replace(here.engine.states[IDENTITY], phase="exited")
+    here.kernels.look()
+    ended = await here.until("TERMINATED")
+    await here.kernels.acknowledge([ended])
+    here.apply(WANTED)  # sent before the manager heard of the end
+    here.apply(Wanted((SECOND,), ()))
+    await here.until("RUNNING")
+    assert here.engine.calls.count("create") == 2
+    assert [each.epoch for each in here.engine.states] == [2]
+
+
 async def test_a_restarted_agent_goes_on_with_a_restart(node: Begin) -> None:
     engine = MemoryEngine()
     before = await node(engine).running()

@@ -260,3 +260,25 @@ async def _agent_story(db: AsyncSession) -> list[str]:
     rows = list(await db.scalars(query.order_by(HistoryRow.id)))
     assert await db.get(AgentRow, "node-1") is not None
     return rows
+
+
+async def test_an_agent_whose_engine_is_unwell_takes_nothing_new(plane: Rig) -> None:
+    agent = await plane.agent()
+    ada, root = await plane.user(), await plane.user("root", role=Role.SUPERADMIN)
+    there = await plane.run(ada)
+    agent.beat(features={"unwell": "the engine does not answer"})
+
+    async def unwell() -> str | None:
+        return (await plane.plane.nodes.list(root))[0].unwell
+
+    await until(unwell, lambda told: told == "the engine does not answer")
+    waiting = await plane.create(ada)
+
+    async def why() -> str:
+        return (await plane.plane.sessions.get(ada, waiting.session.name)).session.status_info
+
+    await until(why, lambda told: "closed for new sessions" in told)
+    assert (await plane.wait(there)).status is Status.RUNNING
+    agent.beat(features={})
+    assert (await plane.wait(waiting)).status is Status.RUNNING
+    assert await unwell() is None

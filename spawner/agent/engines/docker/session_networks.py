@@ -6,6 +6,7 @@ swarm may have made it, and any of them removes it. What carries neither is not 
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import functools
 import hashlib
@@ -28,6 +29,7 @@ class SessionNetworks:
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
         self.home = ""
+        self._making = asyncio.Lock()
 
     async def features(self) -> dict[str, Any]:
         """What this node can connect: its own containers, and those of its swarm."""
@@ -65,10 +67,11 @@ class SessionNetworks:
             labels=labels,
             options=options,
         )
-        try:
-            await self._calls.run(make)
-        except Conflict:
-            return  # it is there, or another agent was faster
+        async with self._making:  # Docker's own check lets two of the same name begin
+            try:
+                await self._calls.run(make)
+            except Conflict:
+                return  # it is there, or another agent was faster
 
     async def keep(self, networks: tuple[Network, ...], deployment: str) -> bool:
         """Make ``networks``, remove others of ours; False when something is left to remove."""
