@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from spawner.scheduler import seating
 from spawner.scheduler.cutting import cut
 from spawner.scheduler.devices import DeviceStock
 from spawner.scheduler.model import PreemptionRules, RunningSession, SessionRequest
@@ -19,7 +20,9 @@ from spawner.scheduler.reserve import Seat, aim, together
 from spawner.scheduler.seating import seat_all
 from spawner.scheduler.shapes import Outline, Shape
 
-Scope = tuple[str, ...]
+ATTEMPTS = 300
+"""How many steps it takes at most to find out whether unequal parts have their places without a victim."""
+
 Eligible = Sequence[Sequence[Node]]
 """For each part of an outline the nodes that could serve it if they were empty."""
 Found = tuple[tuple[Node, ...], list[RunningSession]]
@@ -27,25 +30,35 @@ Found = tuple[tuple[Node, ...], list[RunningSession]]
 Gifts = dict[tuple[str, int], tuple[dict[str, int], list[tuple[DeviceStock, int]]]]
 
 
+SCOPES: dict[str, Callable[[SessionRequest | RunningSession], str]] = {
+    "user": lambda session: session.owner_id,
+    "project": lambda session: session.project_id,
+    "domain": lambda session: session.domain,
+    "group": lambda session: "",
+}
+"""What victims must have in common with the session that they end for."""
+
+
 class Ending:
     """What nodes will have when certain running sessions have ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, attempts: int = ATTEMPTS) -> None:
+        self._attempts = attempts
         self._gifts: Gifts = {}
 
     def enough(self, node: Node, shapes: Sequence[Shape], ended: Iterable[RunningSession]) -> bool:
         """Whether ``shapes`` have their place together on ``node`` when these have ended."""
-        lacks: Counter[str] = Counter()
+        need: dict[str, int] = {}
         for shape in shapes:
-            lacks.update(dict(shape.need))
-        wanted = list(lacks)
-        for slot in wanted:
-            lacks[slot] -= node.left(slot)
+            for slot, amount in shape.need:
+                need[slot] = need.get(slot, 0) + amount
         gifts = [self.gives(each, node) for each in ended]
-        for gives, _ in gifts:
-            lacks.subtract(gives)
-        if any(lacks[slot] > 0 for slot in wanted):
-            return False
+        for slot, amount in need.items():
+            has = node.left(slot)
+            for gives, _ in gifts:
+                has += gives.get(slot, 0)
+            if has < amount:
+                return False
         picky = [shape for shape in shapes if node.is_picky(shape)]
         if not picky:
             return True
@@ -96,7 +109,7 @@ class Ending:
             return self.enough(node, there, here.get(node.agent_id, ()))
 
         plain = all(part.plain for part in parts)
-        return seat_all(parts, eligible, free, None if plain else suits).seats
+        return seat_all(parts, eligible, free, None if plain else suits, self._attempts).seats
 
     def aims(
         self, parts: Sequence[Shape], nodes: Sequence[Node], ended: Sequence[RunningSession]
@@ -135,12 +148,13 @@ class Preemptor:
         self._now = now
         self._capacity = capacity
         self._rank = self._order()
+        self._same = SCOPES[rules.scope]
         self._running = running
         self._leaving = [each for each in running if each.ending]
         self._here = _by_agent(running)
         self._ending = Ending()
         self._taken: set[str] = set()
-        self._fruitless: set[tuple[Outline, int, Scope]] = set()
+        self._fruitless: set[tuple[Outline, int, str]] = set()
         self._served: set[Outline] = set()
         """For whom enough was ending already."""
 
@@ -148,7 +162,7 @@ class Preemptor:
         self, session: SessionRequest, outline: Outline, eligible: Eligible
     ) -> Eviction | None:
         """The sessions that end for ``session``; None: they would not do, or what is ending already does."""
-        key = (outline, session.priority, self._scope(session))
+        key = (outline, session.priority, self._same(session))
         if key in self._fruitless or outline in self._served:
             return None
         parts = outline.parts
@@ -215,17 +229,8 @@ class Preemptor:
             and victim.claimed_by is None
             and victim.session_id not in self._taken
             and self._now - victim.started_at >= self._rules.minimum_run_time
-            and self._scope(victim) == self._scope(session)
+            and self._same(victim) == self._same(session)
         )
-
-    def _scope(self, session: SessionRequest | RunningSession) -> Scope:
-        whose: dict[str, Scope] = {
-            "user": (session.owner_id,),
-            "project": (session.project_id,),
-            "domain": (session.domain,),
-            "group": (),
-        }
-        return whose[self._rules.scope]
 
     def share(self, session: RunningSession) -> float:
         """The largest part of any slot of the group that ``session`` holds."""
@@ -372,7 +377,7 @@ def kept_for(
     orders = [by_part[part] for part in outline.parts]
     if not any(count[node.agent_id] for able in eligible for node in able):
         return ()
-    view = Ending()
+    view = Ending(seating.ATTEMPTS)
     nodes: list[Node] = []
     seated: dict[int, list[Shape]] = {}
     here = _by_agent(ended)

@@ -28,13 +28,14 @@ def seat_all(
     eligible: Sequence[Sequence[Node]],
     free: Mapping[int, Mapping[str, int]],
     suits: Suits | None = None,
+    attempts: int = ATTEMPTS,
 ) -> Seating:
     """A node for every part when ``free`` (by node index) is there.
 
     First fit is exact for equal parts. Others are tried in every way that differs, the largest part
-    first, up to ``ATTEMPTS`` steps.
+    first, up to ``attempts`` steps.
     """
-    search = _Search(parts, eligible, free, suits)
+    search = _Search(parts, eligible, free, suits, attempts)
     if all(part is parts[0] for part in parts):
         return Seating(search.first_fit())
     found = search.any_fit()
@@ -50,6 +51,7 @@ class _Search:
         eligible: Sequence[Sequence[Node]],
         free: Mapping[int, Mapping[str, int]],
         suits: Suits | None,
+        attempts: int,
     ) -> None:
         self._parts = parts
         self._suits = suits
@@ -65,7 +67,7 @@ class _Search:
         self._here: dict[int, list[Shape]] = {}
         self._seats: dict[int, Node] = {}
         self._failed: set[object] = set()
-        self.steps = ATTEMPTS
+        self.steps = attempts
         self._needs = {
             part: [dict(part.need).get(slot, 0) for slot in self._slots]
             for part in dict.fromkeys(parts)
