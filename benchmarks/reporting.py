@@ -14,7 +14,10 @@ def machine() -> dict[str, object]:
     """What the numbers were taken on."""
     with open("/proc/meminfo", encoding="ascii") as facts:
         memory_kib = int(facts.readline().split()[1])
+    with open("/proc/cpuinfo", encoding="utf-8") as facts:
+        models = {line.partition(":")[2].strip() for line in facts if line.startswith("model name")}
     return {
+        "processor": ", ".join(sorted(models)),
         "cpus": os.cpu_count(),
         "memory_gib": round(memory_kib / 2**20, 1),
         "python": platform.python_version(),

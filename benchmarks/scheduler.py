@@ -33,7 +33,7 @@ from spawner.scheduler.model import Snapshot
 from spawner.scheduler.plan import plan
 from spawner.scheduler.policies import BUILT_IN
 
-PATIENCE = 4.0
+PATIENCE = 3.0
 """CPU seconds after which Backend.AI's code, or a floor, is stopped; what it placed until then counts."""
 WORKLOADS: dict[str, Workload] = {each.__name__: each for each in (presets, one_cpu, all_different)}
 GOALS = {100: 50, 1000: 200}
@@ -125,6 +125,7 @@ def measure(case: Case, peer: Peer) -> Point:
     times: list[float] = []
     theirs: list[Point] = []
     placed = waiting = 0
+    seconds = 0.0
     for _ in range(2):
         for _ in range(3):
             seconds, answer = cpu_seconds(lambda: plan(snapshot))
@@ -134,6 +135,8 @@ def measure(case: Case, peer: Peer) -> Point:
                 break
         if case.peer and (not theirs or theirs[0].get("cpu_seconds", PATIENCE) < 2.0):
             theirs.append(peer.run(workload_for_peer(snapshot, goes_on=True)))
+        if seconds > 1.0:
+            break
     seconds = statistics.median(times)
     point: Point = {"name": case.name, **case._asdict(), "placed": placed, "waiting": waiting}
     point["cpu_seconds"] = round(seconds, 4)
@@ -142,7 +145,7 @@ def measure(case: Case, peer: Peer) -> Point:
     point["placements_per_cpu_second"] = per_second(placed, seconds)
     if theirs:
         point["backendai"] = beside(theirs, point)
-        if case.full and case.sequencer == "fifo" and case.workload == "presets":
+        if case.full and (case.sequencer, case.selector) == PLAIN and case.workload == "presets":
             stops = [peer.run(workload_for_peer(snapshot, goes_on=False))]
             point["backendai_stops"] = beside(stops, point)
     if case.floor:

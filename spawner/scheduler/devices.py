@@ -11,10 +11,12 @@ of cuts. That is why a plan is always feasible on the agent. Rules that need mor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from spawner.scheduler.model import Device
 from spawner.scheduler.slots import MICRO, SlotType, kind_of
+
+NO_LINKS: frozenset[str] = frozenset()
 
 
 class DeviceStock:
@@ -31,7 +33,7 @@ class DeviceStock:
         self.free = free
         self.quantum = quantum
         self.numa: int | None = None
-        self.links: frozenset[str] = frozenset()
+        self.links = NO_LINKS
         self.debt = 0
         """What is held of it beyond what may be: it must come back before anything is free."""
 
@@ -45,45 +47,44 @@ def usable(slot: str, amount: int, quantum: int | None = None) -> int:
     return amount - amount % step if amount > 0 else 0
 
 
-def stock_of(devices: Iterable[Device]) -> dict[str, list[DeviceStock]]:
+def stock_of(devices: Sequence[Device]) -> dict[str, list[DeviceStock]]:
     """Devices that are given out by slot, in a fixed order that counts ``2`` before ``10``."""
-    by_slot: dict[str, list[Device]] = {}
-    for device in devices:
-        peers = by_slot.get(device.slot)
-        if peers is None:
-            by_slot[device.slot] = [device]
-        else:
-            peers.append(device)
-    found = {slot: _stock_of(slot, peers) for slot, peers in by_slot.items()}
-    return {slot: peers for slot, peers in found.items() if peers}
-
-
-def _stock_of(slot: str, devices: list[Device]) -> list[DeviceStock]:
-    """The devices of one slot, cut in the least step that suits all of them."""
-    if len(devices) > 1:
-        devices.sort(key=lambda device: (len(device.device_id), device.device_id))
-    kind = kind_of(slot)
-    step, unique = kind.quantum, kind.type is SlotType.UNIQUE
+    steps: dict[str, int] = {}
     for device in devices:
         if device.quantum:
-            step = math.lcm(step, device.quantum)
-    stock: list[DeviceStock] = []
+            least = steps.get(device.slot) or kind_of(device.slot).quantum
+            steps[device.slot] = math.lcm(least, device.quantum)
+    stock: dict[str, list[DeviceStock]] = {}
     for device in devices:
         if device.masked:
             continue
-        capacity = free = usable(slot, device.capacity - device.reserved, step)
+        slot = device.slot
+        kind = kind_of(slot)
+        step = steps.get(slot) or kind.quantum
+        given = device.capacity - device.reserved
+        capacity = free = given - given % step if given > 0 else 0
         if device.free != device.capacity:
             free = min(capacity, usable(slot, device.free - device.reserved, step))
-        if unique:
-            whole = min(capacity, MICRO)
-            capacity, free = whole, whole if device.free >= device.capacity else 0
-        mine = DeviceStock(device.device_id, len(stock), capacity, free, step)
+        if kind.type is SlotType.UNIQUE:
+            capacity = min(capacity, MICRO)
+            free = capacity if device.free >= device.capacity else 0
+        mine = DeviceStock(device.device_id, 0, capacity, free, step)
         if device.numa_node is not None and device.numa_node >= 0:
             mine.numa = device.numa_node
         mine.links = device.links
         if device.free < device.reserved:
             mine.debt = device.reserved - device.free
-        stock.append(mine)
+        peers = stock.get(slot)
+        if peers is None:
+            stock[slot] = [mine]
+        else:
+            peers.append(mine)
+    if len(stock) < len(devices):
+        for peers in stock.values():
+            if len(peers) > 1:
+                peers.sort(key=lambda device: (len(device.device_id), device.device_id))
+                for rank, mine in enumerate(peers):
+                    mine.rank = rank
     return stock
 
 

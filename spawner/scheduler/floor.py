@@ -66,7 +66,8 @@ class Floor:
         self.coarse = any(node.coarse for node in self.nodes)
         """Whether any node cuts a slot in larger steps than others."""
         self.apart = any(
-            len({d.numa for peers in node.stock.values() for d in peers} - {None}) > 1
+            node.divided
+            and len({d.numa for peers in node.stock.values() for d in peers} - {None}) > 1
             for node in self.nodes
         )
         """Whether any node has devices on several NUMA nodes."""

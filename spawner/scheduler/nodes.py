@@ -75,13 +75,13 @@ class Node:
 
     __slots__ = (
         "_by_id",
-        "_divided",
         "_picky",
         "_suits",
         "agent",
         "capacity",
         "claims",
         "coarse",
+        "divided",
         "free",
         "guarded",
         "index",
@@ -112,21 +112,22 @@ class Node:
         if agent.max_containers is not None:
             self.capacity[CONTAINERS] = agent.max_containers
             self.free[CONTAINERS] = agent.max_containers - agent.containers  # may be overdrawn
-        self._divided = False
+        self.divided = False
+        """Whether sums do not say all: a slot has NUMA nodes, or devices that can be cut."""
         for slot, devices in self.stock.items():
             first = devices[0]
             if first.quantum != kind_of(slot).quantum:
                 self.coarse[slot] = first.quantum
             if len(devices) == 1:
                 self.capacity[slot], self.free[slot] = first.capacity, first.free
-                self._divided = self._divided or first.numa is not None
+                self.divided = self.divided or first.numa is not None
                 continue
             capacity = free = 0
             for device in devices:
                 capacity += device.capacity
                 free += device.free
                 if device.numa is not None or device.capacity > device.quantum:
-                    self._divided = True
+                    self.divided = True
             self.capacity[slot], self.free[slot] = capacity, free
 
     @property
@@ -137,7 +138,7 @@ class Node:
     @property
     def layout(self) -> object:
         """What nodes of equal capacity must have in common to serve the same requests when empty."""
-        if not self._divided:
+        if not self.divided:
             return ((), tuple(sorted(self.coarse.items())))
         parts = [
             (slot, tuple(sorted((d.capacity, -1 if d.numa is None else d.numa) for d in devices)))

@@ -157,10 +157,11 @@ class Ranking:
                 self._shrunk(place)
                 continue
             new = self._keys[index] = self._key(node)
-            before = entries[at - 1] if at else None
-            after = entries[at + 1] if at + 1 < len(entries) else None
-            if before is not None and after is not None and before < new < after:
+            first, last = at == 0, at + 1 == len(entries)
+            behind = place == 0 if first else entries[at - 1] < new
+            if behind and (place + 1 == len(self._blocks) if last else new < entries[at + 1]):
                 entries[at] = new  # it got fuller, so that what its block has at most still holds
+                self._lasts[place] = entries[-1]
                 continue
             del entries[at]
             self._shrunk(place)

@@ -232,8 +232,9 @@ def least_lacking(need: Need, nodes: Iterable[Node]) -> Node:
 
     def lack(node: Node) -> tuple[int, float, int]:
         count, part = 0, 0.0
+        free, claimed = node.free, node.claims
         for slot, amount in need:
-            has = node.available(slot)
+            has = node.available(slot) if claimed else free.get(slot, 0)
             if has < amount:
                 count += 1
                 part += (amount - has) / amount

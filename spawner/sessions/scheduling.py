@@ -44,7 +44,7 @@ from spawner.sessions.telling import Telling
 from spawner.sessions.transitions import Change, Journal
 
 DEBOUNCE = 0.002
-"""Seconds in which further wake-ups join a pass; longer after a long pass, so that passes take half the time."""
+"""Seconds in which further wake-ups join a pass. One rests as long as it took, so that passes take half the time."""
 THREAD_SIZE = 2_000
 """From so many pending sessions times agents on, the plan is made in a thread."""
 MAX_REFUSALS = 5
@@ -94,7 +94,7 @@ class SchedulerLoop:
         self._policies, self._planner = policies, planner
         self._woken = asyncio.Event()
         self._next_start: float | None = None
-        self._pause = DEBOUNCE
+        self._rests_until = 0.0
         self._uncounted: dict[str, int] = {}
         """Passes by resource group that are not in rows yet."""
         self._counted_at = 0.0
@@ -151,7 +151,7 @@ class SchedulerLoop:
         result = await self._write(planned, tellings, passes, partial(_committing, watch, groups))
         result.waiting = len(planned.waiting)
         applied = time.perf_counter()
-        self._pause = max(DEBOUNCE, min(applied - started, 1.0))
+        self._rests_until = applied + min(applied - started, 1.0)
         phases = {"read": read - started, "plan": decided - read, "apply": applied - decided}
         self._metrics.scheduled(phases, result, watch.seconds)
         return result
@@ -222,7 +222,7 @@ class SchedulerLoop:
         try:
             async with asyncio.timeout(timeout):
                 await self._woken.wait()
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(max(DEBOUNCE, self._rests_until - time.perf_counter()))
         except TimeoutError:
             pass  # the slow tick makes up for wake-ups that got lost
 

@@ -153,6 +153,11 @@ def test_one_user_does_not_get_everything_at_once() -> None:
     }
 
 
+def test_every_container_of_a_session_is_charged() -> None:
+    pending = [*flood(9, kernels=2), *flood(9, "bob", at=99)]
+    assert owners(started(case("fair-share", pending, cpus=8))) == {"ada": 2, "bob": 4}
+
+
 def test_every_factor_can_be_shown() -> None:
     usage = (used("project", "lab", 7), used("user", "lab/ada", 7, weight=0.0))
     known = fair_share_factors(replace(case("fair-share", flood(1)), usage=usage), GROUP)
