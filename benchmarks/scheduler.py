@@ -163,7 +163,11 @@ def measure(case: Case, peer: Peer) -> Point:
 
 
 def beside(runs: Sequence[Point], point: Point) -> Point:
-    """What the peer did, with the median of its ``runs``, and the ratio of ours to it."""
+    """What the peer did, with the median of its ``runs``, and the ratios of ours to it.
+
+    ``ratio`` compares placements per CPU second, ``decisions_ratio`` sessions decided on: a peer that was
+    stopped before an over-full cluster was full has had no session that waits.
+    """
     found = dict(runs[0])
     if "lacks" in found:
         return found
@@ -171,6 +175,9 @@ def beside(runs: Sequence[Point], point: Point) -> Point:
     rate = per_second(found["placed"], found["cpu_seconds"])
     found["placements_per_cpu_second"] = rate
     found["ratio"] = round(point["placements_per_cpu_second"] / rate, 1) if rate else None
+    decided = per_second(found["decided"], found["cpu_seconds"])
+    ours = per_second(point["pending"], point["cpu_seconds"])
+    found["decisions_ratio"] = round(ours / decided, 1) if decided else None
     return found
 
 

@@ -70,7 +70,7 @@ class Shape:
     @property
     def wanted(self) -> tuple[str, ...]:
         """Names of the slots asked for."""
-        return tuple(slot for slot, _ in self.slots)
+        return tuple([slot for slot, _ in self.slots])
 
     @property
     def weight(self) -> tuple[int, int, int]:
@@ -144,7 +144,8 @@ class Shapes:
         lane: Lane = frozenset().union(
             *(lane_of(part.architectures, part.designated, part.wanted) for part in parts)
         )
-        return Outline(parts, _sum(kernels), tuple(defects(session, self._policy)), lane)
+        slots = parts[0].slots if len(parts) == 1 else _sum(kernels)
+        return Outline(parts, slots, tuple(defects(session, self._policy)), lane)
 
     def _shape(
         self,
@@ -159,12 +160,12 @@ class Shapes:
         rules = session.devices or self._policy.devices
         if rules == PLAIN:
             rules = PLAIN
-        found = Shape(
+        key = (
             slots,
             ((CONTAINERS, len(kernels)), *slots),
-            tuple(_sum((kernel,)) for kernel in kernels),
-            frozenset(kernel.architecture for kernel in kernels),
-            frozenset(kernel.image for kernel in kernels),
+            (slots,) if len(kernels) == 1 else tuple([_sum((kernel,)) for kernel in kernels]),
+            frozenset([kernel.architecture for kernel in kernels]),
+            frozenset([kernel.image for kernel in kernels]),
             session.designated_agents if strict else nobody,
             nobody if strict else session.designated_agents,
             network,
@@ -172,8 +173,10 @@ class Shapes:
             rules,
             not rules.unfragmented and rules.numa != "require",
         )
-        key = tuple(getattr(found, name) for name in Shape.__slots__)
-        return self._shapes.setdefault(key, found)
+        found = self._shapes.get(key)
+        if found is None:
+            found = self._shapes[key] = Shape(*key)
+        return found
 
 
 def lane_of(
@@ -243,10 +246,12 @@ def _kernel_defects(kernel: KernelRequest, policy: GroupPolicy) -> Iterator[Reas
 
 def mixed(kernel: KernelRequest) -> Iterator[Reason]:
     """An accelerator family taken in more than one way: whole, in shares or in partitions."""
+    special = [slot for slot, amount in kernel.slots.items() if amount and is_accelerator(slot)]
+    if len(special) < 2:
+        return
     ways: dict[str, dict[str, str]] = {}
-    for slot, amount in sorted(kernel.slots.items()):
-        if amount and is_accelerator(slot):
-            ways.setdefault(family_of(slot), {}).setdefault(way_of(slot), slot)
+    for slot in sorted(special):
+        ways.setdefault(family_of(slot), {}).setdefault(way_of(slot), slot)
     for family, found in sorted(ways.items()):
         if len(found) > 1:
             slots = " and ".join(sorted(found.values()))
