@@ -328,7 +328,10 @@ class KernelRunner:
             self._say("TERMINATED", failure="removed", progress="the container was removed")
             return
         # A main process that copes with the loss of a child for lack of memory has not failed.
-        failure, sentence = "exited", f"the session's main process ended with {state.exit_code}"
+        failure, sentence = (
+            "exited",
+            f"the session's main process ended with status {state.exit_code}",
+        )
         if state.oom_killed and state.exit_code != 0:
             failure, sentence = "oom-killed", "the session used more memory than it asked for"
         elif state.engine_died:

@@ -113,7 +113,7 @@ class Platform:
         found: dict[str, Any] = self.call("GET", f"/session/{ref}")
         return found
 
-    def wait(self, ref: str, *statuses: str, seconds: float = 60.0) -> dict[str, Any]:
+    def wait(self, ref: str, *statuses: str, seconds: float = 120.0) -> dict[str, Any]:
         """The session once it has one of these statuses."""
         found = until(
             lambda: self.session(ref), lambda s: s["status"] in (*statuses, "ERROR"), seconds

@@ -1,6 +1,6 @@
 """Many starts and stops on one node: nothing of them stays, and no process grows.
 
-``PERIJOVE_SOAK`` is the number of sessions (60); what was counted is written to ``artifacts/soak.csv``.
+``PERIJOVE_SOAK`` is the number of sessions (40); what was counted is written to ``artifacts/soak.csv``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.cluster.hosts import Host, running_hosts, sh
 from tests.cluster.platform import Platform, running_platform, until
 from tests.integration.docker_engine import TEST_IMAGE, ensure_test_image, running_engine
 
-SESSIONS = int(os.environ.get("PERIJOVE_SOAK", "60"))
+SESSIONS = int(os.environ.get("PERIJOVE_SOAK", "40"))
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.docker,

@@ -13,7 +13,7 @@ from hub.commands.base import CommandError
 def audit(state: Path, *options: str) -> str:
     """What ``perijove audit`` says; fails with it unless nothing differs."""
     command = Audit()
-    command.initialize(["--state-dir", str(state), "--within=30", *options])
+    command.initialize(["--state-dir", str(state), "--within=60", *options])
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         try:
