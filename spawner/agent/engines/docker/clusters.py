@@ -6,15 +6,16 @@ image without one has everything but SSH.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from spawner.agent.engines.base import BoundMount
 from spawner.agent.engines.config_files import TARGET
-from spawner.agent.protocol import KernelSpec
+from spawner.agent.protocol import File, KernelSpec
 
 SSH_SETTINGS = "/etc/ssh/ssh_config.d/perijove.conf"
 """Where SSH clients of Debian, Fedora and their kin find the session's settings without being told."""
+_SSH_CONFIG = "ssh/config"
 
 _SSH_SERVER = r"""
 settings=/home/config/ssh/sshd_config
@@ -57,11 +58,13 @@ def beginning(spec: KernelSpec, command: Sequence[str]) -> list[str]:
     return ["/bin/sh", "-c", script, "cluster", *(command or ("sleep", "infinity"))]
 
 
-def ssh_settings(mounts: Sequence[BoundMount]) -> tuple[BoundMount, ...]:
-    """The mount that makes ``ssh sub1`` find the keys, next to that of the files themselves."""
+def ssh_settings(written: Sequence[BoundMount], files: Iterable[File]) -> tuple[BoundMount, ...]:
+    """The mount that makes ``ssh sub1`` find the keys, if the settings for it are among ``files``."""
+    if not any(file.path == _SSH_CONFIG for file in files):
+        return ()
     return tuple(
-        BoundMount(f"{mount.source}/ssh/config", SSH_SETTINGS, True)
-        for mount in mounts
+        BoundMount(f"{mount.source}/{_SSH_CONFIG}", SSH_SETTINGS, True)
+        for mount in written
         if mount.target == TARGET
     )
 

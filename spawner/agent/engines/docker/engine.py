@@ -163,7 +163,7 @@ class DockerEngine(Engine):
         network = None if spec.cluster is None else spec.cluster.network
         if network is not None:
             arguments = clusters.beginning(spec, arguments)
-            written += clusters.ssh_settings(written)
+            written += clusters.ssh_settings(written, files)
             if network.driver == "bridge":
                 await self._networks.ensure(network, "")
         options = host_options(
