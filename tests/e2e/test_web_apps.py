@@ -24,6 +24,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.e2e.lab import SLOW, Person
 from tests.e2e.platform import HERE, Platform
 from tests.e2e.web_image import SCALAR, ensure_web_image
+from tests.harness.apart import apart
 from tests.integration.docker_engine import ensure_session_image, running_engine
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.timeout(400)]
@@ -266,7 +267,7 @@ def test_websockets_are_carried(app: str, ada: Client) -> None:
                 await http_client.ws_connect(f"{ada.platform.url}{app}nothing")
             assert refused.value.status == 404
 
-    asyncio.run(talk())
+    apart(lambda: asyncio.run(talk()))
 
 
 @pytest.fixture

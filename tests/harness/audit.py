@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hub.commands.audit import Audit
 from hub.commands.base import CommandError
+from tests.harness.apart import apart
 
 
 def audit(state: Path, *options: str) -> str:
@@ -17,7 +18,7 @@ def audit(state: Path, *options: str) -> str:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         try:
-            command.start()
+            apart(command.start)
         except CommandError as error:
             raise AssertionError(f"{said.getvalue()}{error}") from error
     return said.getvalue()
