@@ -11,10 +11,10 @@ of cuts. That is why a plan is always feasible on the agent. Rules that need mor
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from spawner.scheduler.model import Device
-from spawner.scheduler.slots import MICRO, SlotType, kind_of
+from spawner.scheduler.slots import MICRO, SlotKind, SlotType, kind_of
 
 NO_LINKS: frozenset[str] = frozenset()
 
@@ -47,45 +47,72 @@ def usable(slot: str, amount: int, quantum: int | None = None) -> int:
     return amount - amount % step if amount > 0 else 0
 
 
-def stock_of(devices: Sequence[Device]) -> dict[str, list[DeviceStock]]:
-    """Devices that are given out by slot, in a fixed order that counts ``2`` before ``10``."""
+def by_slot(devices: Sequence[Device]) -> tuple[dict[str, list[Device]], dict[str, int]]:
+    """Devices that are given out, by slot, and the steps of the slots for which any device names one."""
+    peers: dict[str, list[Device]] = {}
     steps: dict[str, int] = {}
     for device in devices:
+        slot = device.slot
         if device.quantum:
-            least = steps.get(device.slot) or kind_of(device.slot).quantum
-            steps[device.slot] = math.lcm(least, device.quantum)
-    stock: dict[str, list[DeviceStock]] = {}
-    for device in devices:
+            least = steps.get(slot) or kind_of(slot).quantum
+            steps[slot] = math.lcm(least, device.quantum)
         if device.masked:
             continue
-        slot = device.slot
-        kind = kind_of(slot)
-        step = steps.get(slot) or kind.quantum
-        given = device.capacity - device.reserved
-        capacity = free = given - given % step if given > 0 else 0
-        if device.free != device.capacity:
-            free = min(capacity, usable(slot, device.free - device.reserved, step))
-        if kind.type is SlotType.UNIQUE:
-            capacity = min(capacity, MICRO)
-            free = capacity if device.free >= device.capacity else 0
-        mine = DeviceStock(device.device_id, 0, capacity, free, step)
-        if device.numa_node is not None and device.numa_node >= 0:
-            mine.numa = device.numa_node
-        mine.links = device.links
-        if device.free < device.reserved:
-            mine.debt = device.reserved - device.free
-        peers = stock.get(slot)
-        if peers is None:
-            stock[slot] = [mine]
+        some = peers.get(slot)
+        if some is None:
+            peers[slot] = [device]
         else:
-            peers.append(mine)
-    if len(stock) < len(devices):
-        for peers in stock.values():
-            if len(peers) > 1:
-                peers.sort(key=lambda device: (len(device.device_id), device.device_id))
-                for rank, mine in enumerate(peers):
-                    mine.rank = rank
+            some.append(device)
+    return peers, steps
+
+
+def amounts_of(devices: Iterable[Device], kind: SlotKind, step: int) -> list[tuple[int, int]]:
+    """What is usable of each of ``devices``, all of one slot that is cut in ``step``: in all, and now."""
+    amounts: list[tuple[int, int]] = []
+    unique = kind.type is SlotType.UNIQUE
+    for device in devices:
+        capacity, left, reserved = device.capacity, device.free, device.reserved
+        whole = left == capacity
+        if reserved or step > 1 or capacity < 0:
+            given = capacity - reserved
+            capacity = given - given % step if given > 0 else 0
+        free = capacity
+        if unique:
+            capacity = min(capacity, MICRO)
+            free = capacity if left >= device.capacity else 0
+        elif not whole:
+            free = min(capacity, usable(device.slot, left - reserved, step))
+        amounts.append((capacity, free))
+    return amounts
+
+
+def stock_of(devices: Sequence[Device]) -> dict[str, list[DeviceStock]]:
+    """Devices that are given out by slot, in a fixed order that counts ``2`` before ``10``."""
+    stock: dict[str, list[DeviceStock]] = {}
+    peers, steps = by_slot(devices)
+    for slot, some in peers.items():
+        kind = kind_of(slot)
+        step = steps.get(slot, kind.quantum)
+        if len(some) > 1:
+            some.sort(key=lambda device: (len(device.device_id), device.device_id))
+        mine = stock[slot] = []
+        for rank, (capacity, free) in enumerate(amounts_of(some, kind, step)):
+            device = some[rank]
+            one = DeviceStock(device.device_id, rank, capacity, free, step)
+            mine.append(one)
+            if device.numa_node is not None:
+                one.numa = home_of(device)
+            if device.links:
+                one.links = device.links
+            if device.free < device.reserved:
+                one.debt = device.reserved - device.free
     return stock
+
+
+def home_of(device: Device) -> int | None:
+    """The NUMA node of ``device``; agents say -1 where it has none."""
+    home = device.numa_node
+    return None if home is None or home < 0 else home
 
 
 def take(devices: Sequence[DeviceStock], amount: int) -> list[tuple[str, int]]:

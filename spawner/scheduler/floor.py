@@ -99,7 +99,7 @@ class Floor:
                     self._join(circle, node)
                 if last is None or (session.started_at, agent_id) > last:
                     last, pointer = (session.started_at, agent_id), node.index + 1
-        for node in self.nodes:
+        for node in self.nodes if running else ():
             node.releases.sort(key=lambda each: each[0])
             node.turn = (node.index - pointer) % len(self.nodes)
 
@@ -295,13 +295,16 @@ class Floor:
     def _rank(self, shape: Shape, least: Need) -> Ranking:
         wanted, holders, circle = shape.wanted, self._with_image(shape), shape.circle
         nodes = self.census.present(self.census.of_kind(shape, {}), {})
-        idle = {bunch: idle_accelerators(bunch.one, wanted) for bunch in self.census.bunches}
-        preference = {
-            node.index: ELSEWHERE * (bool(shape.preferred) and node.agent_id not in shape.preferred)
-            + 2 * idle[self.census.bunch_of(node)]
-            + (node.index not in holders)
-            for node in nodes
-        }
+        preference: dict[int, int] = {}
+        for bunch in self.census.bunches:
+            kept = 2 * idle_accelerators(bunch.one, wanted)
+            preference.update(
+                (node.index, kept + (node.index not in holders)) for node in bunch.present
+            )
+        if shape.preferred:
+            for node in nodes:
+                if node.agent_id not in shape.preferred:
+                    preference[node.index] += ELSEWHERE
         toward = 0 if circle is None else NEAR if circle.group.rule == "spread" else -NEAR
         members = self._members.setdefault(circle.members, {}) if circle else {}
 

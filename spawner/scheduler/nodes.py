@@ -7,7 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from spawner.scheduler.cutting import Cut, cut, is_picky
-from spawner.scheduler.devices import DeviceStock, Parts, stock_of, take
+from spawner.scheduler.devices import (
+    DeviceStock,
+    Parts,
+    amounts_of,
+    by_slot,
+    home_of,
+    stock_of,
+    take,
+)
 from spawner.scheduler.model import (
     Agent,
     DeviceRules,
@@ -76,8 +84,10 @@ class Node:
     __slots__ = (
         "_by_id",
         "_picky",
+        "_stock",
         "_suits",
         "agent",
+        "agent_id",
         "capacity",
         "claims",
         "coarse",
@@ -86,13 +96,13 @@ class Node:
         "guarded",
         "index",
         "releases",
-        "stock",
         "turn",
         "version",
     )
 
     def __init__(self, agent: Agent, index: int) -> None:
         self.agent = agent
+        self.agent_id = agent.agent_id
         self.index = index
         self.turn = index
         """How many nodes come before it in a round."""
@@ -102,10 +112,10 @@ class Node:
         self.guarded = False
         """Whether any claim asks for certain devices."""
         self.releases: list[Release] = []
-        self.stock: dict[str, list[DeviceStock]] = stock_of(agent.devices)
         self.coarse: dict[str, int] = {}
         """Slots that this agent cuts in larger steps than others do, with the step."""
         self.version = 0
+        self._stock: dict[str, list[DeviceStock]] | None = None
         self._by_id: dict[tuple[str, str], DeviceStock] | None = None
         self._picky: dict[Shape, bool] = {}
         self._suits: dict[tuple[Shape, DeviceRules], tuple[int, float, bool]] = {}
@@ -114,32 +124,40 @@ class Node:
             self.free[CONTAINERS] = agent.max_containers - agent.containers  # may be overdrawn
         self.divided = False
         """Whether sums do not say all: a slot has NUMA nodes, or devices that can be cut."""
-        for slot, devices in self.stock.items():
-            first = devices[0]
-            if first.quantum != kind_of(slot).quantum:
-                self.coarse[slot] = first.quantum
-            if len(devices) == 1:
-                self.capacity[slot], self.free[slot] = first.capacity, first.free
-                self.divided = self.divided or first.numa is not None
-                continue
-            capacity = free = 0
+        self._count()
+
+    def _count(self) -> None:
+        """Add up what the devices give of each slot."""
+        peers, steps = by_slot(self.agent.devices)
+        for slot, devices in peers.items():
+            kind = kind_of(slot)
+            step = kind.quantum
+            if slot in steps and steps[slot] != step:
+                step = self.coarse[slot] = steps[slot]
+            amounts = amounts_of(devices, kind, step)
+            if len(amounts) == 1:
+                self.capacity[slot], self.free[slot] = amounts[0]
+            else:
+                self.capacity[slot] = sum([has for has, _ in amounts])
+                self.free[slot] = sum([left for _, left in amounts])
+                self.divided = self.divided or max(amounts)[0] > step
             for device in devices:
-                capacity += device.capacity
-                free += device.free
-                if device.numa is not None or device.capacity > device.quantum:
+                if device.numa_node is not None and home_of(device) is not None:
                     self.divided = True
-            self.capacity[slot], self.free[slot] = capacity, free
 
     @property
-    def agent_id(self) -> str:
-        """The agent's id."""
-        return self.agent.agent_id
+    def stock(self) -> dict[str, list[DeviceStock]]:
+        """The devices by slot; those of nodes that nobody takes anything of are never looked at."""
+        stock = self._stock
+        if stock is None:
+            stock = self._stock = stock_of(self.agent.devices)
+        return stock
 
     @property
     def layout(self) -> object:
         """What nodes of equal capacity must have in common to serve the same requests when empty."""
         if not self.divided:
-            return ((), tuple(sorted(self.coarse.items())))
+            return ((), tuple(sorted(self.coarse.items()))) if self.coarse else ((), ())
         parts = [
             (slot, tuple(sorted((d.capacity, -1 if d.numa is None else d.numa) for d in devices)))
             for slot, devices in self.stock.items()
@@ -351,10 +369,10 @@ class Node:
     def _place(self, kernel: KernelRequest, amounts: Iterable[tuple[str, int]]) -> KernelPlacement:
         """Cut ``amounts`` (of ``kernel``, above zero, by slot name) by no rules."""
         shares: list[DeviceShare] = []
-        free = self.free
+        free, stock = self.free, self.stock
         for slot, amount in amounts:
             free[slot] -= amount
-            devices = self.stock[slot]
+            devices = stock[slot]
             if len(devices) == 1 and amount <= devices[0].free:
                 devices[0].free -= amount
                 shares.append(DeviceShare(slot, devices[0].device_id, amount))

@@ -101,7 +101,7 @@ def idle_accelerators(node: Node, wanted: Collection[str]) -> int:
     hosts are kept for accelerator work whether a request says zero or says nothing.
     """
     families = {
-        family_of(slot) for slot, has in node.capacity.items() if has and slot in node.stock
+        family_of(slot) for slot, has in node.capacity.items() if has and slot != CONTAINERS
     }
     return sum(
         1 for family in families - {family_of(slot) for slot in wanted} if is_accelerator(family)
