@@ -88,24 +88,27 @@ def amounts_of(devices: Iterable[Device], kind: SlotKind, step: int) -> list[tup
 
 def stock_of(devices: Sequence[Device]) -> dict[str, list[DeviceStock]]:
     """Devices that are given out by slot, in a fixed order that counts ``2`` before ``10``."""
-    stock: dict[str, list[DeviceStock]] = {}
     peers, steps = by_slot(devices)
-    for slot, some in peers.items():
-        kind = kind_of(slot)
-        step = steps.get(slot, kind.quantum)
-        if len(some) > 1:
-            some.sort(key=lambda device: (len(device.device_id), device.device_id))
-        mine = stock[slot] = []
-        for rank, (capacity, free) in enumerate(amounts_of(some, kind, step)):
-            device = some[rank]
-            one = DeviceStock(device.device_id, rank, capacity, free, step)
-            mine.append(one)
-            if device.numa_node is not None:
-                one.numa = home_of(device)
-            if device.links:
-                one.links = device.links
-            if device.free < device.reserved:
-                one.debt = device.reserved - device.free
+    return {slot: slot_stock(some, steps.get(slot)) for slot, some in peers.items()}
+
+
+def slot_stock(peers: Sequence[Device], step: int | None = None) -> list[DeviceStock]:
+    """The same of one slot, which is cut in ``step``; None: as its kind says."""
+    kind = kind_of(peers[0].slot)
+    step = step or kind.quantum
+    if len(peers) > 1:
+        peers = sorted(peers, key=lambda device: (len(device.device_id), device.device_id))
+    stock: list[DeviceStock] = []
+    for rank, (capacity, free) in enumerate(amounts_of(peers, kind, step)):
+        device = peers[rank]
+        one = DeviceStock(device.device_id, rank, capacity, free, step)
+        stock.append(one)
+        if device.numa_node is not None:
+            one.numa = home_of(device)
+        if device.links:
+            one.links = device.links
+        if device.free < device.reserved:
+            one.debt = device.reserved - device.free
     return stock
 
 

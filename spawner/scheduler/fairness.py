@@ -244,12 +244,13 @@ class _Branch:
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
-        self.queue: deque[SessionRequest] = deque()
-        self.heap: list[tuple[float, tuple[float, str], _Branch]] = []
+        self.queue: deque[int] = deque()
+        """Numbers of sessions, first come, first served."""
+        self.heap: list[tuple[float, int, _Branch]] = []
 
-    def head(self) -> tuple[float, str]:
+    def head(self) -> int:
         """What decides between branches of equal cost: their next session."""
-        return by_time(self.queue[0]) if self.queue else self.heap[0][1]
+        return self.queue[0] if self.queue else self.heap[0][1]
 
 
 def _in_turns(
@@ -267,7 +268,8 @@ def _in_turns(
     for session in context.counted:
         charge(session)
         seen += 1
-    root = _grow(sorted(sessions, key=by_time), path_of, cost)
+    by_number = sorted(sessions, key=by_time)
+    root = _grow(by_number, path_of, cost)
     counted = context.counted
     walk: list[_Branch] = []
     while root.heap:
@@ -275,7 +277,7 @@ def _in_turns(
         while branch.heap:
             walk.append(branch)
             branch = branch.heap[0][2]
-        yield branch.queue.popleft()
+        yield by_number[branch.queue.popleft()]
         while seen < len(counted):
             charge(counted[seen])
             seen += 1
@@ -297,14 +299,14 @@ def _grow(
     cost: Callable[[Path], float],
 ) -> _Branch:
     branches: dict[Path, _Branch] = {(): _Branch(())}
-    for session in sessions:
+    for number, session in enumerate(sessions):
         path = path_of(session)
         leaf = branches.get(path)
         if leaf is None:
             for depth in range(1, len(path) + 1):
                 branches.setdefault(path[:depth], _Branch(path[:depth]))
             leaf = branches[path]
-        leaf.queue.append(session)
+        leaf.queue.append(number)
     for branch in sorted(branches.values(), key=lambda branch: -len(branch.prefix)):
         if branch.prefix:
             parent = branches[branch.prefix[:-1]]

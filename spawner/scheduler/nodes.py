@@ -13,7 +13,7 @@ from spawner.scheduler.devices import (
     amounts_of,
     by_slot,
     home_of,
-    stock_of,
+    slot_stock,
     take,
 )
 from spawner.scheduler.model import (
@@ -83,6 +83,7 @@ class Node:
 
     __slots__ = (
         "_by_id",
+        "_peers",
         "_picky",
         "_stock",
         "_suits",
@@ -115,7 +116,7 @@ class Node:
         self.coarse: dict[str, int] = {}
         """Slots that this agent cuts in larger steps than others do, with the step."""
         self.version = 0
-        self._stock: dict[str, list[DeviceStock]] | None = None
+        self._stock: dict[str, list[DeviceStock]] = {}
         self._by_id: dict[tuple[str, str], DeviceStock] | None = None
         self._picky: dict[Shape, bool] = {}
         self._suits: dict[tuple[Shape, DeviceRules], tuple[int, float, bool]] = {}
@@ -128,8 +129,8 @@ class Node:
 
     def _count(self) -> None:
         """Add up what the devices give of each slot."""
-        peers, steps = by_slot(self.agent.devices)
-        for slot, devices in peers.items():
+        self._peers, steps = by_slot(self.agent.devices)
+        for slot, devices in self._peers.items():
             kind = kind_of(slot)
             step = kind.quantum
             if slot in steps and steps[slot] != step:
@@ -147,11 +148,18 @@ class Node:
 
     @property
     def stock(self) -> dict[str, list[DeviceStock]]:
-        """The devices by slot; those of nodes that nobody takes anything of are never looked at."""
-        stock = self._stock
-        if stock is None:
-            stock = self._stock = stock_of(self.agent.devices)
-        return stock
+        """All devices by slot. Most nodes do without: see ``_place``."""
+        if len(self._stock) < len(self._peers):
+            self._stock = {slot: self._devices(slot) for slot in self._peers}
+        return self._stock
+
+    def _devices(self, slot: str) -> list[DeviceStock]:
+        devices = self._stock.get(slot)
+        if devices is None:
+            devices = self._stock[slot] = slot_stock(self._peers[slot], self.coarse.get(slot))
+            if len(devices) == 1:
+                devices[0].free = self.free[slot]
+        return devices
 
     @property
     def layout(self) -> object:
@@ -369,16 +377,15 @@ class Node:
     def _place(self, kernel: KernelRequest, amounts: Iterable[tuple[str, int]]) -> KernelPlacement:
         """Cut ``amounts`` (of ``kernel``, above zero, by slot name) by no rules."""
         shares: list[DeviceShare] = []
-        free, stock = self.free, self.stock
+        free = self.free
         for slot, amount in amounts:
+            peers = self._peers[slot]
+            if len(peers) == 1 and slot not in self._stock and amount <= free[slot]:
+                shares.append(DeviceShare(slot, peers[0].device_id, amount))  # its only device
+            else:
+                for device_id, part in take(self._devices(slot), amount):
+                    shares.append(DeviceShare(slot, device_id, part))
             free[slot] -= amount
-            devices = stock[slot]
-            if len(devices) == 1 and amount <= devices[0].free:
-                devices[0].free -= amount
-                shares.append(DeviceShare(slot, devices[0].device_id, amount))
-                continue
-            for device_id, part in take(devices, amount):
-                shares.append(DeviceShare(slot, device_id, part))
         free[CONTAINERS] -= 1
         return KernelPlacement(kernel.kernel_id, self.agent_id, tuple(shares))
 
