@@ -11,7 +11,7 @@ of cuts. That is why a plan is always feasible on the agent. Rules that need mor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from spawner.scheduler.model import Device
 from spawner.scheduler.slots import MICRO, SlotKind, SlotType, kind_of
@@ -66,24 +66,17 @@ def by_slot(devices: Sequence[Device]) -> tuple[dict[str, list[Device]], dict[st
     return peers, steps
 
 
-def amounts_of(devices: Iterable[Device], kind: SlotKind, step: int) -> list[tuple[int, int]]:
-    """What is usable of each of ``devices``, all of one slot that is cut in ``step``: in all, and now."""
-    amounts: list[tuple[int, int]] = []
-    unique = kind.type is SlotType.UNIQUE
-    for device in devices:
-        capacity, left, reserved = device.capacity, device.free, device.reserved
-        whole = left == capacity
-        if reserved or step > 1 or capacity < 0:
-            given = capacity - reserved
-            capacity = given - given % step if given > 0 else 0
-        free = capacity
-        if unique:
-            capacity = min(capacity, MICRO)
-            free = capacity if left >= device.capacity else 0
-        elif not whole:
-            free = min(capacity, usable(device.slot, left - reserved, step))
-        amounts.append((capacity, free))
-    return amounts
+def amount_of(device: Device, kind: SlotKind, step: int) -> tuple[int, int]:
+    """What is usable of ``device``, which is cut in ``step``: in all, and now."""
+    reserved, left = device.reserved, device.free
+    given = device.capacity - reserved
+    capacity = free = given - given % step if given > 0 else 0
+    if left != device.capacity:
+        free = min(capacity, usable(device.slot, left - reserved, step))
+    if kind.type is SlotType.UNIQUE:
+        capacity = min(capacity, MICRO)
+        free = capacity if left >= device.capacity else 0
+    return capacity, free
 
 
 def stock_of(devices: Sequence[Device]) -> dict[str, list[DeviceStock]]:
@@ -99,8 +92,8 @@ def slot_stock(peers: Sequence[Device], step: int | None = None) -> list[DeviceS
     if len(peers) > 1:
         peers = sorted(peers, key=lambda device: (len(device.device_id), device.device_id))
     stock: list[DeviceStock] = []
-    for rank, (capacity, free) in enumerate(amounts_of(peers, kind, step)):
-        device = peers[rank]
+    for rank, device in enumerate(peers):
+        capacity, free = amount_of(device, kind, step)
         one = DeviceStock(device.device_id, rank, capacity, free, step)
         stock.append(one)
         if device.numa_node is not None:

@@ -80,7 +80,8 @@ def drf(sessions: Sequence[SessionRequest], context: OrderContext) -> Iterator[S
         dominant[owner] = most
 
     def cost(path: Path) -> float:
-        return weighted(dominant.get(path[0], 0.0), weights.get(path[0], 1.0))
+        part = dominant.get(path[0], 0.0)
+        return weighted(part, weights.get(path[0], 1.0)) if weights else part
 
     return _in_turns(sessions, context, lambda session: (session.owner_id,), cost, charge)
 
@@ -101,8 +102,9 @@ def fair_share(
 
     def charge(session: SessionRequest) -> None:
         seconds = PROVISION if session.run_time is None else min(PROVISION, session.run_time)
+        path = _scopes(session)
         for kernel in session.kernels:
-            costs.add(_scopes(session), kernel.slots.items(), seconds)
+            costs.add(path, kernel.slots.items(), seconds)
 
     return _in_turns(sessions, context, _scopes, costs.of, charge)
 
@@ -216,10 +218,9 @@ class Costs:
         return chain
 
     def _normalised(self, slot_seconds: Iterable[tuple[str, float]]) -> float:
-        parts, total = self._parts, 0.0
+        part, total = self._parts.get, 0.0
         for slot, amount in slot_seconds:
-            if slot in parts:
-                total += parts[slot] * amount
+            total += part(slot, 0.0) * amount
         return total
 
 

@@ -60,6 +60,8 @@ class Floor:
         self._members: dict[tuple[str, str], dict[int, int]] = {}
         self._holders: dict[frozenset[str], frozenset[int]] = {}
         self._rankings: dict[Shape, Ranking] = {}
+        self._easy: set[Shape] = set()
+        """Shapes that any node with enough free suits."""
         self._classes: dict[Class, list[Shape]] = {}
         self._class_of: dict[Shape, Class] = {}
         self._turns = len(self.nodes)
@@ -114,7 +116,11 @@ class Floor:
     ) -> tuple[Node, ...] | None:
         """A node for every part of ``outline``, until ``ends_at``, or None. Takes nothing."""
         if len(outline.parts) == 1:
-            node = self._pick(outline.parts[0], ends_at, session.failed_agents, {}, {})
+            part = outline.parts[0]
+            if part in self._easy:
+                node = self._rankings[part].pick(part.need, ends_at, session.failed_agents)
+            else:
+                node = self._pick(part, ends_at, session.failed_agents, {}, {})
             return None if node is None else (node,)
         seats: dict[int, Node] = {}
         taken: dict[int, dict[str, int]] = {}
@@ -165,6 +171,7 @@ class Floor:
         strict = shape.circle is not None and shape.circle.group.strict
         near = shape.rules.numa == "prefer" and self.apart
         if not (taken or strict or near) and shape.plain and not self.coarse:
+            self._easy.add(shape)
             return ranking.pick(shape.need, ends_at, failed)
         rule = self._circle_filter(shape)
 

@@ -10,7 +10,7 @@ from spawner.scheduler.cutting import Cut, cut, is_picky
 from spawner.scheduler.devices import (
     DeviceStock,
     Parts,
-    amounts_of,
+    amount_of,
     by_slot,
     home_of,
     slot_stock,
@@ -129,22 +129,25 @@ class Node:
 
     def _count(self) -> None:
         """Add up what the devices give of each slot."""
-        self._peers, steps = by_slot(self.agent.devices)
-        for slot, devices in self._peers.items():
+        capacity, free = self.capacity, self.free
+        peers, steps = by_slot(self.agent.devices)
+        for slot, devices in peers.items():
             kind = kind_of(slot)
             step = kind.quantum
-            if slot in steps and steps[slot] != step:
+            if steps and steps.get(slot, step) != step:
                 step = self.coarse[slot] = steps[slot]
-            amounts = amounts_of(devices, kind, step)
-            if len(amounts) == 1:
-                self.capacity[slot], self.free[slot] = amounts[0]
-            else:
-                self.capacity[slot] = sum([has for has, _ in amounts])
-                self.free[slot] = sum([left for _, left in amounts])
-                self.divided = self.divided or max(amounts)[0] > step
+            most = has = left = 0
             for device in devices:
+                mine, now = amount_of(device, kind, step)
+                has += mine
+                left += now
+                most = mine if mine > most else most
                 if device.numa_node is not None and home_of(device) is not None:
                     self.divided = True
+            capacity[slot], free[slot] = has, left
+            if most > step and len(devices) > 1:
+                self.divided = True
+        self._peers = peers
 
     @property
     def stock(self) -> dict[str, list[DeviceStock]]:
