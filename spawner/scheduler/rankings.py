@@ -154,7 +154,8 @@ class Ranking:
             node = self._nodes[index]
             if not node.has(self._least):
                 del keys[index], entries[at]
-                self._shrunk(place)
+                if at == len(entries):
+                    self._shrunk(place)
                 continue
             new = keys[index] = self._key(node)
             after = at + 1
@@ -166,11 +167,12 @@ class Ranking:
                 self._lasts[place] = entries[-1]
                 continue
             del entries[at]
-            self._shrunk(place)
+            if at == len(entries):
+                self._shrunk(place)
             self._insert(new, node)
 
     def _shrunk(self, place: int) -> None:
-        """The block at ``place`` lost an entry, maybe its last one."""
+        """The block at ``place`` lost its last entry."""
         entries = self._blocks[place].entries
         if entries:
             self._lasts[place] = entries[-1]
