@@ -271,6 +271,8 @@ def _in_turns(
         seen += 1
     by_number = sorted(sessions, key=by_time)
     root = _grow(by_number, path_of, cost)
+    while len(root.heap) == 1 and root.heap[0][2].heap:
+        root = root.heap[0][2]  # a branch without rivals goes next whatever it costs
     counted = context.counted
     walk: list[_Branch] = []
     while root.heap:
