@@ -45,11 +45,16 @@ class Census:
         self._by_id = by_id
         self._changed = changed
         kinds: dict[object, list[Node]] = {}
+        alike: dict[object, list[Node]] = {}
+        """The same lists by capacities in the order in which the agent names them: that is not sorted."""
         for node in nodes:
             agent = node.agent
-            total = tuple(sorted(node.capacity.items()))
-            key = (agent.architecture, agent.networks, total, node.layout)
-            kinds.setdefault(key, []).append(node)
+            total = tuple(node.capacity.items())
+            key = (agent.architecture, agent.networks, node.layout)
+            peers = alike.get((key, total))
+            if peers is None:
+                peers = alike[key, total] = kinds.setdefault((key, tuple(sorted(total))), [])
+            peers.append(node)
         self.bunches = [Bunch(number, some) for number, some in enumerate(kinds.values())]
         self._bunch_of = {node.index: bunch for bunch in self.bunches for node in bunch.nodes}
         self._single: dict[str, Bunch] = {}

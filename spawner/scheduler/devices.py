@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from spawner.scheduler.model import Device
-from spawner.scheduler.slots import MICRO, SlotType, kind_of
+from spawner.scheduler.slots import MICRO, SlotKind, SlotType, kind_of
 
 NO_LINKS: frozenset[str] = frozenset()
 
@@ -47,45 +47,68 @@ def usable(slot: str, amount: int, quantum: int | None = None) -> int:
     return amount - amount % step if amount > 0 else 0
 
 
-def stock_of(devices: Sequence[Device]) -> dict[str, list[DeviceStock]]:
-    """Devices that are given out by slot, in a fixed order that counts ``2`` before ``10``."""
+def by_slot(devices: Sequence[Device]) -> tuple[dict[str, list[Device]], dict[str, int]]:
+    """Devices that are given out, by slot, and the steps of the slots for which any device names one."""
+    peers: dict[str, list[Device]] = {}
     steps: dict[str, int] = {}
     for device in devices:
+        slot = device.slot
         if device.quantum:
-            least = steps.get(device.slot) or kind_of(device.slot).quantum
-            steps[device.slot] = math.lcm(least, device.quantum)
-    stock: dict[str, list[DeviceStock]] = {}
-    for device in devices:
+            least = steps.get(slot) or kind_of(slot).quantum
+            steps[slot] = math.lcm(least, device.quantum)
         if device.masked:
             continue
-        slot = device.slot
-        kind = kind_of(slot)
-        step = steps.get(slot) or kind.quantum
-        given = device.capacity - device.reserved
-        capacity = free = given - given % step if given > 0 else 0
-        if device.free != device.capacity:
-            free = min(capacity, usable(slot, device.free - device.reserved, step))
-        if kind.type is SlotType.UNIQUE:
-            capacity = min(capacity, MICRO)
-            free = capacity if device.free >= device.capacity else 0
-        mine = DeviceStock(device.device_id, 0, capacity, free, step)
-        if device.numa_node is not None and device.numa_node >= 0:
-            mine.numa = device.numa_node
-        mine.links = device.links
-        if device.free < device.reserved:
-            mine.debt = device.reserved - device.free
-        peers = stock.get(slot)
-        if peers is None:
-            stock[slot] = [mine]
+        some = peers.get(slot)
+        if some is None:
+            peers[slot] = [device]
         else:
-            peers.append(mine)
-    if len(stock) < len(devices):
-        for peers in stock.values():
-            if len(peers) > 1:
-                peers.sort(key=lambda device: (len(device.device_id), device.device_id))
-                for rank, mine in enumerate(peers):
-                    mine.rank = rank
+            some.append(device)
+    return peers, steps
+
+
+def amount_of(device: Device, kind: SlotKind, step: int) -> tuple[int, int]:
+    """What is usable of ``device``, which is cut in ``step``: in all, and now."""
+    reserved, left = device.reserved, device.free
+    given = device.capacity - reserved
+    capacity = free = given - given % step if given > 0 else 0
+    if left != device.capacity:
+        free = min(capacity, usable(device.slot, left - reserved, step))
+    if kind.type is SlotType.UNIQUE:
+        capacity = min(capacity, MICRO)
+        free = capacity if left >= device.capacity else 0
+    return capacity, free
+
+
+def stock_of(devices: Sequence[Device]) -> dict[str, list[DeviceStock]]:
+    """Devices that are given out by slot, in a fixed order that counts ``2`` before ``10``."""
+    peers, steps = by_slot(devices)
+    return {slot: slot_stock(some, steps.get(slot)) for slot, some in peers.items()}
+
+
+def slot_stock(peers: Sequence[Device], step: int | None = None) -> list[DeviceStock]:
+    """The same of one slot, which is cut in ``step``; None: as its kind says."""
+    kind = kind_of(peers[0].slot)
+    step = step or kind.quantum
+    if len(peers) > 1:
+        peers = sorted(peers, key=lambda device: (len(device.device_id), device.device_id))
+    stock: list[DeviceStock] = []
+    for rank, device in enumerate(peers):
+        capacity, free = amount_of(device, kind, step)
+        one = DeviceStock(device.device_id, rank, capacity, free, step)
+        stock.append(one)
+        if device.numa_node is not None:
+            one.numa = home_of(device)
+        if device.links:
+            one.links = device.links
+        if device.free < device.reserved:
+            one.debt = device.reserved - device.free
     return stock
+
+
+def home_of(device: Device) -> int | None:
+    """The NUMA node of ``device``; agents say -1 where it has none."""
+    home = device.numa_node
+    return None if home is None or home < 0 else home
 
 
 def take(devices: Sequence[DeviceStock], amount: int) -> list[tuple[str, int]]:

@@ -80,7 +80,8 @@ def drf(sessions: Sequence[SessionRequest], context: OrderContext) -> Iterator[S
         dominant[owner] = most
 
     def cost(path: Path) -> float:
-        return weighted(dominant.get(path[0], 0.0), weights.get(path[0], 1.0))
+        part = dominant.get(path[0], 0.0)
+        return weighted(part, weights.get(path[0], 1.0)) if weights else part
 
     return _in_turns(sessions, context, lambda session: (session.owner_id,), cost, charge)
 
@@ -101,8 +102,9 @@ def fair_share(
 
     def charge(session: SessionRequest) -> None:
         seconds = PROVISION if session.run_time is None else min(PROVISION, session.run_time)
+        path = _scopes(session)
         for kernel in session.kernels:
-            costs.add(_scopes(session), kernel.slots.items(), seconds)
+            costs.add(path, kernel.slots.items(), seconds)
 
     return _in_turns(sessions, context, _scopes, costs.of, charge)
 
@@ -216,10 +218,9 @@ class Costs:
         return chain
 
     def _normalised(self, slot_seconds: Iterable[tuple[str, float]]) -> float:
-        parts, total = self._parts, 0.0
+        part, total = self._parts.get, 0.0
         for slot, amount in slot_seconds:
-            if slot in parts:
-                total += parts[slot] * amount
+            total += part(slot, 0.0) * amount
         return total
 
 
@@ -244,12 +245,13 @@ class _Branch:
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
-        self.queue: deque[SessionRequest] = deque()
-        self.heap: list[tuple[float, tuple[float, str], _Branch]] = []
+        self.queue: deque[int] = deque()
+        """Numbers of sessions, first come, first served."""
+        self.heap: list[tuple[float, int, _Branch]] = []
 
-    def head(self) -> tuple[float, str]:
+    def head(self) -> int:
         """What decides between branches of equal cost: their next session."""
-        return by_time(self.queue[0]) if self.queue else self.heap[0][1]
+        return self.queue[0] if self.queue else self.heap[0][1]
 
 
 def _in_turns(
@@ -267,7 +269,10 @@ def _in_turns(
     for session in context.counted:
         charge(session)
         seen += 1
-    root = _grow(sorted(sessions, key=by_time), path_of, cost)
+    by_number = sorted(sessions, key=by_time)
+    root = _grow(by_number, path_of, cost)
+    while len(root.heap) == 1 and root.heap[0][2].heap:
+        root = root.heap[0][2]  # a branch without rivals goes next whatever it costs
     counted = context.counted
     walk: list[_Branch] = []
     while root.heap:
@@ -275,7 +280,7 @@ def _in_turns(
         while branch.heap:
             walk.append(branch)
             branch = branch.heap[0][2]
-        yield branch.queue.popleft()
+        yield by_number[branch.queue.popleft()]
         while seen < len(counted):
             charge(counted[seen])
             seen += 1
@@ -297,14 +302,14 @@ def _grow(
     cost: Callable[[Path], float],
 ) -> _Branch:
     branches: dict[Path, _Branch] = {(): _Branch(())}
-    for session in sessions:
+    for number, session in enumerate(sessions):
         path = path_of(session)
         leaf = branches.get(path)
         if leaf is None:
             for depth in range(1, len(path) + 1):
                 branches.setdefault(path[:depth], _Branch(path[:depth]))
             leaf = branches[path]
-        leaf.queue.append(session)
+        leaf.queue.append(number)
     for branch in sorted(branches.values(), key=lambda branch: -len(branch.prefix)):
         if branch.prefix:
             parent = branches[branch.prefix[:-1]]

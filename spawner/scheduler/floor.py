@@ -60,6 +60,8 @@ class Floor:
         self._members: dict[tuple[str, str], dict[int, int]] = {}
         self._holders: dict[frozenset[str], frozenset[int]] = {}
         self._rankings: dict[Shape, Ranking] = {}
+        self._easy: set[Shape] = set()
+        """Shapes that any node with enough free suits."""
         self._classes: dict[Class, list[Shape]] = {}
         self._class_of: dict[Shape, Class] = {}
         self._turns = len(self.nodes)
@@ -99,7 +101,7 @@ class Floor:
                     self._join(circle, node)
                 if last is None or (session.started_at, agent_id) > last:
                     last, pointer = (session.started_at, agent_id), node.index + 1
-        for node in self.nodes:
+        for node in self.nodes if running else ():
             node.releases.sort(key=lambda each: each[0])
             node.turn = (node.index - pointer) % len(self.nodes)
 
@@ -114,7 +116,11 @@ class Floor:
     ) -> tuple[Node, ...] | None:
         """A node for every part of ``outline``, until ``ends_at``, or None. Takes nothing."""
         if len(outline.parts) == 1:
-            node = self._pick(outline.parts[0], ends_at, session.failed_agents, {}, {})
+            part = outline.parts[0]
+            if part in self._easy:
+                node = self._rankings[part].pick(part.need, ends_at, session.failed_agents)
+            else:
+                node = self._pick(part, ends_at, session.failed_agents, {}, {})
             return None if node is None else (node,)
         seats: dict[int, Node] = {}
         taken: dict[int, dict[str, int]] = {}
@@ -165,6 +171,7 @@ class Floor:
         strict = shape.circle is not None and shape.circle.group.strict
         near = shape.rules.numa == "prefer" and self.apart
         if not (taken or strict or near) and shape.plain and not self.coarse:
+            self._easy.add(shape)
             return ranking.pick(shape.need, ends_at, failed)
         rule = self._circle_filter(shape)
 
@@ -295,13 +302,16 @@ class Floor:
     def _rank(self, shape: Shape, least: Need) -> Ranking:
         wanted, holders, circle = shape.wanted, self._with_image(shape), shape.circle
         nodes = self.census.present(self.census.of_kind(shape, {}), {})
-        idle = {bunch: idle_accelerators(bunch.one, wanted) for bunch in self.census.bunches}
-        preference = {
-            node.index: ELSEWHERE * (bool(shape.preferred) and node.agent_id not in shape.preferred)
-            + 2 * idle[self.census.bunch_of(node)]
-            + (node.index not in holders)
-            for node in nodes
-        }
+        preference: dict[int, int] = {}
+        for bunch in self.census.bunches:
+            kept = 2 * idle_accelerators(bunch.one, wanted)
+            preference.update(
+                (node.index, kept + (node.index not in holders)) for node in bunch.present
+            )
+        if shape.preferred:
+            for node in nodes:
+                if node.agent_id not in shape.preferred:
+                    preference[node.index] += ELSEWHERE
         toward = 0 if circle is None else NEAR if circle.group.rule == "spread" else -NEAR
         members = self._members.setdefault(circle.members, {}) if circle else {}
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from spawner.scheduler.check import Accounts, Blocked, cancelled, check
 from spawner.scheduler.explain import Refusal, Shortage, never_of, shortage_of
@@ -61,8 +62,7 @@ class GroupPass:
         observer: Observer = unobserved,
         readers: Collection[str] | None = None,
     ) -> None:
-        self._observer = observer
-        self._name = policy.name
+        self._mark: Callable[[Phase], None] = partial(observer, policy.name)
         self._mark("prepare")
         self._now = snapshot.now
         self._running = [e for e in snapshot.running if e.resource_group == policy.name]
@@ -91,9 +91,6 @@ class GroupPass:
         if self._rules is not None:
             self._preemptor = Preemptor(self._rules, self._running, capacity, self._now)
         self._held = self._hold()
-
-    def _mark(self, phase: Phase) -> None:
-        self._observer(self._name, phase)
 
     def _sift(
         self, policy: GroupPolicy, sessions: Iterable[SessionRequest], readers: Collection[str]
@@ -188,21 +185,23 @@ class GroupPass:
             return self._refuse(self._never_starts(outline), blocked)
         run_time = FOREVER if session.run_time is None else session.run_time
         full = self._full.get(outline)
-        told = self._readers is None or session.session_id in self._readers
         if full is not None and run_time >= full.run_time:
-            return self._refuse(self._shortage(outline, full, run_time, told).shortage)
+            return self._refuse(self._shortage(session, outline, full, run_time).shortage)
         self._mark("place")
         if session.session_id not in self._waits:
             seats = self._floor.find(session, outline, self._now + run_time)
             if seats is not None:
                 return seats
         self._mark("explain")
-        full = self._shortage(outline, full, run_time, told)
+        full = self._shortage(session, outline, full, run_time)
         full.run_time = run_time
         return self._refuse(full.shortage)
 
-    def _shortage(self, outline: Outline, full: _Full | None, run_time: float, told: bool) -> _Full:
+    def _shortage(
+        self, session: SessionRequest, outline: Outline, full: _Full | None, run_time: float
+    ) -> _Full:
         """What is known of an outline without room, worked out now unless ``full`` says it."""
+        told = self._readers is None or session.session_id in self._readers
         if full is None or told > full.told:
             exact = self._readers is not None or len(self._full) < EXACT
             shortage = shortage_of(outline, self._floor, exact=exact, told=told)

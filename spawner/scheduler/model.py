@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Slots = Mapping[str, int]
 
@@ -231,9 +231,8 @@ class Snapshot:
     usage: tuple[Usage, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceShare:
-    """An amount of one slot of one device."""
+class DeviceShare(NamedTuple):
+    """An amount of one slot of one device; a tuple, as every pass makes thousands of them."""
 
     slot: str
     device_id: str

@@ -7,7 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from spawner.scheduler.cutting import Cut, cut, is_picky
-from spawner.scheduler.devices import DeviceStock, Parts, stock_of, take
+from spawner.scheduler.devices import (
+    DeviceStock,
+    Parts,
+    amount_of,
+    by_slot,
+    home_of,
+    slot_stock,
+    take,
+)
 from spawner.scheduler.model import (
     Agent,
     DeviceRules,
@@ -75,9 +83,12 @@ class Node:
 
     __slots__ = (
         "_by_id",
+        "_peers",
         "_picky",
+        "_stock",
         "_suits",
         "agent",
+        "agent_id",
         "capacity",
         "claims",
         "coarse",
@@ -86,13 +97,13 @@ class Node:
         "guarded",
         "index",
         "releases",
-        "stock",
         "turn",
         "version",
     )
 
     def __init__(self, agent: Agent, index: int) -> None:
         self.agent = agent
+        self.agent_id = agent.agent_id
         self.index = index
         self.turn = index
         """How many nodes come before it in a round."""
@@ -102,10 +113,10 @@ class Node:
         self.guarded = False
         """Whether any claim asks for certain devices."""
         self.releases: list[Release] = []
-        self.stock: dict[str, list[DeviceStock]] = stock_of(agent.devices)
         self.coarse: dict[str, int] = {}
         """Slots that this agent cuts in larger steps than others do, with the step."""
         self.version = 0
+        self._stock: dict[str, list[DeviceStock]] = {}
         self._by_id: dict[tuple[str, str], DeviceStock] | None = None
         self._picky: dict[Shape, bool] = {}
         self._suits: dict[tuple[Shape, DeviceRules], tuple[int, float, bool]] = {}
@@ -114,32 +125,50 @@ class Node:
             self.free[CONTAINERS] = agent.max_containers - agent.containers  # may be overdrawn
         self.divided = False
         """Whether sums do not say all: a slot has NUMA nodes, or devices that can be cut."""
-        for slot, devices in self.stock.items():
-            first = devices[0]
-            if first.quantum != kind_of(slot).quantum:
-                self.coarse[slot] = first.quantum
-            if len(devices) == 1:
-                self.capacity[slot], self.free[slot] = first.capacity, first.free
-                self.divided = self.divided or first.numa is not None
-                continue
-            capacity = free = 0
+        self._count()
+
+    def _count(self) -> None:
+        """Add up what the devices give of each slot."""
+        capacity, free = self.capacity, self.free
+        peers, steps = by_slot(self.agent.devices)
+        for slot, devices in peers.items():
+            kind = kind_of(slot)
+            step = kind.quantum
+            if steps and steps.get(slot, step) != step:
+                step = self.coarse[slot] = steps[slot]
+            most = has = left = 0
             for device in devices:
-                capacity += device.capacity
-                free += device.free
-                if device.numa is not None or device.capacity > device.quantum:
+                mine, now = amount_of(device, kind, step)
+                has += mine
+                left += now
+                most = mine if mine > most else most
+                if device.numa_node is not None and home_of(device) is not None:
                     self.divided = True
-            self.capacity[slot], self.free[slot] = capacity, free
+            capacity[slot], free[slot] = has, left
+            if most > step and len(devices) > 1:
+                self.divided = True
+        self._peers = peers
 
     @property
-    def agent_id(self) -> str:
-        """The agent's id."""
-        return self.agent.agent_id
+    def stock(self) -> dict[str, list[DeviceStock]]:
+        """All devices by slot. Most nodes do without: see ``_place``."""
+        if len(self._stock) < len(self._peers):
+            self._stock = {slot: self._devices(slot) for slot in self._peers}
+        return self._stock
+
+    def _devices(self, slot: str) -> list[DeviceStock]:
+        devices = self._stock.get(slot)
+        if devices is None:
+            devices = self._stock[slot] = slot_stock(self._peers[slot], self.coarse.get(slot))
+            if len(devices) == 1:
+                devices[0].free = self.free[slot]
+        return devices
 
     @property
     def layout(self) -> object:
         """What nodes of equal capacity must have in common to serve the same requests when empty."""
         if not self.divided:
-            return ((), tuple(sorted(self.coarse.items())))
+            return ((), tuple(sorted(self.coarse.items()))) if self.coarse else ((), ())
         parts = [
             (slot, tuple(sorted((d.capacity, -1 if d.numa is None else d.numa) for d in devices)))
             for slot, devices in self.stock.items()
@@ -353,14 +382,13 @@ class Node:
         shares: list[DeviceShare] = []
         free = self.free
         for slot, amount in amounts:
+            peers = self._peers[slot]
+            if len(peers) == 1 and slot not in self._stock and amount <= free[slot]:
+                shares.append(DeviceShare(slot, peers[0].device_id, amount))  # its only device
+            else:
+                for device_id, part in take(self._devices(slot), amount):
+                    shares.append(DeviceShare(slot, device_id, part))
             free[slot] -= amount
-            devices = self.stock[slot]
-            if len(devices) == 1 and amount <= devices[0].free:
-                devices[0].free -= amount
-                shares.append(DeviceShare(slot, devices[0].device_id, amount))
-                continue
-            for device_id, part in take(devices, amount):
-                shares.append(DeviceShare(slot, device_id, part))
         free[CONTAINERS] -= 1
         return KernelPlacement(kernel.kernel_id, self.agent_id, tuple(shares))
 

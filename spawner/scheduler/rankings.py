@@ -141,11 +141,11 @@ class Ranking:
 
     def _catch_up(self) -> None:
         """Move the nodes that changed since the last time to where they belong now."""
-        log = self._log
+        log, keys = self._log, self._keys
         since, self._cursor = self._cursor, len(log)
         indices = {log[-1].index} if since + 1 == len(log) else {n.index for n in log[since:]}
         for index in indices:
-            old = self._keys.pop(index, None)
+            old = keys.get(index)
             if old is None:
                 continue
             place = bisect_left(self._lasts, old)
@@ -153,22 +153,26 @@ class Ranking:
             at = bisect_left(entries, old)
             node = self._nodes[index]
             if not node.has(self._least):
-                del entries[at]
-                self._shrunk(place)
+                del keys[index], entries[at]
+                if at == len(entries):
+                    self._shrunk(place)
                 continue
-            new = self._keys[index] = self._key(node)
-            first, last = at == 0, at + 1 == len(entries)
-            behind = place == 0 if first else entries[at - 1] < new
-            if behind and (place + 1 == len(self._blocks) if last else new < entries[at + 1]):
+            new = keys[index] = self._key(node)
+            after = at + 1
+            behind = entries[at - 1] < new if at else place == 0
+            if behind and (
+                new < entries[after] if after < len(entries) else place + 1 == len(self._blocks)
+            ):
                 entries[at] = new  # it got fuller, so that what its block has at most still holds
                 self._lasts[place] = entries[-1]
                 continue
             del entries[at]
-            self._shrunk(place)
+            if at == len(entries):
+                self._shrunk(place)
             self._insert(new, node)
 
     def _shrunk(self, place: int) -> None:
-        """The block at ``place`` lost an entry, maybe its last one."""
+        """The block at ``place`` lost its last entry."""
         entries = self._blocks[place].entries
         if entries:
             self._lasts[place] = entries[-1]

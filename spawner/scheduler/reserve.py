@@ -183,8 +183,10 @@ def _asked(shapes: Sequence[Shape]) -> tuple[list[str], list[Amounts]]:
 def first_start(node: Node, need: Need, now: float) -> float:
     """When ``need``, which does not fit now, is first free on ``node`` for good, or ``FOREVER``."""
     if not node.claims:
+        if not node.releases:
+            return FOREVER
         lacks = {s: n - node.free.get(s, 0) for s, n in need if n > node.free.get(s, 0)}
-        if not lacks and node.releases:
+        if not lacks:
             return min(max(at, now) for at, _, _ in node.releases)
         for at, gives, _ in sorted(node.releases, key=lambda each: each[0]):
             for slot, amount in gives:

@@ -89,9 +89,12 @@ def legacy(offer: Offer, wanted: tuple[str, ...], policy: GroupPolicy) -> Key:
     Slots are compared one by one in the order of priority, not by family.
     """
     free = offer.free
-    unused = sum(1 for slot, n in free.items() if n and slot not in wanted and slot != CONTAINERS)
-    in_order = (slot for group in by_priority(wanted, policy.slot_priority) for slot in group)
-    return (unused, *(-free.get(slot, 0) for slot in in_order))
+    unused = 0
+    for slot, amount in free.items():
+        if amount and slot not in wanted and slot != CONTAINERS:
+            unused += 1
+    groups = by_priority(wanted, policy.slot_priority)
+    return (unused, *[-free.get(slot, 0) for group in groups for slot in group])
 
 
 def idle_accelerators(node: Node, wanted: Collection[str]) -> int:
@@ -101,7 +104,7 @@ def idle_accelerators(node: Node, wanted: Collection[str]) -> int:
     hosts are kept for accelerator work whether a request says zero or says nothing.
     """
     families = {
-        family_of(slot) for slot, has in node.capacity.items() if has and slot in node.stock
+        family_of(slot) for slot, has in node.capacity.items() if has and slot != CONTAINERS
     }
     return sum(
         1 for family in families - {family_of(slot) for slot in wanted} if is_accelerator(family)
