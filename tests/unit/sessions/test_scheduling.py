@@ -60,7 +60,7 @@ async def test_one_refused_placement_takes_no_other_with_it(plane: Rig) -> None:
             replace(
                 made.placements[1].kernels[0],
                 shares=tuple(
-                    replace(share, amount=share.amount * 99) if share.slot == "mem" else share
+                    share._replace(amount=share.amount * 99) if share.slot == "mem" else share
                     for share in made.placements[1].kernels[0].shares
                 ),
             ),
