@@ -33,7 +33,7 @@ from spawner.scheduler.model import Snapshot
 from spawner.scheduler.plan import plan
 from spawner.scheduler.policies import BUILT_IN
 
-PATIENCE = 3.0
+PATIENCE = 12.0
 """CPU seconds after which Backend.AI's code, or a floor, is stopped; what it placed until then counts."""
 WORKLOADS: dict[str, Workload] = {each.__name__: each for each in (presets, one_cpu, all_different)}
 GOALS = {100: 50, 1000: 200}
