@@ -287,6 +287,8 @@ class Server:
         mode, code = given.get("mode"), str(given.get("code") or "")
         run = self._runs.get(str(given.get("runId")))
         wait = float(given.get("wait", WAIT))
+        if not isinstance(given.get("options") or {}, dict):
+            raise Refusal("options: an object with clean, build and exec")
         if mode == "complete":
             return {"status": "finished", "completions": await self._kernel.complete(code)}
         if mode == "interrupt":

@@ -11,8 +11,9 @@ import msgspec
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from authenticator.principals import Principal, Scope
-from authenticator.problems import BadRequest, InvalidParameters, Problem
+from authenticator.problems import BadRequest, Problem
 from hub.api.apps import NORMAL, Socket
+from hub.api.connections import CLOSED_BY_POLICY
 from hub.api.endpoints import endpoint
 from hub.api.handler import ApiHandler
 from hub.api.parameters import param
@@ -20,6 +21,16 @@ from spawner.sessions.execution import MODES
 
 WAIT = 20.0
 """Seconds until a silent run is asked for again."""
+MOST_ANSWERS = 100
+"""Answers of a client that wait for a question; whoever sends more is cut off."""
+
+
+class Start(msgspec.Struct):
+    """The first frame of a WebSocket."""
+
+    mode: str
+    code: str = ""
+    options: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +107,7 @@ class Execute(Socket):
         self.require_own_page()
         await self.services.control.apps.kernel(self.principal, session)
         self._session = session
-        self._answers: asyncio.Queue[str] = asyncio.Queue()
+        self._answers: asyncio.Queue[str] = asyncio.Queue(MOST_ANSWERS)
         await WebSocketHandler.get(self, session)
 
     def open(self, *args: str, **kwargs: str) -> None:
@@ -107,6 +118,8 @@ class Execute(Socket):
         text = message if isinstance(message, str) else message.decode("utf-8", "replace")
         if self._running is None:
             self._running = asyncio.create_task(self._run(text))
+        elif self._answers.full():
+            self.close(CLOSED_BY_POLICY, f"{MOST_ANSWERS} answers wait for a question")
         else:
             self._answers.put_nowait(text)
 
@@ -118,10 +131,10 @@ class Execute(Socket):
 
     async def _run(self, text: str) -> None:
         try:
-            first = msgspec.json.decode(text, type=dict[str, Any])
-            question = {each: first.get(each) for each in ("mode", "code", "options")}
-            if question["mode"] not in ("query", "batch"):
-                raise InvalidParameters({"mode": f"{question['mode']!r}: query or batch"})
+            first = msgspec.json.decode(text, type=Start)
+            if first.mode not in ("query", "batch"):
+                raise BadRequest(f"mode {first.mode[:80]!r}: query or batch")
+            question = msgspec.structs.asdict(first)
             while True:
                 told = await self._ask(question)
                 self._over = told["status"] == "finished"

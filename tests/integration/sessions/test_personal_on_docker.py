@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from tornado.httpclient import HTTPRequest
-from tornado.websocket import websocket_connect
+from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from authenticator.principals import Role
+from hub.api.connections import CLOSED_BY_POLICY
+from hub.api.execution import MOST_ANSWERS
+from spawner.sessions.execution import KEY
 from spawner.sessions.states import Status
 from tests.harness.plane import REQUEST
 from tests.integration.docker_engine import ensure_session_image, ensure_test_image, running_engine
@@ -223,8 +227,76 @@ async def test_code_and_its_programs_ask(node: Site, session_image: str) -> None
     assert seen == ["waiting-input", "waiting-input", "finished"]
     assert console.replace("\r\n", "\n") == "who? more? got this\n1\nada\n"
     answer = await node.api.hub("GET", f"/session/{session}", user=OWNER)
-    assert "EXECUTION_KEY" not in str(answer.body) or "(hidden)" in str(answer.body)
+    assert await _execution_key(node, session) not in str(answer.body)
     assert "repl" not in {port["name"] for port in answer.body["servicePorts"]}
+
+
+async def _execution_key(node: Site, session: str) -> str:
+    """What the session's app demands of who asks it."""
+    owner = await node.api.principal(OWNER)
+    kernel = await node.api.plane.plane.apps.kernel(owner, session)
+    return str(kernel.spec["environ"][KEY])
+
+
+@asynccontextmanager
+async def executing(node: Site, session: str) -> AsyncIterator[WebSocketClientConnection]:
+    """A WebSocket that runs code."""
+    url = f"ws://{node.api.host}/stream/session/{session}/execute"
+    headers = {"Authorization": f"Bearer {HUB_SECRET}", "X-Perijove-User": OWNER}
+    socket = await websocket_connect(HTTPRequest(url, headers=headers, request_timeout=90))
+    try:
+        yield socket
+    finally:
+        socket.close()
+
+
+async def told_until(socket: WebSocketClientConnection, status: str) -> tuple[str, dict[str, Any]]:
+    """What was printed until a frame has ``status``, and that frame."""
+    console = ""
+    while True:
+        message = await socket.read_message()
+        assert message is not None, console
+        told = json.loads(message)
+        console += "".join(text for _, text in told.get("console", ()))
+        if told["status"] == status:
+            return console, told
+        assert told["status"] == "continued", told
+
+
+async def test_code_is_run_over_a_websocket(node: Site, session_image: str) -> None:
+    session = await node.submit("with-socket", image=session_image, resources={"mem": "512m"})
+    await node.reach(session, Status.RUNNING)
+    async with executing(node, session) as socket:
+        await socket.write_message(json.dumps({"mode": "query", "code": "print(input('who? '))"}))
+        console, _ = await told_until(socket, "waiting-input")
+        assert console == "who? "
+        await socket.write_message("ada")
+        console, told = await told_until(socket, "finished")
+        assert (console, told["exitCode"]) == ("ada\n", 0)
+        assert await socket.read_message() is None
+
+    for frame, sentence in (
+        ("{", "truncated"),
+        ('{"mode": "continue"}', "query or batch"),
+        ('{"mode": "batch", "options": ["exec"]}', "`$.options`"),
+        ('{"mode": "query", "code": 5}', "`$.code`"),
+    ):
+        async with executing(node, session) as socket:
+            await socket.write_message(frame)
+            _, told = await told_until(socket, "error")
+            assert sentence in told["msg"]
+
+    waits = "import time\nwhile True: time.sleep(0.1)"
+    async with executing(node, session) as socket:
+        await socket.write_message(json.dumps({"mode": "query", "code": waits}))
+        for number in range(MOST_ANSWERS + 1):
+            await socket.write_message(str(number))
+        while await socket.read_message() is not None:
+            pass
+        assert socket.close_code == CLOSED_BY_POLICY
+    async with executing(node, session) as socket:  # who was cut off was interrupted
+        await socket.write_message(json.dumps({"mode": "query", "code": "print(6 * 7)"}))
+        assert (await told_until(socket, "finished"))[0] == "42\n"
 
 
 async def test_an_image_without_a_kernel_says_so(node: Site) -> None:
