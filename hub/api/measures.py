@@ -8,20 +8,13 @@ from authenticator.principals import Scope
 from hub.api.endpoints import endpoint
 from hub.api.handler import ApiHandler
 from hub.api.parameters import param
+from hub.api.session_requests import Owner
 
 
 @dataclass(frozen=True, slots=True)
-class Whose:
-    """Parameters of ``GET /session/{session}/stats``."""
-
-    owner_access_key: str | None = param("Access key of the owner.", default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Container:
+class Container(Owner):
     """Parameters of ``GET /session/{session}/processes``."""
 
-    owner_access_key: str | None = param("Access key of the owner.", default=None)
     kernel: str | None = param(
         "Id or host name (sub1) of one of its containers; the main one when left out.",
         default=None,
@@ -34,8 +27,8 @@ class SessionStatistics(ApiHandler):
 
     paths = ("/session/{session}/stats",)
 
-    @endpoint("Newest measures of a session", scope=Scope.SESSIONS_READ, parameters=Whose)
-    async def get(self, session: str, given: Whose) -> None:
+    @endpoint("Newest measures of a session", scope=Scope.SESSIONS_READ, parameters=Owner)
+    async def get(self, session: str, given: Owner) -> None:
         """By kernel and metric; after the end the last ones."""
         principal = await self.acting_for(given.owner_access_key)
         found = await self.services.control.observing.measures(principal, session)

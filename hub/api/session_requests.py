@@ -9,6 +9,15 @@ from spawner.sessions.requests import HubLaunch, NewSession
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose session is meant."""
+
+    owner_access_key: str | None = param(
+        "Access key of the owner.", default=None, names=("owner_access_key", "ownerAccessKey")
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """The hub's extension of a session request."""
 

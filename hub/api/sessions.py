@@ -12,21 +12,12 @@ from hub.api.endpoints import EVENTS, endpoint
 from hub.api.execution import Execution, execute
 from hub.api.handler import ApiHandler
 from hub.api.parameters import param
-from hub.api.session_requests import Creation
+from hub.api.session_requests import Creation, Owner
 from hub.api.streams import Frame, last_event_id, send_events
 from hub.api.web_apps import web_apps
 from spawner.sessions.states import FINAL, Status
 
 STARTED = frozenset({Status.RUNNING, Status.RUNNING_DEGRADED}) | FINAL
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whose session is meant."""
-
-    owner_access_key: str | None = param(
-        "Access key of the owner.", default=None, names=("owner_access_key", "ownerAccessKey")
-    )
 
 
 @dataclass(frozen=True, slots=True)
