@@ -133,35 +133,32 @@ class KeyPairPolicyRow(Base):
     created_at: Mapped[dt.datetime]
 
 
-class UserPolicyRow(Base):
-    """What each user under this policy may use with all key pairs together; None: unlimited, 0: nothing."""
+class _ResourcePolicy:
+    """What each holder of a policy may use, with all key pairs together; None: unlimited, 0: nothing."""
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    total_resource_slots: Mapped[JsonDict | None]
+    max_concurrent_sessions: Mapped[int | None]
+    max_pending_sessions: Mapped[int | None]
+    max_pending_resource_slots: Mapped[JsonDict | None]
+    max_containers_per_session: Mapped[int | None]
+    created_at: Mapped[dt.datetime]
+
+
+class UserPolicyRow(_ResourcePolicy, Base):
+    """Of users, each for itself."""
 
     __tablename__ = "user_resource_policies"
 
-    name: Mapped[str] = mapped_column(String(64), primary_key=True)
-    total_resource_slots: Mapped[JsonDict | None]
-    max_concurrent_sessions: Mapped[int | None]
-    max_pending_sessions: Mapped[int | None]
-    max_pending_resource_slots: Mapped[JsonDict | None]
-    max_containers_per_session: Mapped[int | None]
     max_vfolder_count: Mapped[int | None]
     max_customized_image_count: Mapped[int | None]
     """Images that a user may have made of sessions."""
-    created_at: Mapped[dt.datetime]
 
 
-class ProjectPolicyRow(Base):
-    """What each project under this policy may use, its members together; None: unlimited, 0: nothing."""
+class ProjectPolicyRow(_ResourcePolicy, Base):
+    """Of projects, their members together."""
 
     __tablename__ = "project_resource_policies"
-
-    name: Mapped[str] = mapped_column(String(64), primary_key=True)
-    total_resource_slots: Mapped[JsonDict | None]
-    max_concurrent_sessions: Mapped[int | None]
-    max_pending_sessions: Mapped[int | None]
-    max_pending_resource_slots: Mapped[JsonDict | None]
-    max_containers_per_session: Mapped[int | None]
-    created_at: Mapped[dt.datetime]
 
 
 class KeyPairRow(Base):
