@@ -115,9 +115,9 @@ class Peer:
         try:
             wire.stdin.write(json.dumps(work) + "\n")
             wire.stdin.flush()
+            line = wire.stdout.readline()
         except BrokenPipeError:
-            pass  # what it says below is that it ended
-        line = wire.stdout.readline()
+            line = ""
         if not line:
             raise PeerMissing(f"the peer ended with {wire.wait()}, and says why above")
         answer: dict[str, Any] = json.loads(line)
