@@ -79,8 +79,8 @@ async def _none(count: Callable[[], Any]) -> bool:
     return await count() == 0
 
 
-class RunConformance:
-    """What runs of kernels must be like."""
+class EngineRig:
+    """An open engine, a home folder, and runs of kernels on it."""
 
     @pytest.fixture
     async def engine(
@@ -141,6 +141,10 @@ class RunConformance:
         state = await until(ended, "the kernel never ended")
         assert isinstance(state, EngineState)
         return state
+
+
+class RunConformance(EngineRig):
+    """What runs of kernels must be like."""
 
     async def test_the_image_is_offered(self, engine: Engine, image: str) -> None:
         offered = {report.name: report for report in await engine.images()}

@@ -20,7 +20,7 @@ from tests.integration.docker_engine import (
     ensure_test_image,
     running_engine,
 )
-from tests.integration.engines.conformance import EngineConformance
+from tests.integration.engines.conformance import EngineRig
 
 pytestmark = [
     pytest.mark.integration,
@@ -51,15 +51,7 @@ def images() -> Iterator[dict[str, str]]:
             client.close()
 
 
-class Accounts(EngineConformance):
-    """What these tests share; conformance itself runs elsewhere."""
-
-
-for name in [each for each in dir(Accounts) if each.startswith("test_")]:
-    setattr(Accounts, name, None)
-
-
-class TestAccounts(Accounts):
+class TestAccounts(EngineRig):
     @pytest.fixture
     def fresh(self) -> type[DockerEngine]:
         return DockerEngine

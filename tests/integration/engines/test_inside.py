@@ -17,7 +17,7 @@ from spawner.agent.engines.base import BoundMount, EngineError
 from spawner.agent.engines.docker import DockerEngine
 from spawner.agent.protocol import File
 from tests.integration.docker_engine import ensure_test_image, running_engine, unavailable
-from tests.integration.engines.conformance import EngineConformance, until
+from tests.integration.engines.conformance import EngineRig, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.timeout(600)]
 
@@ -35,15 +35,7 @@ def plain() -> Iterator[str]:
             client.close()
 
 
-class Inside(EngineConformance):
-    """What these tests share; conformance itself runs elsewhere."""
-
-
-for name in [each for each in dir(Inside) if each.startswith("test_")]:
-    setattr(Inside, name, None)
-
-
-class TestInside(Inside):
+class TestInside(EngineRig):
     @pytest.fixture
     def settings(self, tmp_path: Path) -> dict[str, Any]:
         return {"state_dir": str(tmp_path / "agent")}
