@@ -7,6 +7,7 @@ call in which it sleeps, so nothing has to be built into it. Where no front end 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import fcntl
 import functools
 import getpass
@@ -98,11 +99,10 @@ class Program:
         """Give it a moment to end, with its last words; then it has to."""
         deadline = time.monotonic() + LAST_WORDS
         try:
-            self._child.sendintr()
-            while time.monotonic() < deadline and self._show(PAUSE) is not None:
-                pass
-        except KeyboardInterrupt:
-            pass  # the impatient press it twice
+            with contextlib.suppress(KeyboardInterrupt):  # the impatient press it twice
+                self._child.sendintr()
+                while time.monotonic() < deadline and self._show(PAUSE) is not None:
+                    pass
         finally:
             self._child.terminate(force=True)
 
