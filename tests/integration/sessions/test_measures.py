@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spawner.agent.engines.process import IMAGE
-from store import schema
-from store.database import Store
-from tests.harness.plane import REQUEST, TOKEN
-from tests.unit.api.server import HUB_SECRET, Api, serving
+from tests.harness.real_node import node, until
+from tests.unit.api.server import HUB_SECRET
 
 pytestmark = pytest.mark.integration
 
-PERIJOVE = str(Path(sys.executable).parent / "perijove")
 MOCK = """
 [[devices]]
 slot = "cuda.shares"
@@ -37,51 +29,10 @@ HUB = {"Authorization": f"Bearer {HUB_SECRET}"}
 BUSY = "import sys\nprint('begun', flush=True)\nwhile True: pass"
 
 
-@asynccontextmanager
-async def node(folder: Path) -> AsyncIterator[Api]:
-    """A manager, and an agent process with a described GPU."""
-    url = f"sqlite:///{folder / 'perijove.sqlite'}"
-    await asyncio.to_thread(schema.upgrade, url)
-    store = Store(url)
-    (folder / "devices.toml").write_text(MOCK)
-    async with serving(store, folder, agent=False) as api:
-        agent = await asyncio.create_subprocess_exec(
-            *(PERIJOVE, "agent", "--engine=process", "--agent-id=node-1"),
-            f"--manager=http://{api.host}",
-            f"--AgentConfig.volumes={{'local': '{folder / 'volume'}'}}",
-            f"--AgentConfig.accelerators={{'mock': {{'file': '{folder / 'devices.toml'}'}}}}",
-            "--AgentConfig.measure_interval=0.2",
-            "--AgentConfig.stop_grace=0",
-            env={**os.environ, "PERIJOVE_AGENT_TOKEN": TOKEN, "PERIJOVE_STATE": str(folder)},
-        )
-        try:
-            await until(partial(_connected, api), bool)
-            yield api
-            await api.plane.plane.sessions.end_all(REQUEST)
-        finally:
-            agent.terminate()
-            await agent.wait()
-    await store.close()
-
-
-async def _connected(api: Api) -> bool:
-    return api.plane.plane.agents.is_connected("node-1")
-
-
-async def until(look: Callable[[], Awaitable[Any]], good: Callable[[Any], Any]) -> Any:
-    """The answer of ``look`` as soon as it is ``good``."""
-    seen = None
-    try:
-        async with asyncio.timeout(60):
-            while not good(seen := await look()):
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise AssertionError(f"still {seen!r}") from None
-    return seen
-
-
 async def test_a_session_is_told_of_its_part_of_a_gpu_and_of_its_processes(tmp_path: Path) -> None:
-    async with node(tmp_path) as api:
+    described = tmp_path / "devices.toml"
+    described.write_text(MOCK)
+    async with node(tmp_path, {"mock": {"file": str(described)}}) as api:
         body = {
             "name": "half",
             "image": IMAGE,
