@@ -123,6 +123,8 @@ class Nvml:
 
     def _busy(self, uuid: str, handle: Any) -> dict[int, float] | None:
         """Percent by process since the last look; None where the driver does not tell."""
+        if _ask(pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3, handle):
+            return None  # what MPS does for its clients is put down to its server
         since = self._sampled.get(uuid, 0)
         try:
             samples = pynvml.nvmlDeviceGetProcessUtilization(handle, since)

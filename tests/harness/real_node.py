@@ -38,8 +38,9 @@ async def node(folder: Path, accelerators: Mapping[str, Mapping[str, Any]]) -> A
         try:
             await until(partial(_connected, api), bool)
             yield api
-            await api.plane.plane.sessions.end_all(REQUEST)
         finally:
+            # An agent that stops leaves its kernels running.
+            await until(partial(api.plane.plane.sessions.end_all, REQUEST), lambda left: left == 0)
             agent.terminate()
             await agent.wait()
     await store.close()

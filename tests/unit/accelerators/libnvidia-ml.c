@@ -3,6 +3,7 @@
  *   mig UUID NAME MEGABYTES SLICES                                (of the last gpu)
  *   link NUMBER BUSID TYPE                                        (of the last gpu)
  *   process PID USED UTIL                                         (of the last gpu)
+ *   client PID USED                                               (of the last gpu, through MPS)
  *   lost                                                          (the last gpu does not answer)
  */
 #include <stdio.h>
@@ -17,8 +18,8 @@ typedef struct { unsigned pid; unsigned long long time; unsigned sm, memory, enc
 typedef struct Part {
     char uuid[96], name[96], bus_id[32];
     unsigned long long memory, used;
-    unsigned util, power, limit, heat, mig, slices, index, parts, lost, processes;
-    Process process[8];
+    unsigned util, power, limit, heat, mig, slices, index, parts, lost, processes, clients;
+    Process process[8], client[8];
     Sample sample[8];
     struct Part *part[8];
     Link link[36];
@@ -62,6 +63,9 @@ static int load(void) {
             } else if (gpu && sscanf(line, "process %u %llu %u", &pid, &used, &busy) == 3) {
                 gpu->process[gpu->processes] = (Process){.pid = pid, .memory = used};
                 gpu->sample[gpu->processes++] = (Sample){.pid = pid, .sm = busy};
+            } else if (gpu && sscanf(line, "client %u %llu", &pid, &used) == 2) {
+                gpu->client[gpu->clients++] = gpu->process[gpu->processes] = (Process){.pid = pid, .memory = used};
+                gpu->sample[gpu->processes++] = (Sample){.pid = pid};
             } else if (gpu && !strncmp(line, "lost", 4)) {
                 gpu->lost = 1;
             }
@@ -139,12 +143,18 @@ int nvmlDeviceGetNvLinkRemotePciInfo_v2(Part *part, unsigned link, Pci *answer) 
     strcpy(answer->bus_id, part->link[link].bus_id);
     return OK;
 }
-int nvmlDeviceGetComputeRunningProcesses_v3(Part *part, unsigned *number, Process *answer) {
-    if (part->mig) return NOT_SUPPORTED;
-    if (*number < part->processes) { *number = part->processes; return TOO_SMALL; }
-    *number = part->processes;
-    memcpy(answer, part->process, part->processes * sizeof *answer);
+static int list(const Process *all, unsigned count, unsigned *number, Process *answer) {
+    unsigned space = *number;
+    *number = count;
+    if (space < count) return TOO_SMALL;
+    memcpy(answer, all, count * sizeof *answer);
     return OK;
+}
+int nvmlDeviceGetComputeRunningProcesses_v3(Part *part, unsigned *number, Process *answer) {
+    return part->mig ? NOT_SUPPORTED : list(part->process, part->processes, number, answer);
+}
+int nvmlDeviceGetMPSComputeRunningProcesses_v3(Part *part, unsigned *number, Process *answer) {
+    return list(part->client, part->clients, number, answer);
 }
 int nvmlDeviceGetGraphicsRunningProcesses_v3(Part *part, unsigned *number, Process *answer) {
     (void)part; (void)answer;

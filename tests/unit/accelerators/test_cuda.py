@@ -122,6 +122,17 @@ def test_holders_of_parts_are_told_of_their_own_use(tmp_path: Path) -> None:
     assert whole["cuda_mem"] == (20 * driver.GIB, 80 * driver.GIB, False)
 
 
+def test_clients_of_the_multi_process_service_share_its_utilisation(tmp_path: Path) -> None:
+    server, clients = f"process 9 {driver.GIB // 16} 95", [f"client 1{i} {driver.GIB}" for i in (1, 2)]
+    driver.describe(tmp_path, driver.gpu(0), server, *clients)
+    made = plugin(mode="shares")
+    devices(made)
+    told = measures(made)
+    assert told["cuda_util"].processes == {}
+    [users] = told["cuda_mem"].processes.values()
+    assert users == {9: driver.GIB // 16, 11: driver.GIB, 12: driver.GIB}
+
+
 def test_a_gpu_without_processes_is_used_by_nobody(tmp_path: Path) -> None:
     driver.describe(tmp_path, driver.gpu(0), driver.gpu(1, mig=1))
     made = plugin(mode="shares")
