@@ -30,8 +30,7 @@ BUSY = "import sys\nprint('begun', flush=True)\nwhile True: pass"
 
 
 async def test_a_session_is_told_of_its_part_of_a_gpu_and_of_its_processes(tmp_path: Path) -> None:
-    described = tmp_path / "devices.toml"
-    described.write_text(MOCK)
+    (described := tmp_path / "devices.toml").write_text(MOCK)
     async with node(tmp_path, {"mock": {"file": str(described)}}) as api:
         body = {
             "name": "half",
@@ -71,8 +70,7 @@ async def test_a_session_is_told_of_its_part_of_a_gpu_and_of_its_processes(tmp_p
             return list(answer.body["processes"])
 
         found = await until(processes, lambda seen: any("while True" in p["command"] for p in seen))
-        busiest = found[0]
-        assert "while True" in busiest["command"]
+        assert "while True" in (busiest := found[0])["command"]
         assert busiest["name"].startswith("python")
         assert float(busiest["cpu_used"]) > 0
         assert float(busiest["cpu_util"]) > 0
