@@ -2,7 +2,8 @@
 
 The manager sits inside the network, so an address that a user names is dangerous: only listed networks and hosts
 are called, by the very address that was checked (a name may have another one a moment later), without
-redirects and proxies. Whoever committed a change posts it: best effort, a few tries, in order for each session.
+redirects and proxies. What is to be told is a row of the write that made it happen, and is posted at least once, in
+order for each session, until it is taken, refused or too old: a manager that is killed loses nothing.
 """
 
 from __future__ import annotations
@@ -15,33 +16,39 @@ import logging
 import re
 import socket
 import uuid
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from sqlalchemy import select
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
 from yarl import URL
 
-from spawner.sessions.events import LAGGED, Event, EventBus
-from spawner.sessions.tables import SessionRow
-from store.database import Store, StoreUnavailable
+from spawner.sessions.metrics import Metrics
+from spawner.sessions.tables import CallbackRow, SessionRow
+from spawner.sessions.transitions import Change, Journal
+from store.database import StoreError
 
 SETTING = "ManagerConfig.callback_allow"
-EVENTS = frozenset({
-    "enqueued", "scheduled", "preparing", "started", "cancelled", "terminating", "terminated",
-    "success", "failure",
-})  # fmt: skip
-"""Those that Backend.AI tells, without ``session_``."""
 LONGEST_URL = 2048
 TIMEOUT = aiohttp.ClientTimeout(total=10, connect=3)
-PAUSES = (1.0, 5.0)
-"""Seconds before the second and the third try."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 600.0
+"""Seconds between the first tries, and at most: each pause is twice the one before."""
+MOST_TRIES = 50
+GIVE_UP_AFTER = dt.timedelta(days=1)
+RETRY = 1.0
 AT_ONCE = 20
-MOST_WAITING = 100
-"""Events of one session that wait; further ones are dropped."""
+AT_ONCE_PER_HOST = 5
+"""So that a server that does not answer holds up its own callbacks only."""
+MOST_READ = 1000
+REQUEST_ID = "callbacks"
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 log = logging.getLogger(__name__)
@@ -146,113 +153,153 @@ class _CheckedResolver(AbstractResolver):
         """Nothing is held."""
 
 
-@dataclass(slots=True)
-class _Line:
-    """What waits to be posted for one session."""
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A callback to be posted now: the oldest one of its session."""
 
-    waiting: list[tuple[Event, dt.datetime]] = field(default_factory=list)
-    task: asyncio.Task[None] | None = None
+    number: int
+    session_id: uuid.UUID
+    url: str
+    body: dict[str, Any]
+    at: dt.datetime
+    tries: int
+
+    def __str__(self) -> str:
+        """For people, without what may be secret of the URL."""
+        parts = urlsplit(self.url)
+        return f"callback {self.body['event']!r} to {parts.scheme}://{parts.netloc}"
 
 
 class Callbacks:
-    """Posts events of sessions that this manager commits."""
+    """Posts what waits in rows, whoever committed it; one manager does so at a time."""
 
     def __init__(
-        self, store: Store, bus: EventBus, rules: CallbackRules, now: Callable[[], dt.datetime]
+        self, journal: Journal, metrics: Metrics, rules: CallbackRules, tick: float
     ) -> None:
-        self._store, self._bus, self._rules, self._now = store, bus, rules, now
-        self._lines: dict[uuid.UUID, _Line] = {}
-        self._free = asyncio.Semaphore(AT_ONCE)
+        self._journal, self._metrics, self._rules, self._tick = journal, metrics, rules, tick
+        self._woken = asyncio.Event()
+        self._posting: dict[uuid.UUID, tuple[str, asyncio.Task[None]]] = {}
+        """By session: where to, and the task."""
+
+    def wake(self) -> None:
+        """Look soon."""
+        self._woken.set()
 
     async def run(self) -> None:
         """Post until cancelled."""
         connector = aiohttp.TCPConnector(
             resolver=_CheckedResolver(self._rules), use_dns_cache=False, force_close=True
         )
-        async with aiohttp.ClientSession(connector=connector, timeout=TIMEOUT) as http:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=TIMEOUT, cookie_jar=aiohttp.DummyCookieJar()
+        ) as http:
             try:
-                while not self._bus.closed:
-                    with self._bus.subscribe(_told) as subscription:
-                        async for event in subscription:
-                            self._enqueue(http, event)
+                while True:
+                    self._woken.clear()
+                    pause = await self._look(http)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(pause):
+                            await self._woken.wait()
             finally:
-                tasks = [line.task for line in self._lines.values() if line.task is not None]
+                tasks = [task for _, task in self._posting.values()]
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _enqueue(self, http: aiohttp.ClientSession, event: Event) -> None:
-        if event.name == LAGGED:
-            log.warning("callbacks of some sessions are lost: too much happened at once")
-            return
-        line = self._lines.setdefault(event.session_id, _Line())
-        if len(line.waiting) < MOST_WAITING:
-            line.waiting.append((event, self._now()))
-        if line.task is None:
-            line.task = asyncio.create_task(self._serve(http, event.session_id, line))
+    async def _look(self, http: aiohttp.ClientSession) -> float:
+        """Begin to post what is due; returns the seconds until something else is."""
+        now = self._journal.now()
+        calls, next_at = await self._journal.store.read(partial(_due, now=now))
+        hosts = Counter(host for host, _ in self._posting.values())
+        for call in calls:
+            host = urlsplit(call.url).netloc
+            if len(self._posting) >= AT_ONCE:
+                break
+            if call.session_id not in self._posting and hosts[host] < AT_ONCE_PER_HOST:
+                hosts[host] += 1
+                task = asyncio.create_task(self._serve(http, call))
+                self._posting[call.session_id] = host, task
+        if next_at is None:
+            return self._tick
+        return min(self._tick, max(0.0, (next_at - now).total_seconds()))
 
-    async def _serve(self, http: aiohttp.ClientSession, session_id: uuid.UUID, line: _Line) -> None:
+    async def _serve(self, http: aiohttp.ClientSession, call: _Call) -> None:
         try:
-            while line.waiting:
-                url = await self._url(session_id)
-                event, at = line.waiting.pop(0)
-                if url is not None:
-                    async with self._free:
-                        await self._post(http, url, _body(event, at))
+            problem, passing = await self._post(http, call)
+            await self._journal.write(
+                REQUEST_ID, partial(self._settle, call=call, problem=problem, passing=passing)
+            )
+        except (StoreError, SQLAlchemyError) as error:
+            log.warning("%s: its outcome is not kept: %s", call, error)
+            await asyncio.sleep(RETRY)
         finally:
-            del self._lines[session_id]
+            del self._posting[call.session_id]
+            self.wake()
 
-    async def _url(self, session_id: uuid.UUID) -> str | None:
-        query = select(SessionRow.callback_url).where(SessionRow.id == session_id)
-        try:
-            return await self._store.read(lambda db: db.scalar(query))
-        except StoreUnavailable as error:
-            log.warning("session %s: no callback, the database is away: %s", session_id, error)
-            return None
-
-    async def _post(self, http: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> None:
-        """Try a few times; what is not a passing fault is not tried again."""
-        told = f"callback {body['event']} of session {body['session_id']}"
-        fault, target = self._rules.fault(url), URL(url)  # the rules may be others than at first
+    async def _post(self, http: aiohttp.ClientSession, call: _Call) -> tuple[str | None, bool]:
+        """What kept it from being delivered, if anything did, and whether that may pass."""
+        fault, target = self._rules.fault(call.url), URL(call.url)  # rules may have changed since
         host = target.host or ""
         if fault is None and _address(host) is not None and not self._rules.allows(host, host):
             fault = f"{host} is not allowed"
         if fault is not None:
-            log.warning("%s: %s", told, fault)
+            return fault, False
+        try:
+            async with http.post(target, json=call.body, allow_redirects=False) as answer:
+                passing = answer.status >= 500 or answer.status in (408, 425, 429)
+                return None if answer.status < 300 else f"it answered {answer.status}", passing
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            return str(error) or type(error).__name__, True
+
+    async def _settle(
+        self, change: Change, call: _Call, problem: str | None, passing: bool
+    ) -> None:
+        """Write down what came of a post."""
+        row = await change.db.get(CallbackRow, call.number)
+        if row is None:
             return
-        for pause in (*PAUSES, None):
-            try:
-                async with http.post(target, json=body, allow_redirects=False) as answer:
-                    problem = f"it answered {answer.status}"
-                    if answer.status < 300:
-                        return
-                    if answer.status < 500 and answer.status != 429:
-                        pause = None
-            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                problem = str(error) or type(error).__name__
-            if pause is None:
-                log.warning("%s to %s: %s", told, _shown(url), problem)
-                return
-            await asyncio.sleep(pause)
+        row.tries += 1
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (row.tries - 1))
+        row.due_at = change.now + dt.timedelta(seconds=pause)
+        late = row.tries >= MOST_TRIES or row.due_at > row.at + GIVE_UP_AFTER
+        if problem is not None and passing and not late:
+            self._metrics.called("failed")
+            if row.tries == 1:
+                log.warning("session %s: %s: %s; trying again", call.session_id, call, problem)
+            return
+        await change.db.delete(row)
+        self._metrics.called("delivered" if problem is None else "given-up")
+        if problem is not None:
+            told = f"{call} was given up after {row.tries} tries: {problem}"
+            log.warning("session %s: %s", call.session_id, told)
+            session = await change.db.get_one(SessionRow, call.session_id)
+            change.record(session, "callback", told, {"id": str(row.id), "event": row.event})
 
 
-def _told(event: Event) -> bool:
-    return event.name == LAGGED or (
-        event.kernel_id is None and event.name.removeprefix("session_") in EVENTS
+async def _due(db: AsyncSession, now: dt.datetime) -> tuple[list[_Call], dt.datetime | None]:
+    """The oldest callback of each session that has one due, and when the next one is."""
+    oldest = select(func.min(CallbackRow.number)).group_by(CallbackRow.session_id)
+    heads = CallbackRow.number.in_(oldest.scalar_subquery())
+    query = (
+        select(CallbackRow, SessionRow.callback_url)
+        .join(SessionRow, SessionRow.id == CallbackRow.session_id)
+        .where(heads, CallbackRow.due_at <= now)
+        .order_by(CallbackRow.due_at, CallbackRow.number)
     )
+    calls = [
+        _Call(row.number, row.session_id, url or "", _body(row), row.at, row.tries)
+        for row, url in await db.execute(query.limit(MOST_READ))
+    ]
+    next_at = select(func.min(CallbackRow.due_at)).where(heads, CallbackRow.due_at > now)
+    return calls, await db.scalar(next_at)
 
 
-def _body(event: Event, at: dt.datetime) -> dict[str, Any]:
-    """As Backend.AI's manager posts it."""
+def _body(row: CallbackRow) -> dict[str, Any]:
+    """As Backend.AI's manager posts it, and by what a repeat is known."""
     return {
         "type": "session_lifecycle",
-        "event": event.name.removeprefix("session_"),
-        "session_id": str(event.session_id),
-        "when": at.isoformat(),
+        "event": row.event,
+        "session_id": str(row.session_id),
+        "when": row.at.isoformat(),
+        "id": str(row.id),
     }
-
-
-def _shown(url: str) -> str:
-    """Without what may be secret."""
-    parts: SplitResult = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"

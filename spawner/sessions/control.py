@@ -89,7 +89,9 @@ class ControlPlane:
         self.sessions = SessionService(
             self.journal, self.agents, folders, now, self.settings.callbacks
         )
-        self.callbacks = Callbacks(store, self.bus, self.settings.callbacks, now)
+        self.callbacks = Callbacks(
+            self.journal, self.metrics, self.settings.callbacks, self.settings.tick
+        )
         self.nodes = NodeService(self.journal, self.agents.is_connected)
         self.audit = AuditService(store, self.agents)
         self.images = ImageService(self.journal, self.agents, now)
@@ -151,6 +153,8 @@ class ControlPlane:
         """Wake whoever a committed change concerns."""
         if change.schedule:
             self.scheduler.wake()
+        if change.callbacks:
+            self.callbacks.wake()
         if change.agents:
             self.agents.wake(change.agents)
         if change.networks:
@@ -163,6 +167,8 @@ class ControlPlane:
             return
         if told["schedule"]:
             self.scheduler.wake()
+        if told["callbacks"]:
+            self.callbacks.wake()
         self.agents.wake(told["agents"])
         if told["all"]:
             self.agents.wake_all()
@@ -170,8 +176,6 @@ class ControlPlane:
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._lead_forever(), name="leading")
-            if self.settings.callbacks:
-                group.create_task(self._again("callbacks", self.callbacks.run), name="callbacks")
             if self.hints is not None:
                 group.create_task(self._again("hints", self.hints.run), name="hints")
 
@@ -201,6 +205,7 @@ class ControlPlane:
         loops = [
             asyncio.create_task(self.scheduler.run(), name="scheduler"),
             asyncio.create_task(self.reconciler.run(), name="reconciler"),
+            asyncio.create_task(self._again("callbacks", self.callbacks.run), name="callbacks"),
             asyncio.create_task(lost.wait(), name="leadership"),
         ]
         try:

@@ -39,6 +39,11 @@ KERNEL_EVENTS: dict[Status, str] = {
     Status.CANCELLED: "kernel_cancelled",
     Status.ERROR: "kernel_terminated",
 }
+CALLBACK_EVENTS = frozenset({
+    "enqueued", "scheduled", "preparing", "started", "cancelled", "terminating", "terminated",
+    "success", "failure",
+})  # fmt: skip
+"""What callbacks tell, as Backend.AI does, without ``session_``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,18 @@ from spawner.scheduler.observe import Phase
 from spawner.scheduler.slots import KINDS
 from spawner.sessions.ledger import REFUSALS, Repair
 from spawner.sessions.states import Status
-from spawner.sessions.tables import AgentDeviceRow, AgentRow, ResourceGroupRow, SessionRow
+from spawner.sessions.tables import (
+    AgentDeviceRow,
+    AgentRow,
+    CallbackRow,
+    ResourceGroupRow,
+    SessionRow,
+)
 from store.database import Store
 
 PHASES = ("read", "plan", "apply")
 LIMITS = ("concurrency", "quota")
+CALLS = ("delivered", "failed", "given-up")
 
 
 class Outcome(Protocol):
@@ -79,6 +86,19 @@ class Metrics:
             "kind",
             ("account", "abandoned", "lost"),
         )
+        self._calls = self._counter(
+            "perijove_callbacks",
+            "Posts of callbacks that arrived, that failed for now, and callbacks given up.",
+            "outcome",
+            CALLS,
+        )
+        self._make_gauges()
+
+    def _make_gauges(self) -> None:
+        """What ``render`` reads from rows."""
+        self._waiting_calls = Gauge(
+            "perijove_callbacks_waiting", "Callbacks not delivered yet.", registry=self.registry
+        )
         self._queue = self._gauge(
             "perijove_queue_length", "Sessions that wait, by resource group.", "group"
         )
@@ -119,6 +139,10 @@ class Metrics:
         self._drift.labels("abandoned").inc(repair.freed)
         self._drift.labels("lost").inc(repair.restored)
 
+    def called(self, outcome: str) -> None:
+        """Count what came of a callback: one of ``CALLS``."""
+        self._calls.labels(outcome).inc()
+
     async def render(self, store: Store, now: dt.datetime) -> bytes:
         """The text format, with gauges as of now."""
         await store.read(lambda db: self._refresh(db, now))
@@ -151,6 +175,7 @@ class Metrics:
         )
         for slot, used, capacity in totals:
             self._allocated.labels(slot).set(float(used) / float(capacity) if capacity else 0.0)
+        self._waiting_calls.set(await db.scalar(select(func.count(CallbackRow.number))) or 0)
         self._heartbeat.clear()
         for agent, seen in await db.execute(select(AgentRow.id, AgentRow.last_seen)):
             self._heartbeat.labels(agent).set((now - seen).total_seconds())

@@ -16,8 +16,8 @@ from spawner.sessions.tables import HistoryRow, SessionRow
 from spawner.sessions.telling import ATTEMPT
 
 MOST = 200
-"""Attempts, and messages, of one session that are kept: the newest."""
-PASSING = (ATTEMPT, "progress")
+"""Attempts, messages, and callbacks given up, of one session that are kept: the newest."""
+PASSING = (ATTEMPT, "progress", "callback")
 """Kinds of rows that no transition needs."""
 AGENT = "agent"
 

@@ -440,3 +440,26 @@ class HistoryRow(Base):
     """A sentence."""
     request_id: Mapped[str] = mapped_column(String(64))
     data: Mapped[JsonDict]
+
+
+class CallbackRow(Base):
+    """What happened to a session and its callback URL is not told yet (``spawner.sessions.callbacks``)."""
+
+    __tablename__ = "callbacks"
+    __table_args__ = (
+        Index("ix_callbacks_session", "session_id", "number"),
+        Index("ix_callbacks_due", "due_at"),
+    )
+
+    number: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True
+    )
+    """The order in which a session's are told."""
+    id: Mapped[uuid.UUID] = mapped_column(unique=True)
+    """By which its receiver knows a repeat."""
+    session_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"))
+    event: Mapped[str] = mapped_column(String(32))
+    at: Mapped[dt.datetime]
+    tries: Mapped[int] = mapped_column(default=0)
+    due_at: Mapped[dt.datetime]
+    """When it is tried next."""

@@ -17,9 +17,9 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.sessions import ledger
-from spawner.sessions.events import KERNEL_EVENTS, SESSION_EVENTS, Event, EventBus
+from spawner.sessions.events import CALLBACK_EVENTS, KERNEL_EVENTS, SESSION_EVENTS, Event, EventBus
 from spawner.sessions.states import FINAL, HOLDS, IllegalTransition, Status, check_transition
-from spawner.sessions.tables import HistoryRow, KernelRow, SessionRow
+from spawner.sessions.tables import CallbackRow, HistoryRow, KernelRow, SessionRow
 from spawner.sessions.wishes import wishes_of
 from store.database import Store
 from store.hints import MAX_HINT, can_hint, hint
@@ -47,6 +47,8 @@ class Change:
     """Whether the scheduler should look."""
     networks: bool = False
     """Whether networks between agents may have changed, which concerns all of them."""
+    callbacks: bool = False
+    """Whether callbacks wait to be posted."""
 
     async def move_session(
         self,
@@ -154,6 +156,11 @@ class Change:
             "data": {},
         }
 
+    def record(self, session: SessionRow, kind: str, message: str, data: Mapping[str, Any]) -> None:
+        """History of ``session`` that is no news to those who follow it."""
+        status = session.status
+        self._insert(kind, str(session.id), session.id, status, status, message, data)
+
     def note_agent(self, agent_id: str, old: str | None, new: str, cause: str) -> None:
         """History of an agent."""
         self._insert("agent", agent_id, None, old, new, cause, {})
@@ -175,8 +182,15 @@ class Change:
     def tell_session(
         self, session: SessionRow, name: str, reason: str, exit_code: int | None = None
     ) -> None:
-        """Publish a session event after the commit."""
+        """Publish a session event after the commit, and to the session's callback URL if it has one."""
         self.events.append(_event(session, name, reason, exit_code))
+        event = name.removeprefix("session_")
+        if session.callback_url and event in CALLBACK_EVENTS:
+            self.callbacks = True
+            row = CallbackRow(
+                id=uuid.uuid4(), session_id=session.id, event=event, at=self.now, due_at=self.now
+            )
+            self.db.add(row)
 
     def _tell_session(
         self, session: SessionRow, to: Status, reason: str, exit_code: int | None
@@ -249,7 +263,9 @@ class Journal:
             nonlocal change
             change = Change(db, self.now(), request_id)
             result = await work(change)
-            if self._hints and (change.schedule or change.agents or change.networks):
+            if self._hints and (
+                change.schedule or change.agents or change.networks or change.callbacks
+            ):
                 await hint(db, self._hint(change))
             return result
 
@@ -263,7 +279,8 @@ class Journal:
 
     def _hint(self, change: Change) -> str:
         """What other managers should look at; all their agents, when the names are too many."""
-        told: dict[str, Any] = {"from": self.origin, "schedule": change.schedule}
+        told: dict[str, Any] = {"from": self.origin}
+        told |= {"schedule": change.schedule, "callbacks": change.callbacks}
         named = json.dumps({**told, "agents": sorted(change.agents), "all": change.networks})
         return named if len(named) <= MAX_HINT else json.dumps({**told, "agents": [], "all": True})
 

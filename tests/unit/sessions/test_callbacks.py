@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
@@ -22,6 +23,7 @@ from spawner.sessions import callbacks
 from spawner.sessions.callbacks import CallbackRules
 from spawner.sessions.control import ControlSettings
 from spawner.sessions.states import Status
+from spawner.sessions.tables import CallbackRow
 from store.database import Store
 from tests.harness.plane import PATIENCE, Rig, rig, until, wipe
 
@@ -37,6 +39,8 @@ class Hook:
     """What it answers first; then 204."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    """Of all posts, also those that it refused."""
 
     @property
     def url(self) -> str:
@@ -59,8 +63,10 @@ async def hooked() -> AsyncIterator[Hook]:
         def post(self) -> None:
             hook.paths.append(self.request.path)
             status = hook.statuses.pop(0) if hook.statuses else 204
+            body = json.loads(self.request.body)
+            hook.ids.append(body["id"])
             if status < 300:
-                hook.bodies.append(json.loads(self.request.body))
+                hook.bodies.append(body)
             self.set_status(status)
             if status == 302:
                 self.set_header("Location", "/elsewhere")
@@ -100,7 +106,8 @@ async def test_the_life_of_a_session_is_told(engine_store: Store, tmp_path: Path
         expected = ["enqueued", "scheduled", "started", "success"]
         assert [each for each in events if each in expected] == expected
         assert events[-1] == "terminated"
-        assert set(hook.bodies[0]) == {"type", "event", "session_id", "when"}
+        assert set(hook.bodies[0]) == {"type", "event", "session_id", "when", "id"}
+        assert len({each["id"] for each in hook.bodies}) == len(hook.bodies)
         assert hook.bodies[0]["type"] == "session_lifecycle"
         assert {each["session_id"] for each in hook.bodies} == {str(detail.session.id)}
         assert quiet.session.callback_url is None
@@ -109,7 +116,8 @@ async def test_the_life_of_a_session_is_told(engine_store: Store, tmp_path: Path
 async def test_passing_faults_are_tried_again_and_redirects_are_not_followed(
     engine_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    monkeypatch.setattr(callbacks, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(callbacks, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(callbacks, "MOST_TRIES", 3)
     async with calling(engine_store, tmp_path) as (plane, hook):
         hook.statuses += [500, 429, 204, 302, 500, 500, 500]
         await plane.agent()
@@ -117,20 +125,63 @@ async def test_passing_faults_are_tried_again_and_redirects_are_not_followed(
         detail = await plane.run(ada, callback_url=hook.url)
         await plane.destroy(ada, detail)
         events = await hook.events(detail.session.id, "terminated")
+        await until(lambda: waiting(plane), lambda count: count == 0)
+        rows = await plane.plane.sessions.history(ada, str(detail.session.id))
+        text = (await plane.plane.render_metrics()).decode()
     assert events[0] == "enqueued", "the third try"
+    assert len(set(hook.ids[:3])) == 1, "a repeat has the same id"
     assert "scheduled" not in events, "a redirect is an answer"
     assert "started" not in events, "three tries are all"
     assert set(hook.paths) == {"/hook"}
-    assert "it answered 302" in caplog.text
     assert "it answered 500" in caplog.text
     assert "secret" not in caplog.text
+    where = f"http://127.0.0.1:{hook.port}"
+    assert [row.cause for row in rows if row.kind == "callback"] == [
+        f"callback 'scheduled' to {where} was given up after 1 tries: it answered 302",
+        f"callback 'started' to {where} was given up after 3 tries: it answered 500",
+    ]
+    assert 'perijove_callbacks_total{outcome="given-up"} 2.0' in text
+    assert 'perijove_callbacks_total{outcome="failed"} 4.0' in text
+    assert "perijove_callbacks_waiting 0.0" in text
+
+
+async def waiting(plane: Rig) -> int:
+    """Callbacks that wait."""
+    count = select(func.count(CallbackRow.number))
+    return await plane.store.read(lambda db: db.scalar(count)) or 0
+
+
+async def test_a_manager_that_died_leaves_its_callbacks_to_the_next(
+    engine_store: Store, tmp_path: Path
+) -> None:
+    """They are told in order, and those that nobody takes are given up after a time."""
+    async with calling(engine_store, tmp_path) as (plane, hook):
+        hook.statuses += [503] * 2
+        await plane.agent()
+        ada = await plane.user()
+        detail = await plane.run(ada, callback_url=hook.url)
+        assert await waiting(plane) > 2
+        await plane.crash()
+        plane.clock.forward(30)
+        await plane.restart()
+        events = await hook.events(detail.session.id, "started")
+        assert events[:2] == ["enqueued", "scheduled"]
+        await until(lambda: waiting(plane), lambda count: count == 0)
+        hook.statuses += [503] * 99
+        await plane.destroy(ada, detail)
+        await plane.wait(detail, Status.TERMINATED)
+        plane.clock.forward(callbacks.GIVE_UP_AFTER.total_seconds())
+        plane.plane.callbacks.wake()
+        await until(lambda: waiting(plane), lambda count: count == 0)
+        rows = await plane.plane.sessions.history(ada, str(detail.session.id))
+        assert len([row for row in rows if row.kind == "callback"]) == 2
 
 
 async def test_a_name_is_called_by_the_address_that_was_checked(
     engine_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     """Nobody is asked for the address between the check and the call."""
-    monkeypatch.setattr(callbacks, "PAUSES", ())
+    monkeypatch.setattr(callbacks, "MOST_TRIES", 1)
     loop = asyncio.get_running_loop()
     real, asked = loop.getaddrinfo, dict[str, int]()
 
@@ -173,9 +224,8 @@ async def test_without_rules_a_callback_is_refused(plane: Rig) -> None:
 
 
 async def test_a_server_that_does_not_answer_holds_up_nobody(
-    engine_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine_store: Store, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(callbacks, "PAUSES", ())
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
