@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import time
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from spawner.agent.engines.base import Limits
@@ -19,10 +19,10 @@ _PERIOD = 100_000
 
 
 class ControlGroups:
-    """The control groups of runs, beneath ``perijove`` in each hierarchy."""
+    """The control groups of runs, beneath ``perijove`` and the agent's own mark ``home`` in each hierarchy."""
 
-    def __init__(self, root: Path = ROOT) -> None:
-        self._root = root
+    def __init__(self, home: str, root: Path = ROOT) -> None:
+        self._root, self._home = root, home
         self.unified = (root / "cgroup.controllers").exists()
         self.usable = self._probe()
 
@@ -65,9 +65,18 @@ class ControlGroups:
             found = Place(False, cpu, memory, io, pids)
         return found if Path(found.cpu).is_dir() else None
 
+    def others(self, runs: Collection[str]) -> dict[str, list[Path]]:
+        """Groups of this agent that belong to none of ``runs``, by name."""
+        found: dict[str, list[Path]] = {}
+        for hierarchy in self._hierarchies:
+            for folder in self._folder(hierarchy, "").glob("*/"):
+                if folder.name not in runs:
+                    found.setdefault(folder.name, []).append(folder)
+        return found
+
     def remove(self, run: str) -> None:
         """Remove the groups of ``run``, whose processes have ended; harmless when there are none."""
-        for hierarchy in ("",) if self.unified else ("memory", "cpu", "pids", *COUNTING):
+        for hierarchy in self._hierarchies:
             folder = self._folder(hierarchy, run)
             for _ in range(50):
                 try:
@@ -80,23 +89,39 @@ class ControlGroups:
                         continue
                 break
 
+    @property
+    def _hierarchies(self) -> tuple[str, ...]:
+        return ("",) if self.unified else ("memory", "cpu", "pids", *COUNTING)
+
     def _folder(self, hierarchy: str, run: str) -> Path:
-        return self._root / hierarchy / PARENT / run
+        return self._root / hierarchy / PARENT / self._home / run
 
     def _probe(self) -> bool:
         """Whether groups with limits can be made here."""
-        probe = f"probe-{os.getpid()}"
         try:
             if self.unified:
-                parent = self._root / PARENT
-                parent.mkdir(exist_ok=True)
-                for folder in (self._root, parent):
+                own = self._folder("", "")
+                own.mkdir(parents=True, exist_ok=True)
+                for folder in (self._root, own.parent, own):
                     (folder / "cgroup.subtree_control").write_text("+cpu +memory +pids")
-            self.create(probe, Limits(cpu_quota=1, memory_bytes=1 << 30))
+            self.create("probe", Limits(cpu_quota=1, memory_bytes=1 << 30))
         except OSError:
             return False
-        self.remove(probe)
+        self.remove("probe")
         return True
+
+
+def left(folders: Iterable[Path]) -> str:
+    """A clause on control groups (of any version) whose run is gone."""
+    pids: set[str] = set()
+    where = []
+    for folder in folders:
+        where.append(str(folder))
+        for procs in folder.glob("**/cgroup.procs"):
+            with contextlib.suppress(OSError):
+                pids.update(procs.read_text().split())
+    inside = f", with {len(pids)} processes in them" if pids else ""
+    return f"its control groups are left{inside}: {', '.join(sorted(where))}"
 
 
 def _unified(limits: Limits) -> dict[str, dict[str, str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -18,14 +19,13 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spawner.agent import entering
-from spawner.agent.engines import counters, process_table
+from spawner.agent.engines import counters, process_leftovers, process_table
 from spawner.agent.engines.base import (
     BoundMount,
     Endpoint,
@@ -42,7 +42,7 @@ from spawner.agent.engines.base import (
 from spawner.agent.engines.cgroups import ControlGroups
 from spawner.agent.engines.execs import ProcessExec
 from spawner.agent.engines.process_measuring import RunCounters
-from spawner.agent.engines.scratch import UNFINISHED, Run, Scratch
+from spawner.agent.engines.scratch import Run, Scratch
 from spawner.agent.logs import pack
 from spawner.agent.protocol import ImagePull, ImageReport, KernelSpec
 from spawner.agent.substitution import Substitution
@@ -62,7 +62,6 @@ _JUPYTER: dict[str, dict[str, Any]] = {
 _LAB = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
 """Settings of JupyterLab's pages: the news would be asked of a server on the internet."""
 _HINT = "use the docker engine for that"
-
 
 _REPL = {
     "argv": ["python3", "-m", "perijove.execution", "{bind_host}", "{bind_port}"],
@@ -91,15 +90,15 @@ class ProcessEngine(Engine):
         """Make the scratch folder, see whether control groups may be used."""
         if not Path("/proc/self/environ").exists():
             raise EngineError("the process engine needs Linux with /proc")
-        self._scratch = Path(str(config["state_dir"])) / "scratch"
+        self._scratch = Path(str(config["state_dir"])).absolute() / "scratch"
         self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._jupyter = self._scratch.with_name("jupyter")
         self._jupyter.mkdir(exist_ok=True, mode=0o755)
         _configure_jupyter(self._jupyter)
-        for folder in self._scratch.glob(f"*{UNFINISHED}"):  # a crash left them half-made
-            Scratch(folder).delete()
-        groups = await asyncio.to_thread(ControlGroups)
+        home = hashlib.sha256(str(self._scratch.resolve()).encode()).hexdigest()[:16]
+        groups = await asyncio.to_thread(ControlGroups, home)
         self._groups = groups if groups.usable else None
+        await asyncio.to_thread(process_leftovers.sweep, self._scratch, self._groups)
 
     async def close(self) -> None:
         """Stop watching; processes go on."""
@@ -155,7 +154,7 @@ class ProcessEngine(Engine):
         environ["PATH"] = f"{Path(sys.executable).parent}:{environ.get('PATH', os.defpath)}"
         environ |= {"HOME": home, "SHELL": "/bin/bash"}
         environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_CONFIG_PATH": str(self._jupyter)}
-        environ["JUPYTER_RUNTIME_DIR"] = str(_sockets(scratch.mark))
+        environ["JUPYTER_RUNTIME_DIR"] = str(process_leftovers.sockets(scratch.mark))
         environ |= {**tokens.environ(limits.environ), **limits.host_environ}
         environ |= {**tokens.environ(spec.environ), **limits.enforced}
         run = Run(
@@ -173,7 +172,7 @@ class ProcessEngine(Engine):
             pids=None if cgroups else limits.pids,
             before=entering.words(spec, str(scratch.config)),
         )
-        _sockets(scratch.mark).mkdir(mode=0o700, exist_ok=True)
+        process_leftovers.make_sockets(scratch)
         await asyncio.to_thread(scratch.write, run, entering.files(spec))
         return self._state(scratch, run)
 
@@ -225,13 +224,15 @@ class ProcessEngine(Engine):
             self._reserved.difference_update(scratch.ports().values())
         if self._groups is not None:
             await asyncio.to_thread(self._groups.remove, scratch.mark)
-        await asyncio.to_thread(shutil.rmtree, _sockets(scratch.mark), ignore_errors=True)
+        await asyncio.to_thread(
+            shutil.rmtree, process_leftovers.sockets(scratch.mark), ignore_errors=True
+        )
         await asyncio.to_thread(scratch.delete)
 
     async def list(self) -> tuple[EngineState, ...]:
         """All runs that were created."""
         states = []
-        for scratch in self._all():
+        for scratch in process_leftovers.runs(self._scratch):
             run = scratch.read()
             if run is None:
                 continue  # removed while we looked
@@ -266,8 +267,8 @@ class ProcessEngine(Engine):
         return await asyncio.to_thread(read)
 
     async def leftovers(self) -> tuple[str, ...]:
-        """Half-made folders, and running ones whose control group allows other than they asked for."""
-        told = [f"the folder {each} is half-made" for each in self._scratch.glob(f"*{UNFINISHED}")]
+        """What there is of no run, and running ones whose control group allows other than they asked for."""
+        told = await asyncio.to_thread(process_leftovers.abandoned, self._scratch, self._groups)
         for state in await self.list():
             place = None if self._groups is None else self._groups.place(state.native_id)
             memory = sum(share.amount for share in state.shares if share.slot == "mem")
@@ -366,13 +367,9 @@ class ProcessEngine(Engine):
         usable = os.sched_getaffinity(0)
         if quota is None or (count := max(1, math.ceil(quota))) >= len(usable):
             return ()
-        runs = [run for each in self._all() if (run := each.read()) is not None]
-        taken = Counter(cpu for run in runs for cpu in run.cpus)
+        runs = [each.read() for each in process_leftovers.runs(self._scratch)]
+        taken = Counter(cpu for run in runs if run is not None for cpu in run.cpus)
         return tuple(sorted(sorted(usable, key=lambda cpu: (taken[cpu], cpu))[:count]))
-
-    def _all(self) -> tuple[Scratch, ...]:
-        folders = sorted(self._scratch.iterdir())
-        return tuple(Scratch(each) for each in folders if not each.name.endswith(UNFINISHED))
 
     def _of(self, identity: Identity) -> Scratch:
         return Scratch(self._scratch / f"{identity.kernel_id}-{identity.epoch}")
@@ -479,9 +476,3 @@ def _configure_jupyter(folder: Path) -> None:
     (folder / "jupyter_server_config.json").write_text(json.dumps(settings))
     (folder / "labconfig").mkdir(exist_ok=True)
     (folder / "labconfig" / "page_config.json").write_text(json.dumps(_LAB))
-
-
-def _sockets(mark: str) -> Path:
-    """Where a run's kernels have their sockets: a path of a socket must stay under 108 characters."""
-    kernel, _, epoch = mark.rpartition("-")
-    return Path(tempfile.gettempdir()) / f"perijove-{kernel[:18]}-{epoch}"

@@ -43,10 +43,14 @@ class Accounts:
     async def sweep(self, home: str) -> None:
         """Remove what an agent of this ``home`` left behind that was killed while it looked."""
         self._label = f"{LABEL}.look={home}"
-        client = self._calls.client
-        query = functools.partial(client.api.containers, all=True, filters={"label": self._label})
-        for each in await self._calls.run(query):
-            await self._calls.run(_remove, client.api, each["Id"])
+        for each in await self.looking():
+            await self._calls.run(_remove, self._calls.client.api, each)
+
+    async def looking(self) -> tuple[str, ...]:
+        """Ids of containers of which only files are read."""
+        api = self._calls.client.api
+        query = functools.partial(api.containers, all=True, filters={"label": self._label})
+        return tuple(str(each["Id"]) for each in await self._calls.run(query))
 
     async def files(
         self, image: str, uid: int, gid: int, groups: Iterable[str]

@@ -36,7 +36,7 @@ from spawner.agent.engines.base import (
     Process,
 )
 from spawner.agent.engines.config_files import ConfigFiles
-from spawner.agent.engines.docker import accounts, clusters, firewall, inside
+from spawner.agent.engines.docker import accounts, clusters, firewall, inside, traces
 from spawner.agent.engines.docker.calls import Calls, Conflict, Missing
 from spawner.agent.engines.docker.execs import DockerExec
 from spawner.agent.engines.docker.images import Images
@@ -81,6 +81,7 @@ class DockerEngine(Engine):
         self._accounts = accounts.Accounts(self._calls)
         self._networks = SessionNetworks(self._calls)
         self._files = ConfigFiles(Path(), 0, 0)
+        self._traces = traces.Traces(Path(os.devnull))
         self._profiles = Path()
         self._counters = ContainerCounters()
         self._gateway = ""
@@ -106,7 +107,12 @@ class DockerEngine(Engine):
         await self._calls.open()
         await self._prepare()
         await self._accounts.sweep(self._home)
-        self._files.sweep([state.identity for state in await self.list()])
+        await asyncio.to_thread(os.makedirs, folder, mode=0o700, exist_ok=True)
+        self._traces = traces.Traces(Path(folder) / "containers")
+        known = self._traces.known
+        present = await self.list()
+        self._files.sweep([state.identity for state in present])
+        await asyncio.to_thread(self._traces.look, known - {each.native_id for each in present})
 
     async def _prepare(self) -> None:
         """The sessions' network and the rules around it; harmless when they are there."""
@@ -349,15 +355,36 @@ class DockerEngine(Engine):
         return await self._networks.names(deployment)
 
     async def leftovers(self) -> tuple[str, ...]:
-        """Folders of files without a container, and containers whose control group allows other than asked."""
+        """What is left of containers that are gone, and running ones whose control group allows other than asked."""
+        known = self._traces.known
         present = await self.list()
         found = self._files.abandoned([state.identity for state in present])
         told = [f"the folder {folder} belongs to no container" for folder in found]
+        told += [
+            f"the container {each[:12]} is left of a look into an image"
+            for each in await self._accounts.looking()
+        ]
+        gone = known - {state.native_id for state in present}
+        told += await asyncio.to_thread(self._traces.look, gone)
+        told += await self._network_leftovers()
         for state in present:
             memory = sum(share.amount for share in state.shares if share.slot == "mem")
             if state.phase == "running" and memory:
                 wrong = await asyncio.to_thread(self._counters.unconfined, state.identity, memory)
                 told += [] if wrong is None else [f"{state.identity.kernel_id}: {wrong}"]
+        return tuple(told)
+
+    async def _network_leftovers(self) -> tuple[str, ...]:
+        api = self._calls.client.api
+        addresses = {
+            str(network["IPAddress"])
+            for each in await self._calls.run(api.containers)
+            for network in each["NetworkSettings"]["Networks"].values()
+        }
+        networks = await self._calls.run(api.networks)
+        told = await asyncio.to_thread(traces.network_leftovers, networks, addresses)
+        if firewall.needed(self._publish_host):
+            told += await asyncio.to_thread(firewall.missing, self._publish_host)
         return tuple(told)
 
     async def execute(
@@ -406,6 +433,7 @@ class DockerEngine(Engine):
         return f"{LABEL}.kernel", f"{LABEL}.home={self._home}"
 
     def _read(self, facts: Mapping[str, Any]) -> EngineState:
+        self._traces.note(facts)
         state = read_state(facts, self._publish_host)
         pid = int(facts["State"].get("Pid") or 0) if state.phase == "running" else 0
         self._counters.note(state.identity, state.native_id, pid)

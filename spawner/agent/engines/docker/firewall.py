@@ -48,6 +48,36 @@ def shield(address: str) -> str | None:
     return None
 
 
+def missing(address: str) -> list[str]:
+    """A sentence on each rule of ``shield`` that is not there. Blocks."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        return [
+            f"sessions can reach each other's ports: the firewall rule {' '.join(rule)} is missing"
+            for rule in rules(address)
+            if _iptables("-C", *rule) is not None
+        ]
+    return []
+
+
+def container_rules() -> list[str]:
+    """The rules that an engine makes for networks and published ports, as ``iptables`` shows them. Blocks.
+
+    Empty where they cannot be read.
+    """
+    found: list[str] = []
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        for kind in ("filter", "nat"):
+            done = subprocess.run(
+                ["iptables", "-w", "5", "-t", kind, "-S"],
+                capture_output=True,
+                text=True,
+                timeout=_CALL_TIMEOUT,
+                check=False,
+            )
+            found += [each for each in done.stdout.splitlines() if each.startswith("-A")]
+    return found
+
+
 def unshield(address: str) -> None:
     """Take the rules away."""
     for rule in rules(address):
