@@ -64,7 +64,8 @@ class AgentConfig(Configurable):
     ).tag(config=True)
     address = Unicode(
         "127.0.0.1",
-        help="Address at which the proxy reaches the sessions of this node; their ports are published on it.",
+        help="""Address of this node at which the proxy reaches JupyterHub's servers among its sessions, and the
+        manager apps.""",
     ).tag(config=True)
     app_ports = Unicode(
         "30000-31000",

@@ -121,6 +121,7 @@ class AgentDaemon:
             {
                 "state_dir": config.state_dir,
                 "publish_host": config.address,
+                "app_ports": config.app_ports,
                 "uid": config.uid,
                 "gid": config.gid,
                 "read_only_root": config.read_only_root,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from spawner.agent.engines.base import Endpoint
 from spawner.agent.protocol import HealthCheck
@@ -46,11 +46,15 @@ async def _status(endpoint: Endpoint, path: str) -> int:
 
 
 async def follow(
-    endpoint: Endpoint | None, check: HealthCheck, tell: Callable[[bool, str], None]
+    where: Callable[[], Awaitable[Endpoint | None]],
+    check: HealthCheck,
+    tell: Callable[[bool, str], None],
 ) -> None:
-    """Probe for ever; tell each time what is known: after ``max_failures`` in a row it is not well."""
-    failures = 0
+    """Probe for ever what ``where`` finds; tell each time what is known: after ``max_failures`` in a row
+    it is not well."""
+    failures, endpoint = 0, None
     while True:
+        endpoint = endpoint or await where()
         wrong = await probe(endpoint, check)
         failures = 0 if wrong is None else failures + 1
         if wrong is None:

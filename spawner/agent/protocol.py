@@ -89,11 +89,13 @@ class Mount(msgspec.Struct, frozen=True):
 
 
 class Port(msgspec.Struct, frozen=True):
-    """A port inside the kernel that the proxy may reach."""
+    """A port inside the kernel that something of the session listens on."""
 
     name: str
     container_port: int
     protocol: str = "http"
+    published: bool = False
+    """The proxy connects to it by itself; all other ports are reached through the agent's relays only."""
 
 
 class File(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Coroutine, Mapping
@@ -236,7 +237,10 @@ class KernelRunner:
         pause, most = PROBE_EVERY
         if spec.health is not None:
             most = max(most, min(1.0, spec.health.interval))
-        while not await _serves(spec, _main(state)):
+        endpoint = None
+        while not await _serves(
+            spec, endpoint := endpoint or await _main(self._around.engine, state, spec)
+        ):
             if self._look.is_set() or loop.time() - looked >= LOOK_EVERY:
                 self._look.clear()
                 looked = loop.time()
@@ -379,7 +383,8 @@ class KernelRunner:
         if self._prober is not None or state is None or spec is None or spec.health is None:
             return
         if state.phase == "running" and not self.ended:
-            work = health.follow(_main(state), spec.health, self._tell_health)
+            where = functools.partial(_main, self._around.engine, state, spec)
+            work = health.follow(where, spec.health, self._tell_health)
             self._prober = asyncio.create_task(work, name=f"health-{self.identity.kernel_id}")
 
     def _stop_probing(self) -> None:
@@ -394,7 +399,7 @@ class KernelRunner:
 
     def _reached(self, state: EngineState) -> dict[str, object]:
         """How a running kernel is reached from the proxy."""
-        main = _main(state)
+        main = state.endpoints[0] if state.endpoints else None
         host = self._around.address
         ports = tuple(
             {
@@ -435,8 +440,19 @@ async def to_its_end(step: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _main(state: EngineState) -> Endpoint | None:
-    return state.endpoints[0] if state.endpoints else None
+async def _main(engine: Engine, state: EngineState, spec: KernelSpec) -> Endpoint | None:
+    """Where the kernel's first port answers: as it is published, else at the kernel itself."""
+    if state.endpoints:
+        return state.endpoints[0]
+    if not spec.ports:
+        return None
+    main = spec.ports[0]
+    try:
+        host, port = await engine.reach(state.identity, main.container_port)
+    except EngineError as error:
+        log.debug("kernel %s: %s", spec.kernel_id, error)
+        return None
+    return Endpoint(main.name, main.protocol, main.container_port, host, port)
 
 
 def _application(spec: KernelSpec) -> str:

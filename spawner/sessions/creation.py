@@ -327,7 +327,7 @@ class Checker:
     def _ports(self) -> None:
         ports: list[dict[str, Any]] = []
         if self.new.hub is not None:
-            ports.append(_port(HUB_PORT_NAME, self.new.hub.port))
+            ports.append({**_port(HUB_PORT_NAME, self.new.hub.port), "published": True})
         elif self.draft.service_port is not None:
             ports.append(self.draft.service_port)
         elif self.new.type != "batch":

@@ -37,19 +37,23 @@ COUNTED = (
     "{bind_port}",
 )
 WEB = App("web", "http", 8090, COUNTED, {"WORD": "hello"})
+PORTS = range(31200, 31300)
 SHELL = App("terminal", "pty", 0)
 
 
 class Node:
     """An agent without its connection to a manager, whose calls the test makes itself."""
 
-    def __init__(self, folder: Path, engine: Engine, image: str) -> None:
-        self.folder, self.image = folder, image
+    def __init__(
+        self, folder: Path, engine: Engine, image: str, address: str = "127.0.0.1"
+    ) -> None:
+        self.folder, self.image, self.address = folder, image, address
         self.engine = engine
         self.home = folder / "volume/home"
 
     async def start(self) -> None:
-        await self.engine.open({"state_dir": str(self.folder / "agent")})
+        where = {"publish_host": self.address, "app_ports": f"{PORTS.start}-{PORTS.stop - 1}"}
+        await self.engine.open({"state_dir": str(self.folder / "agent"), **where})
         self.reports: dict[str, KernelReport] = {}
         self.changed = asyncio.Event()
         accelerators = Accelerators.load({})
@@ -59,7 +63,7 @@ class Node:
                 engine=self.engine,
                 accelerators=accelerators,
                 volumes={"local": str(self.folder / "volume")},
-                address="127.0.0.1",
+                address=self.address,
                 max_pids=256,
                 stop_grace=0.5,
                 changed=self.noticed,
@@ -67,8 +71,8 @@ class Node:
             60,
         )
         self.calls = Calls(self.engine, self.kernels)
-        pool = PortPool(range(31200, 31300))
-        self.apps = Apps(self.engine, self.calls, "127.0.0.1", pool, start_timeout=20)
+        pool = PortPool(PORTS)
+        self.apps = Apps(self.engine, self.calls, self.address, pool, start_timeout=20)
         await self.kernels.adopt()
 
     def noticed(self, report: KernelReport) -> None:

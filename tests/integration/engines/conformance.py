@@ -120,7 +120,7 @@ class EngineRig:
             "command": command,
             "environ": {},
             "mounts": (),
-            "ports": (Port("web", 8888),),
+            "ports": (Port("web", 8888, published=True),),
             "shares": (Share("cpu", "cpu", 1_000_000), Share("mem", "mem", 256 * MIB)),
             "shm_bytes": 16 * MIB,
         }

@@ -85,8 +85,8 @@ async def test_a_session_of_two_containers(engine: Engine, image: str, tmp_path:
         return run(sub, "python3", "-c", PROBE.format("main1", 8888))[0] == 0
 
     await until(reached, "the containers of a session reach each other by name")
-    (endpoint,) = main.endpoints
-    socket.create_connection((endpoint.host, endpoint.port), 5).close()
+    assert main.endpoints == (), "nothing of it is published"
+    socket.create_connection(await engine.reach(main.identity, 8888), 5).close()
     assert run(stranger, "getent", "hosts", "main1")[0] != 0
     _, address = run(sub, "python3", "-c", "import socket; print(socket.gethostbyname('main1'))")
     assert run(stranger, "python3", "-c", PROBE.format(address.strip(), 8888))[0] != 0

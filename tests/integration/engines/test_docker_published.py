@@ -1,26 +1,33 @@
-"""Ports that are published on a routable address: open to the proxy, closed to sessions of the same node."""
+"""Ports of sessions on a routable address: the proxy's own one, the relays', and no other way to any of them."""
 
 from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import docker
+import msgspec
 import psutil
 import pytest
 
 from spawner.agent.engines.base import Engine, EngineState, Limits
 from spawner.agent.engines.docker import DockerEngine, firewall
 from spawner.agent.protocol import Cluster, KernelSpec, Network, Port
+from tests.integration.agent.test_apps import PORTS, Node, fetch
+from tests.integration.agent.test_apps import WEB as USUAL
 from tests.integration.docker_engine import ensure_test_image, running_engine, unavailable
 from tests.integration.engines.conformance import SERVE, SLEEP, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.docker]
 PROBE = "import socket; socket.create_connection(('{}', {}), 2)"
+WEB = msgspec.structs.replace(USUAL, port=18473)
+"""On a port that nothing else of this machine has."""
+RELAYS = f"{PORTS.start}-{PORTS.stop - 1}"
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +52,24 @@ def address() -> str:
 
 
 @pytest.fixture
-async def engine(image: str, address: str, tmp_path: Path) -> AsyncIterator[Engine]:
+def rules(address: str) -> firewall.Rules:
+    return firewall.rules(address, RELAYS, (firewall.BRIDGES, "docker_gwbridge"))
+
+
+@pytest.fixture
+async def engine(
+    image: str, address: str, rules: firewall.Rules, tmp_path: Path
+) -> AsyncIterator[Engine]:
     engine = DockerEngine()
-    await engine.open({"state_dir": str(tmp_path / "agent"), "publish_host": address})
+    settings = {"publish_host": address, "app_ports": RELAYS}
+    await engine.open({"state_dir": str(tmp_path / "agent"), **settings})
     yield engine
     for state in await engine.list():
         await engine.stop(state.identity, 0)
         await engine.remove(state.identity)
     await engine.keep_networks((), "")
     await engine.close()
-    firewall.unshield(address)
+    firewall.unshield(rules)
 
 
 async def start(
@@ -72,11 +87,16 @@ async def start(
     return await engine.start(state.identity)
 
 
-def reaches(state: EngineState, host: str, port: int) -> bool:
+def inside(state: EngineState, program: str) -> bool:
+    """Whether a Python program succeeds in the container."""
     with closing(docker.from_env()) as client:
         container = client.containers.get(state.native_id)
-        code, _ = container.exec_run(["python3", "-c", PROBE.format(host, port)])
+        code, _ = container.exec_run(["python3", "-c", program])
     return bool(code == 0)
+
+
+def reaches(state: EngineState, host: str, port: int) -> bool:
+    return inside(state, PROBE.format(host, port))
 
 
 def answers(host: str, port: int) -> bool:
@@ -87,10 +107,42 @@ def answers(host: str, port: int) -> bool:
     return True
 
 
+def ip(*words: str, check: bool = True) -> int:
+    return subprocess.run(["ip", *words], check=check, capture_output=True).returncode
+
+
+@contextmanager
+def machine() -> Iterator[Callable[[str, int], bool]]:
+    """Whether one reaches a port from a machine beside this host that takes it for a router."""
+    mark = uuid.uuid4().hex[:6]
+    space, link, net = f"pjn-{mark}", f"pjn{mark}", f"10.214.{int(mark[:2], 16) % 250}"
+    # As on a host that was a router before Docker came: Docker leaves its policy at ACCEPT then.
+    forward = ("FORWARD", "-i", link, "-j", "ACCEPT")
+
+    def reaches(host: str, port: int) -> bool:
+        probe = ["python3", "-c", PROBE.format(host, port)]
+        return ip("netns", "exec", space, *probe, check=False) == 0
+
+    try:
+        ip("netns", "add", space)
+        ip("link", "add", link, "type", "veth", "peer", "name", "uplink", "netns", space)
+        ip("addr", "add", f"{net}.1/24", "dev", link)
+        ip("link", "set", link, "up")
+        ip("-n", space, "addr", "add", f"{net}.2/24", "dev", "uplink")
+        ip("-n", space, "link", "set", "uplink", "up")
+        ip("-n", space, "route", "add", "default", "via", f"{net}.1")
+        assert firewall._iptables("-A", *forward) is None
+        yield reaches
+    finally:
+        firewall._iptables("-D", *forward)
+        ip("link", "del", link, check=False)
+        ip("netns", "del", space, check=False)
+
+
 async def test_a_neighbour_cannot_reach_a_published_port(
-    engine: Engine, image: str, address: str
+    engine: Engine, image: str, address: str, rules: firewall.Rules
 ) -> None:
-    victim = await start(engine, image, SERVE, (Port("web", 8888),))
+    victim = await start(engine, image, SERVE, (Port("web", 8888, published=True),))
     (endpoint,) = victim.endpoints
     assert endpoint.host == address
     await until(lambda: answers(address, endpoint.port), "the proxy's side must work")
@@ -103,6 +155,8 @@ async def test_a_neighbour_cannot_reach_a_published_port(
     for attacker in (neighbour, stranger):
         assert not reaches(attacker, address, endpoint.port)
     assert answers(address, endpoint.port)
+    with machine() as from_outside:
+        assert from_outside(address, endpoint.port), "a proxy may be on another machine"
 
     gateway = await engine.session_address()
     with socket.create_server((gateway, 0)) as hub:
@@ -115,17 +169,63 @@ async def test_a_neighbour_cannot_reach_a_published_port(
     assert all(f"-d {address}" in sentence for sentence in told)
     assert firewall.shield(address) is None
     assert firewall.shield(address) is None
+    firewall.unshield(rules)
+    assert reaches(neighbour, address, endpoint.port), "it is the rule that closes the way"
+    assert firewall.shield(rules) is None
+    assert firewall.shield(rules) is None
     assert not reaches(neighbour, address, endpoint.port)
 
 
+async def test_nothing_but_the_relay_leads_to_an_app(
+    image: str, address: str, rules: firewall.Rules, tmp_path: Path
+) -> None:
+    home = tmp_path / "volume/home"
+    home.mkdir(parents=True)
+    os.chown(home, 1000, 1000)
+    node = Node(tmp_path, DockerEngine(), image, address)
+    await node.start()
+    try:
+        kernel, other = await node.run(), await node.run()
+        relay = await node.open(kernel, WEB)
+        assert (await fetch(relay)).endswith(b"start\n")
+        states = {state.identity.kernel_id: state for state in await node.engine.list()}
+        victim, attacker = states[kernel], states[other]
+        assert victim.endpoints == ()
+        inner, _ = await node.engine.reach(victim.identity, WEB.port)
+        gateway = await node.engine.session_address()
+        places = [(inner, WEB.port), (gateway, WEB.port), (gateway, relay["port"]),
+                  (address, WEB.port), (address, relay["port"])]  # fmt: skip
+        assert [where for where in places if reaches(attacker, *where)] == []
+        assert not inside(
+            attacker, "import socket; socket.socket(socket.AF_INET6).connect(('::', 1))"
+        )
+        found = [a for n in psutil.net_if_addrs().values() for a in n if a.family is socket.AF_INET]
+        assert [a.address for a in found if answers(a.address, WEB.port)] == []
+        with machine() as from_outside:
+            assert not from_outside(inner, WEB.port)
+            assert from_outside(address, relay["port"]), "with the token the manager gets in"
+            firewall.unshield(rules)
+            assert from_outside(inner, WEB.port), "it is the rule that closes the way"
+            assert reaches(attacker, address, relay["port"])
+            assert firewall.shield(rules) is None
+            assert not from_outside(inner, WEB.port)
+    finally:
+        for state in await node.engine.list():
+            await node.engine.stop(state.identity, 0)
+            await node.engine.remove(state.identity)
+        await node.stop()
+        firewall.unshield(rules)
+
+
 async def test_another_agents_start_adds_no_rule_twice(
-    engine: Engine, address: str, tmp_path: Path
+    engine: Engine, address: str, rules: firewall.Rules, tmp_path: Path
 ) -> None:
     other = DockerEngine()
-    await other.open({"state_dir": str(tmp_path / "other"), "publish_host": address})
+    settings = {"publish_host": address, "app_ports": RELAYS}
+    await other.open({"state_dir": str(tmp_path / "other"), **settings})
     await other.close()
-    firewall.unshield(address)
-    for rule in firewall.rules(address):
+    firewall.unshield(rules)
+    for rule in rules:
         assert firewall._iptables("-C", *rule) is not None
 
 
@@ -133,5 +233,5 @@ async def test_another_agents_start_adds_no_rule_twice(
     ("address", "needed"),
     [("127.0.0.1", False), ("::1", False), ("localhost", False), ("10.1.2.3", True), ("n2", True)],
 )
-def test_loopback_needs_no_rule(address: str, needed: bool) -> None:
+def test_loopback_needs_no_rule_for_what_is_open_on_it(address: str, needed: bool) -> None:
     assert firewall.needed(address) is needed

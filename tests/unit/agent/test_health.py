@@ -96,9 +96,15 @@ async def test_a_service_that_does_not_answer_in_time() -> None:
 async def test_only_failures_in_a_row_count_and_recovery_is_told() -> None:
     good, bad = b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 500 Oh\r\n\r\n"
     told: asyncio.Queue[tuple[bool, str]] = asyncio.Queue()
-    async with server(answering(bad, good, bad, bad, good)) as endpoint:
+    places: list[Endpoint | None] = [None]
+
+    async def where() -> Endpoint | None:
+        return places.pop()
+
+    async with server(answering(good, bad, bad, good)) as endpoint:
+        places.insert(0, endpoint)
         following = asyncio.create_task(
-            health.follow(endpoint, CHECK, lambda well, why: told.put_nowait((well, why)))
+            health.follow(where, CHECK, lambda well, why: told.put_nowait((well, why)))
         )
         async with asyncio.timeout(5):
             heard = [await told.get() for _ in range(3)]

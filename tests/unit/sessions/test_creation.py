@@ -210,7 +210,7 @@ async def test_what_the_hub_asks_for(plane: Rig) -> None:
     spec = next(iter(agent.kernels.values())).spec
     assert spec.environ["JUPYTERHUB_API_TOKEN"] == "s3cret"
     assert spec.command == ("jupyterhub-singleuser",)
-    assert [port.container_port for port in spec.ports] == [8888]
+    assert [(port.container_port, port.published) for port in spec.ports] == [(8888, True)]
     assert found.environ == {"JUPYTERHUB_API_TOKEN": REDACTED, "JUPYTERHUB_USER": "ada"}
     assert "s3cret" not in str([vars(kernel) for kernel in found.kernels])
     service = plane.plane.sessions
@@ -234,6 +234,7 @@ async def test_a_session_of_its_own_has_a_token_and_the_ports_of_its_image(plane
         ("jupyterlab", 8888),
         ("preopen-9000", 9000),
     ]
+    assert not any(port.published for port in spec.ports)
     assert detail.environ == {"JUPYTER_TOKEN": REDACTED}
 
 

@@ -1,7 +1,8 @@
 """Kernels as containers of a Docker engine, through the ``docker`` package.
 
 All sessions of a node share one bridge network whose members cannot reach each other
-(``enable_icc=false``); their ports are published on one address of the host for the proxy.
+(``enable_icc=false``). The port of JupyterHub's server is published on one address of the host for the proxy;
+the agent reaches all others at the container's own address.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from spawner.agent.engines.base import (
 )
 from spawner.agent.engines.config_files import ConfigFiles
 from spawner.agent.engines.docker import accounts, clusters, firewall, inside, traces
+from spawner.agent.engines.docker import accounts, clusters, firewall, inside
+from spawner.agent.engines.docker.addresses import address_of
 from spawner.agent.engines.docker.calls import Calls, Conflict, Missing
 from spawner.agent.engines.docker.execs import DockerExec
 from spawner.agent.engines.docker.images import Images
@@ -45,13 +48,13 @@ from spawner.agent.engines.docker.manifest import (
     HOME,
     LABEL,
     ROOT_LABEL,
-    address_in,
     container_name,
     environment,
     host_options,
     identity_of,
     labels_of,
     phase_of,
+    published,
     read_state,
     timestamp,
 )
@@ -68,7 +71,7 @@ log = logging.getLogger(__name__)
 
 
 class DockerEngine(Engine):
-    """Settings of ``open``: ``state_dir``, ``publish_host``, ``uid``, ``gid``, ``read_only_root``.
+    """Settings of ``open``: ``state_dir``, ``publish_host``, ``app_ports``, ``uid``, ``gid``, ``read_only_root``.
 
     Containers carry a digest of ``state_dir``: several agents on one Docker engine leave each other's alone.
     """
@@ -88,6 +91,7 @@ class DockerEngine(Engine):
         self._prepared = True
         self._home = ""
         self._publish_host = "127.0.0.1"
+        self._relays = ""
         self._user = (1000, 1000)
         self._read_only_root = True
 
@@ -97,6 +101,7 @@ class DockerEngine(Engine):
         self._home = hashlib.sha256(folder.encode()).hexdigest()[:16]
         self._networks.home = self._home
         self._publish_host = str(config.get("publish_host") or "127.0.0.1")
+        self._relays = str(config.get("app_ports") or "")
         root = os.geteuid() == 0
         uid = config.get("uid") or (1000 if root else os.geteuid())
         gid = config.get("gid") or (1000 if root else os.getegid())
@@ -117,11 +122,11 @@ class DockerEngine(Engine):
     async def _prepare(self) -> None:
         """The sessions' network and the rules around it; harmless when they are there."""
         self._gateway = await self._calls.run(ensure_network, self._calls.client)
-        if firewall.needed(self._publish_host):
-            why = await asyncio.to_thread(firewall.shield, self._publish_host)
-            if why is not None:
-                told = "sessions of this node can reach each other's ports at %s: %s"
-                log.warning(told, self._publish_host, why)
+        bridges = (firewall.BRIDGES, await self._networks.way_out())
+        rules = firewall.rules(self._publish_host, self._relays, bridges)
+        why = await asyncio.to_thread(firewall.shield, rules)
+        if why is not None:
+            log.warning("the firewall does not shield the sessions of this node: %s", why)
 
     async def close(self) -> None:
         """Close connections; containers go on."""
@@ -190,7 +195,7 @@ class DockerEngine(Engine):
             working_dir=HOME,
             environment=inside.environment(labels, environment(limits, spec, tokens)),
             labels={**labels_of(spec, identity), f"{LABEL}.home": self._home},
-            ports=[port.container_port for port in spec.ports],
+            ports=published(spec),
             host_config=host_config,
             networking_config=clusters.endpoint(spec),
         )
@@ -407,9 +412,11 @@ class DockerEngine(Engine):
             facts = await self._calls.run(client.api.inspect_container, container_name(identity))
         except Missing as error:
             raise EngineError("the session's container is gone") from error
-        address = address_in(facts)
-        if address is None:
+        if not facts["State"]["Running"]:
             raise EngineError("the session does not run")
+        address = await asyncio.to_thread(address_of, facts)
+        if address is None:
+            raise EngineError("this node has no way to the session's container")
         return address, port
 
     async def tokens(self, identity: Identity, port: int) -> Substitution:

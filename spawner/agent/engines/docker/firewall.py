@@ -1,7 +1,9 @@
-"""Published ports of a routable address stay closed to the sessions of the same node.
+"""What the firewall of a node keeps from its sessions, and keeps from outside of them.
 
-Docker hands a port of the host to its container also when a neighbour on the node asks: the packets do not cross
-the bridge, whose members are kept apart, but go to the host itself. One rule per kind of bridge closes this way.
+Docker keeps the members of the sessions' network apart, and its networks from each other. That leaves ways that do
+not cross a bridge, closed here: a session's packets to the host itself (ports that Docker publishes, the agent's
+relays, the engine's and its swarm's own ports, where anybody who knows a number could put packets into the overlay of
+another session), and packets to a session's address from a neighbour of the host that takes it for a router.
 """
 
 from __future__ import annotations
@@ -10,37 +12,67 @@ import contextlib
 import ipaddress
 import shutil
 import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-BRIDGES = ("perijove+", "docker_gwbridge")
-"""Where sessions' packets come from: all bridges that we name, and the way out of overlay networks."""
+BRIDGES = "perijove+"
+"""All bridges that we name."""
+ENGINE_PORTS = {"tcp": "2375:2377,7946", "udp": "4789,7946"}
+"""Docker's API, and what members of a swarm say to each other; VXLAN among it."""
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _CALL_TIMEOUT = 20
+Rules = Sequence[Sequence[str]]
 
 
 def needed(address: str) -> bool:
-    """Whether sessions could reach ports that are published on ``address``."""
+    """Whether sessions could reach ports that are open on ``address``."""
     with contextlib.suppress(ValueError):
         return not ipaddress.ip_address(address).is_loopback
     return address != "localhost"
 
 
-def rules(address: str) -> list[list[str]]:
-    """Of the table filter: refuse what a session opens to the ports that the engine publishes."""
+def rules(address: str, relays: str, bridges: Iterable[str]) -> Rules:
+    """Of the table filter, each after its chain, for sessions on ``bridges`` of a node whose proxy and manager
+    find it at ``address``; ``relays`` is the range FIRST-LAST of its relays."""
+    found: list[list[str]] = []
     first, last = _EPHEMERAL.read_text().split()
+    opened = ",".join(filter(None, (f"{first}:{last}", relays.replace("-", ":"))))
     everywhere = address in ("0.0.0.0", "")  # noqa: S104 - compared, not bound
     target = [] if everywhere else ["-d", address]
-    what = ["-p", "tcp", "--syn", "--dport", f"{first}:{last}"]
-    refusal = ["-j", "REJECT", "--reject-with", "tcp-reset"]
-    return [["INPUT", "-i", bridge, *target, *what, *refusal] for bridge in BRIDGES]
+    reset = ["-j", "REJECT", "--reject-with", "tcp-reset"]
+    for bridge in bridges:
+        inside = ["-i", bridge]
+        if needed(address):
+            found.append(["INPUT", *inside, *target, "-p", "tcp", "--syn", *_ports(opened), *reset])
+        for chain in ("INPUT", "DOCKER-USER"):
+            tcp, udp = _ports(ENGINE_PORTS["tcp"]), _ports(ENGINE_PORTS["udp"])
+            found.append([chain, *inside, "-p", "tcp", "--syn", *tcp, *reset])
+            found.append([chain, *inside, "-p", "udp", *udp, "-j", "DROP"])
+        unasked = [
+            "-m",
+            "conntrack",
+            "--ctstate",
+            "NEW",
+            "-m",
+            "conntrack",
+            "!",
+            "--ctstate",
+            "DNAT",
+        ]
+        found.append(["DOCKER-USER", "-o", bridge, "!", *inside, *unasked, "-j", "DROP"])
+    return found
 
 
-def shield(address: str) -> str | None:
-    """Put the rules in place unless they are; else a sentence about why they are not. Blocks."""
+def _ports(these: str) -> list[str]:
+    return ["-m", "multiport", "--dports", these]
+
+
+def shield(wanted: Rules) -> str | None:
+    """Put rules in place unless they are; else a sentence about why they are not. Blocks."""
     if shutil.which("iptables") is None:
         return "iptables is not installed"
     try:
-        for rule in rules(address):
+        for rule in wanted:
             if _iptables("-C", *rule) is not None and (why := _iptables("-I", *rule)) is not None:
                 return why
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -81,6 +113,9 @@ def container_rules() -> list[str]:
 def unshield(address: str) -> None:
     """Take the rules away."""
     for rule in rules(address):
+def unshield(unwanted: Rules) -> None:
+    """Take rules away."""
+    for rule in unwanted:
         _iptables("-D", *rule)
 
 

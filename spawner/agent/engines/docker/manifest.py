@@ -59,7 +59,7 @@ def host_options(
         "read_only": read_only_root,
         "tmpfs": {"/tmp": "rw,nosuid,nodev,mode=1777", "/run": "rw,nosuid,nodev,mode=755"},  # noqa: S108
         "log_config": {"type": "json-file", "config": {"max-size": "10m", "max-file": "2"}},
-        "port_bindings": {port.container_port: (publish_host, None) for port in spec.ports},
+        "port_bindings": dict.fromkeys(published(spec), (publish_host, None)),
         **hardware_options(limits),
         "network_mode": NETWORK,
     }
@@ -107,6 +107,11 @@ def environment(limits: Limits, spec: KernelSpec, tokens: Substitution) -> dict[
     }
 
 
+def published(spec: KernelSpec) -> list[int]:
+    """Ports that the proxy connects to by itself."""
+    return [port.container_port for port in spec.ports if port.published]
+
+
 def read_state(facts: Mapping[str, Any], publish_host: str) -> EngineState:
     """The state of a container of ours from the engine's description of it."""
     labels = facts["Config"]["Labels"]
@@ -135,14 +140,6 @@ def read_state(facts: Mapping[str, Any], publish_host: str) -> EngineState:
 def phase_of(status: str) -> str:
     """Ours for Docker's word."""
     return {"created": "created", "running": "running", "paused": "running"}.get(status, "exited")
-
-
-def address_in(facts: Mapping[str, Any]) -> str | None:
-    """The address at which the host reaches a running container, on the sessions' network if it is in it."""
-    networks: Mapping[str, Any] = facts["NetworkSettings"]["Networks"] or {}
-    ordered = sorted(networks.items(), key=lambda item: item[0] != NETWORK)
-    found = [str(each["IPAddress"]) for _, each in ordered if each.get("IPAddress")]
-    return found[0] if found and facts["State"]["Running"] else None
 
 
 def container_name(identity: Identity) -> str:

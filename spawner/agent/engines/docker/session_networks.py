@@ -10,6 +10,7 @@ import asyncio
 import datetime as dt
 import functools
 import hashlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +20,13 @@ from spawner.agent.engines.docker.manifest import LABEL, timestamp
 from spawner.agent.protocol import Network
 
 KIND = "session"
+WAY_OUT = "docker_gwbridge"
+"""The network that engines add to containers of overlays, unless an operator made one of that name before."""
+ICC = "com.docker.network.bridge.enable_icc"
+BRIDGE_NAME = "com.docker.network.bridge.name"
 GRACE = 30.0
 """Seconds for which an overlay that this agent was not told of yet is left alone: another just made it."""
+log = logging.getLogger(__name__)
 
 
 class SessionNetworks:
@@ -37,6 +43,11 @@ class SessionNetworks:
         swarm = (await self._calls.run(client.info)).get("Swarm") or {}
         if swarm.get("LocalNodeState") != "active":
             return {"clusters": True}
+        way_out = await self._way_out()
+        if way_out is not None and (way_out["Options"] or {}).get(ICC) != "false":
+            told = "sessions over several nodes could reach each other through %s, which lacks %s=false"
+            log.warning(told, WAY_OUT, ICC)
+            return {"clusters": True}
         managers = [str(each["NodeID"]) for each in swarm.get("RemoteManagers") or ()]
         return {
             "clusters": True,
@@ -46,6 +57,21 @@ class SessionNetworks:
                 "managers": sorted(managers),
             },
         }
+
+    async def way_out(self) -> str:
+        """The bridge through which containers of overlays get out of this node."""
+        facts = await self._way_out()
+        if facts is None:
+            return WAY_OUT  # so the engine calls it when it makes one
+        return str((facts["Options"] or {}).get(BRIDGE_NAME) or f"br-{facts['Id'][:12]}")
+
+    async def _way_out(self) -> Mapping[str, Any] | None:
+        try:
+            call = functools.partial(self._calls.client.api.inspect_network, WAY_OUT)
+            facts: Mapping[str, Any] = await self._calls.run(call)
+        except Missing:
+            return None
+        return facts
 
     async def ensure(self, network: Network, deployment: str) -> None:
         """Make ``network`` unless it is there. Raises ``EngineError``."""
@@ -57,7 +83,7 @@ class SessionNetworks:
         else:
             labels[f"{LABEL}.home"] = self.home
             digest = hashlib.sha256(network.name.encode()).hexdigest()
-            options["com.docker.network.bridge.name"] = f"perijove{digest[:7]}"  # see firewall.py
+            options[BRIDGE_NAME] = f"perijove{digest[:7]}"  # see firewall.py
         make = functools.partial(
             client.api.create_network,
             network.name,
