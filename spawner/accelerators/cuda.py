@@ -26,6 +26,7 @@ from spawner.scheduler.slots import MICRO, kind_of, parse_amount
 
 WHOLE = "cuda.device"
 PARTS = "cuda.shares"
+ICON = "nvidia"
 LIBRARIES = "/usr/local/nvidia/lib64"
 """Where NVIDIA's images look for a driver that is mounted."""
 CAPABILITIES = (("gpu", "compute", "utility"),)
@@ -245,16 +246,16 @@ class CudaPlugin(AcceleratorPlugin):
 
 def _metadata(slot: str) -> SlotMetadata:
     if slot == WHOLE:
-        return whole_devices(WHOLE, "GPU", "GPU", "cuda")
+        return whole_devices(WHOLE, "GPU", "GPU", ICON)
     if slot == PARTS:
         return SlotMetadata(
-            PARTS, "GPU share", "NVIDIA GPU, in parts of a hundredth", "GPU share", "FGPU", "cuda",
+            PARTS, "GPU share", "NVIDIA GPU, in parts of a hundredth", "GPU share", "FGPU", ICON,
             quantum=kind_of(PARTS).quantum, round_length=2,
         )  # fmt: skip
     profile = slot.partition(":")[2].removesuffix("-mig")
     return SlotMetadata(
         slot, f"MIG {profile}", f"NVIDIA GPU, MIG instance {profile}", f"MIG {profile}",
-        f"MIG {profile}", "cuda", type="unique",
+        f"MIG {profile}", ICON, type="unique",
     )  # fmt: skip
 
 
