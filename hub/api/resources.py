@@ -28,6 +28,18 @@ class OfGroup:
     group: str = param("Resource group.", names=("group", "resource_group"), max_length=64)
 
 
+@dataclass(frozen=True, slots=True)
+class WithGroup:
+    """Parameters of ``GET /config/resource-slots/details``."""
+
+    group: str | None = param(
+        "Only slots of this resource group.",
+        default=None,
+        names=("sgroup", "scaling_group", "resource_group"),
+        max_length=64,
+    )
+
+
 class Presets(ApiHandler):
     """Named bundles."""
 
@@ -86,10 +98,12 @@ class SlotDetails(ApiHandler):
 
     paths = ("/config/resource-slots/details",)
 
-    @endpoint("Names, units and number formats of slots", access=Access.PUBLIC)
-    async def get(self) -> None:
+    @endpoint(
+        "Names, units and number formats of slots", access=Access.PUBLIC, parameters=WithGroup
+    )
+    async def get(self, given: WithGroup) -> None:
         """For user interfaces."""
-        self.answer(await self.services.control.offers.slot_details())
+        self.answer(await self.services.control.offers.slot_details(given.group))
 
 
 class ScalingGroups(ApiHandler):

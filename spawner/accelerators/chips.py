@@ -51,6 +51,8 @@ class Chip:
     memory_bytes: int | None = None
     links: frozenset[str] = frozenset()
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    fault: str = ""
+    """Why it is not to be used, where the driver says so."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -193,12 +195,13 @@ class SysfsPlugin(AcceleratorPlugin):
         return DeviceReport(
             slot=chip.model.slot,
             device_id=chip.device_id,
-            capacity=0 if masked else MICRO,
+            capacity=0 if masked or chip.fault else MICRO,
             numa_node=chip.function.numa_node if chip.function else None,
             model=chip.product,
             attributes=attributes,
             links=tuple(sorted(chip.links)),
             masked=masked,
+            fault=chip.fault,
         )
 
     def _measure(self) -> list[Measure]:

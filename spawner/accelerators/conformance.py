@@ -50,6 +50,7 @@ class AcceleratorConformance:
                 rest = device.capacity % quanta[device.slot]
                 _check(rest == 0, f"{device} is no multiple of its slot's quantum")
                 _check(not device.masked or device.capacity == 0, f"{device} is masked and offered")
+                _check(not device.fault or device.capacity == 0, f"{device} is broken and offered")
                 _check(device.numa_node is None or device.numa_node >= 0, f"{device}: NUMA node")
 
     def test_listing_twice_gives_the_same(self) -> None:

@@ -4,7 +4,7 @@ Settings: ``include``, ``exclude`` (UUIDs, PCI addresses, numbers); ``mode`` ``d
 ``reserved`` (part of each GPU that is kept for the node, with shares); ``inject`` ``request``
 (the NVIDIA runtime), ``cdi`` or ``nodes`` (device files only) with ``driver_libraries`` (a folder that a
 kernel finds as ``/usr/local/nvidia/lib64``); ``mps`` (pipe folder of a running MPS daemon); ``library``
-(path of ``libnvidia-ml.so.1``); ``root``.
+(path of ``libnvidia-ml.so.1``); ``ignored_xids`` (errors after which a GPU is still given out); ``root``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from spawner.scheduler.slots import MICRO, kind_of, parse_amount
 
 WHOLE = "cuda.device"
 PARTS = "cuda.shares"
+ICON = "nvidia"
 LIBRARIES = "/usr/local/nvidia/lib64"
 """Where NVIDIA's images look for a driver that is mounted."""
 CAPABILITIES = (("gpu", "compute", "utility"),)
@@ -56,6 +57,10 @@ class _Offer:
         return self.gpu.memory_bytes if self.instance is None else self.instance.memory_bytes
 
     @property
+    def fault(self) -> str:
+        return self.gpu.fault or ("" if self.instance is None else self.instance.fault)
+
+    @property
     def names(self) -> frozenset[str]:
         return frozenset({self.uuid, self.gpu.uuid, self.gpu.address, str(self.gpu.index)})
 
@@ -80,7 +85,7 @@ class CudaPlugin(AcceleratorPlugin):
         """See the module."""
         only_settings(
             config, "include", "exclude", "mode", "reserved", "inject", "driver_libraries", "mps",
-            "library", "root",
+            "library", "ignored_xids", "root",
         )  # fmt: skip
         self._mask = Mask.read(config)
         self._slot = _MODES[_one_of("mode", config.get("mode", "device"), tuple(_MODES))]
@@ -94,7 +99,7 @@ class CudaPlugin(AcceleratorPlugin):
         self._reserved = parse_amount(PARTS, config.get("reserved", 0))
         if self._reserved >= MICRO:
             raise ValueError(f"reserved is {config['reserved']!r}: nothing would be left of a GPU")
-        self._nvml = Nvml(str(config.get("library", "")))
+        self._nvml = Nvml(str(config.get("library", "")), _xids(config.get("ignored_xids", ())))
         self._sysfs = Sysfs(Path(str(config.get("root", ROOT))))
 
     def slots(self) -> Sequence[SlotMetadata]:
@@ -188,13 +193,14 @@ class CudaPlugin(AcceleratorPlugin):
         return DeviceReport(
             slot=offer.slot,
             device_id=offer.uuid,
-            capacity=0 if masked else MICRO - reserved,
+            capacity=0 if masked or offer.fault else MICRO - reserved,
             numa_node=function.numa_node if function else None,
             model=offer.gpu.name,
             attributes=attributes,
             links=tuple(sorted(offer.gpu.links)) if offer.instance is None else (),
             masked=masked,
             reserved=reserved,
+            fault=offer.fault,
         )
 
     def _held(self, shares: Sequence[Share]) -> list[tuple[_Offer, int]]:
@@ -240,16 +246,16 @@ class CudaPlugin(AcceleratorPlugin):
 
 def _metadata(slot: str) -> SlotMetadata:
     if slot == WHOLE:
-        return whole_devices(WHOLE, "GPU", "GPU", "cuda")
+        return whole_devices(WHOLE, "GPU", "GPU", ICON)
     if slot == PARTS:
         return SlotMetadata(
-            PARTS, "GPU share", "NVIDIA GPU, in parts of a hundredth", "GPU share", "FGPU", "cuda",
+            PARTS, "GPU share", "NVIDIA GPU, in parts of a hundredth", "GPU share", "FGPU", ICON,
             quantum=kind_of(PARTS).quantum, round_length=2,
         )  # fmt: skip
     profile = slot.partition(":")[2].removesuffix("-mig")
     return SlotMetadata(
         slot, f"MIG {profile}", f"NVIDIA GPU, MIG instance {profile}", f"MIG {profile}",
-        f"MIG {profile}", "cuda", type="unique",
+        f"MIG {profile}", ICON, type="unique",
     )  # fmt: skip
 
 
@@ -257,6 +263,12 @@ def _one_of(setting: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{setting} is {value!r}: one of {', '.join(allowed)}")
     return str(value)
+
+
+def _xids(value: Any) -> list[int]:
+    if not isinstance(value, list | tuple) or not all(type(each) is int for each in value):
+        raise ValueError(f"ignored_xids is {value!r}: give a list of numbers")
+    return list(value)
 
 
 def _folder(setting: str, config: Mapping[str, Any]) -> str:

@@ -24,6 +24,12 @@ BY_PCI = {
 }
 CLASSES = (("accel", r"accel(\d+)"), ("habanalabs", r"hl(\d+)"))
 """The class of the driver since Linux 6.3, and the one before."""
+FAULTS = {
+    "malfunction": "its driver reports a malfunction",
+    "disabled": "its driver disabled it",
+    "needs reset": "its driver says that it needs a reset",
+}
+"""By the driver's status; the others are operation, and resets that end by themselves."""
 
 
 class GaudiPlugin(SysfsPlugin):
@@ -73,6 +79,7 @@ class GaudiPlugin(SysfsPlugin):
             function=function,
             folder=folder,
             attributes={"module": number(facts / "module_id")},
+            fault=FAULTS.get((text(facts / "status") or "").lower(), ""),
         )
 
 

@@ -12,6 +12,7 @@ numa_node = 0
 model = "Imaginary 9000"
 links = ["GPU-1"]
 masked = false
+fault = ""                    # why it is out of order; it is shown, and not given out
 attributes = {memory = 1024}
 environ = {FOO_VISIBLE = "0"} # for kernels that hold it
 measures = {foo_util = {kind = "utilization", unit = "percent", value = 42, capacity = 100}}
@@ -52,6 +53,7 @@ class _Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str = ""
     links: tuple[str, ...] = ()
     masked: bool = False
+    fault: str = ""
     attributes: dict[str, Any] = msgspec.field(default_factory=dict)
     environ: dict[str, str] = msgspec.field(default_factory=dict)
     measures: dict[str, _Reading] = msgspec.field(default_factory=dict)
@@ -161,12 +163,13 @@ def _report(index: int, entry: _Device, slot: SlotMetadata) -> DeviceReport:
     return DeviceReport(
         entry.slot,
         entry.id,
-        0 if entry.masked else amount,
+        0 if entry.masked or entry.fault else amount,
         numa_node=entry.numa_node,
         model=entry.model,
         attributes=dict(entry.attributes),
         links=entry.links,
         masked=entry.masked,
+        fault=entry.fault,
     )
 
 

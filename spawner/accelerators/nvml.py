@@ -6,12 +6,13 @@ import contextlib
 import ctypes
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pynvml as _library
 
+from spawner.accelerators.gpu_health import Health
 from spawner.accelerators.measures import Reading
 
 pynvml: Any = _library
@@ -19,6 +20,7 @@ pynvml: Any = _library
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+_ABSENT = (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded)
 _SWITCH = 2
 """What is at the other end of a link to an NVSwitch (``NVML_NVLINK_DEVICE_TYPE_SWITCH``)."""
 
@@ -33,6 +35,7 @@ class Instance:
     memory_bytes: int
     gpu_instance: int | None
     compute_instance: int | None
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +55,27 @@ class Gpu:
     instances: tuple[Instance, ...] = ()
     links: frozenset[str] = frozenset()
     """UUIDs of GPUs that NVLink joins it to, directly or through a switch."""
+    fault: str = ""
+    """Why it is not to be used, if anything; its instances too then."""
 
 
 class Nvml:
     """The library once it is loaded. A driver that is not there makes everything empty."""
 
-    def __init__(self, library: str = "") -> None:
+    def __init__(self, library: str = "", ignored: Collection[int] = ()) -> None:
+        """``ignored``: XIDs that are no fault of a GPU."""
         self._library = library
         self._ready = False
+        self._complaint = ""
+        self._health = Health(ignored)
+        self._known: dict[int, Gpu] = {}
+        """By number, as each was when it last answered."""
         self._lost: set[int] = set()
         self._sampled: dict[str, int] = {}
         """By UUID the time of the newest sample that was read."""
 
     def gpus(self) -> list[Gpu]:
-        """All GPUs that answer, in the driver's order."""
+        """All GPUs in the driver's order; one that fell off the bus as it was last known, with a fault."""
         if not self._begin():
             return []
         try:
@@ -73,18 +83,35 @@ class Nvml:
         except pynvml.NVMLError as error:
             self._end(error)
             return []
+        self._health.look()
         found, ends = [], []
         for index in range(count):
             try:
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                found.append(_gpu(index, handle))
+                gpu = self._examined(_gpu(index, handle), handle)
+                found.append(gpu)
                 ends.append(_ends(handle))
+                self._known[index] = gpu
                 self._lost.discard(index)
             except pynvml.NVMLError as error:
+                known = self._known.get(index)
                 if index not in self._lost:
                     self._lost.add(index)
                     log.warning("NVIDIA GPU %d does not answer: %s", index, error)
+                if known is not None:
+                    self._health.unfollow(known.uuid)
+                    found.append(replace(known, fault=f"it does not answer: {error}"))
+                    ends.append(set())
         return _joined(found, ends)
+
+    def _examined(self, gpu: Gpu, handle: Any) -> Gpu:
+        """A GPU that answers, with what is wrong with it or with instances of it."""
+        self._health.follow(gpu.uuid, handle)
+        parts = tuple(
+            replace(part, fault=self._health.fault_of_part(gpu.uuid, part.gpu_instance))
+            for part in gpu.instances
+        )
+        return replace(gpu, instances=parts, fault=self._health.fault(gpu.uuid, handle))
 
     def readings(self, gpus: list[Gpu]) -> dict[str, dict[str, Reading]]:
         """Quantity (``util``, ``mem``, ``power``, ``temperature``) to UUID to reading."""
@@ -147,15 +174,25 @@ class Nvml:
                 ctypes.CDLL(self._library, mode=ctypes.RTLD_GLOBAL)
             pynvml.nvmlInit()
         except (pynvml.NVMLError, OSError) as error:
-            log.debug("no NVIDIA GPUs: %s", error)
+            self._complain(error)
             return False
-        self._ready = True
+        self._ready, self._complaint = True, ""
+        self._health.begin()
         return True
+
+    def _complain(self, error: Exception) -> None:
+        """Say once why there are no GPUs, aloud where that is no plain absence of hardware and driver."""
+        plain = isinstance(error, _ABSENT) or (isinstance(error, OSError) and not self._library)
+        if plain:
+            log.debug("no NVIDIA GPUs: %s", error)
+        elif str(error) != self._complaint:
+            self._complaint = str(error)
+            log.warning("NVIDIA's driver library does not start: %s", error)
 
     def _end(self, error: Exception) -> None:
         """The driver went away or was replaced: begin again next time."""
         log.warning("the NVIDIA driver does not answer: %s", error)
-        self._ready = False
+        self._ready, self._known = False, {}
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
 

@@ -9,11 +9,11 @@ from spawner.accelerators.measures import MeasureKind
 from spawner.accelerators.specification import DeviceSpec
 from spawner.accelerators.sysfs import entries, number, text
 
-ATOM = Model("atom.device", "ATOM", "ATOM", "rebellions")
+ATOM = Model("atom.device", "ATOM", "ATOM", "rebel")
 MODELS = {
-    "CA22": Model("atom-plus.device", "ATOM+", "ATOM+", "rebellions"),
-    "CA25": Model("atom-max.device", "ATOM Max", "ATOM Max", "rebellions"),
-    "CR": Model("rebel.device", "REBEL", "REBEL", "rebellions"),
+    "CA22": Model("atom-plus.device", "ATOM+", "ATOM+", "rebel"),
+    "CA25": Model("atom-max.device", "ATOM Max", "ATOM Max", "rebel"),
+    "CR": Model("rebel.device", "REBEL", "REBEL", "rebel"),
 }
 """By what follows ``RBLN-`` in the card's name; all others are ATOMs."""
 

@@ -29,7 +29,7 @@ class DeviceReport(msgspec.Struct, frozen=True):
     slot: str
     device_id: str
     capacity: int
-    """What may be given out: nothing of a masked device, never what is reserved."""
+    """What may be given out: nothing of a masked or broken device, never what is reserved."""
     numa_node: int | None = None
     model: str = ""
     attributes: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -39,6 +39,8 @@ class DeviceReport(msgspec.Struct, frozen=True):
     """Present, but not this agent's to give out."""
     reserved: int = 0
     """What is kept for the node itself, beside ``capacity``."""
+    fault: str = ""
+    """Why it is not given out though it is there: it is broken."""
 
 
 class SlotMetadata(msgspec.Struct, frozen=True):

@@ -40,6 +40,9 @@ from spawner.sessions.tables import (
     LostRunRow,
 )
 
+FAULT_LENGTH = 255
+GONE = "it is not there any more"
+"""The fault of a device that is held and that its agent does not list."""
 Key = tuple[str, str, str]
 """Agent, slot, device."""
 MASKED = func.coalesce(AgentDeviceRow.attributes["masked"].as_boolean(), false())
@@ -229,6 +232,7 @@ async def register(db: AsyncSession, agent_id: str, devices: Sequence[DeviceRepo
             await db.delete(row)
         else:
             row.reported, row.capacity = 0, row.used
+            row.attributes = {**row.attributes, "fault": GONE}
     await db.flush()
     return changed
 
@@ -430,6 +434,8 @@ def facts_of(device: DeviceReport) -> dict[str, Any]:
         facts["masked"] = True
     if device.reserved:
         facts["reserved"] = device.reserved
+    if device.fault:
+        facts["fault"] = device.fault[:FAULT_LENGTH]
     return facts
 
 

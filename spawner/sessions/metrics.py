@@ -109,6 +109,7 @@ class Metrics:
         self._heartbeat = self._gauge(
             "perijove_agent_heartbeat_age_seconds", "Time since the agent was heard of.", "agent"
         )
+        self._faulty = self._gauge("perijove_agent_faulty_devices", "Broken devices.", "agent")
         for status in Status:
             self._sessions.labels(status.value)
         for slot in KINDS:
@@ -176,6 +177,15 @@ class Metrics:
         for slot, used, capacity in totals:
             self._allocated.labels(slot).set(float(used) / float(capacity) if capacity else 0.0)
         self._waiting_calls.set(await db.scalar(select(func.count(CallbackRow.number))) or 0)
+        broken = AgentDeviceRow.attributes["fault"].as_string().is_not(None)
+        faulty = await db.execute(
+            select(AgentDeviceRow.agent_id, func.count())
+            .where(broken)
+            .group_by(AgentDeviceRow.agent_id)
+        )
+        self._faulty.clear()
+        for agent, count in faulty:
+            self._faulty.labels(agent).set(count)
         self._heartbeat.clear()
         for agent, seen in await db.execute(select(AgentRow.id, AgentRow.last_seen)):
             self._heartbeat.labels(agent).set((now - seen).total_seconds())

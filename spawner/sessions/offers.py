@@ -17,7 +17,9 @@ from spawner.scheduler.dryrun import fit, fit_all, why
 from spawner.scheduler.model import Agent, KernelRequest, Quota, SessionRequest, Snapshot, Verdict
 from spawner.scheduler.policies import Policies
 from spawner.scheduler.slots import (
+    INTRINSIC,
     KINDS,
+    SlotKind,
     SlotType,
     format_amount,
     human_amount,
@@ -36,6 +38,7 @@ from spawner.sessions.shares import Share
 from spawner.sessions.snapshot import Reading, read_snapshot
 from spawner.sessions.tables import (
     AgentDeviceRow,
+    AgentRow,
     ImageRow,
     PresetRow,
     ResourceGroupRow,
@@ -56,11 +59,6 @@ LABEL = "ai.perijove.label"
 NO_NODES = "No node is connected yet: sessions will wait until one is."
 UNLIMITED = "Infinity"
 Held = dict[str, int]
-_TYPE_NAMES = {
-    SlotType.COUNT: "count",
-    SlotType.BYTES: "bytes",
-    SlotType.UNIQUE: "unique-count",
-}
 _FIELDS = {"config.scalingGroup": "resource_group", "config.resource_opts.shmem": "shmem"}
 
 
@@ -300,16 +298,24 @@ class Offers:
         return await self._store.read(work)
 
     async def slot_types(self) -> dict[str, str]:
-        """Known slots with Backend.AI's type names (``count``, ``bytes``, ``unique-count``)."""
+        """Known slots with their types (``count``, ``bytes``, ``unique``, as in Backend.AI)."""
         query = select(AgentDeviceRow.slot).distinct()
         there = await self._store.read(lambda db: _scalars(db, query))
         await self._store.read(slotkinds.refresh)
-        return {slot: _TYPE_NAMES[kind_of(slot).type] for slot in sorted({*there, *KINDS})}
+        return {slot: kind_of(slot).type.value for slot in sorted({*there, *KINDS})}
 
-    async def slot_details(self) -> dict[str, dict[str, Any]]:
-        """Known slots as Backend.AI's user interfaces want them: what agents say, else their names."""
+    async def slot_details(self, group: str | None = None) -> dict[str, dict[str, Any]]:
+        """Known slots as Backend.AI's user interfaces want them: what agents say, else their names.
+
+        ``group``: only those that are there, besides the nodes' own.
+        """
         told = await self._store.read(slotkinds.refresh)
-        return {slot: _slot_view(slot, told.get(slot, {})) for slot in await self.slot_types()}
+        known = set(await self.slot_types())
+        if group is not None:
+            query = select(AgentDeviceRow.slot).join(AgentRow).distinct()
+            query = query.where(AgentRow.resource_group == group)
+            known &= {*INTRINSIC, *await self._store.read(lambda db: _scalars(db, query))}
+        return {slot: _slot_view(slot, told.get(slot, {})) for slot in sorted(known)}
 
 
 def human_slots(slots: Mapping[str, int]) -> str:
@@ -457,10 +463,16 @@ def _slot_view(slot: str, told: Mapping[str, Any]) -> dict[str, Any]:
         "display_unit": told.get("display_unit") or ("GiB" if binary else kind.unit),
         "number_format": {
             "binary": binary,
-            "round_length": told.get("round_length", 2 if binary else 0),
+            "round_length": told.get("round_length", _decimals(kind)),
         },
         "display_icon": told.get("icon") or slot.partition(".")[0],
     }
+
+
+def _decimals(kind: SlotKind) -> int:
+    """How many an amount of a slot has whose plug-in says nothing: gibibytes two, counts as their quantum."""
+    fraction = format_amount(kind.name, kind.quantum).partition(".")[2]
+    return 2 if kind.type is SlotType.BYTES else len(fraction)
 
 
 def _field(name: str) -> str:

@@ -17,7 +17,7 @@ from spawner.agent.protocol import (
     ImageReport,
     ProtocolError,
 )
-from spawner.sessions import degraded, image_rows, ledger, retries, runs, slotkinds, steps
+from spawner.sessions import degraded, faults, image_rows, ledger, retries, runs, slotkinds, steps
 from spawner.sessions.losses import REQUEUE, Rules, lease_of, rule_for
 from spawner.sessions.states import FINAL, HOLDS, Status, Target
 from spawner.sessions.tables import (
@@ -92,6 +92,7 @@ async def register(change: Change, hello: Hello, *, joins: bool = False) -> None
     await _images(change, row, hello.images)
     await db.flush()
     await slotkinds.record(db, hello.slots)
+    await faults.note(change, row, hello.devices)
     await ledger.register(db, hello.agent_id, hello.devices)
     change.schedule = True
     change.agents.add(hello.agent_id)
@@ -118,8 +119,10 @@ async def heartbeat(change: Change, agent_id: str, beat: Heartbeat) -> None:
         change.schedule = True
         change.agents.add(agent_id)
     await slotkinds.record(change.db, beat.slots)
-    if beat.devices is not None and await ledger.register(change.db, agent_id, beat.devices):
-        change.schedule = True
+    if beat.devices is not None:
+        await faults.note(change, row, beat.devices)
+        if await ledger.register(change.db, agent_id, beat.devices):
+            change.schedule = True
 
 
 def _note_health(change: Change, row: AgentRow, features: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -64,15 +64,26 @@ class Platform:
             "--ManagerConfig.agent_timeout=8", "--ManagerConfig.tick=2"])  # fmt: skip
         until(self._answers, bool)
 
-    def start_agent(self, host: Host, more: dict[str, str] | None = None) -> None:
-        """An agent inside the host; ``more`` is added to its environment."""
+    def start_agent(
+        self,
+        host: Host,
+        more: dict[str, str] | None = None,
+        *,
+        another: str = "",
+        given: Sequence[str] = (),
+    ) -> None:
+        """An agent inside the host: ``more`` for its environment, options that are ``given``.
+
+        ``another`` goes into the names of a second one beside the first.
+        """
         secret = self._secrets()["agent_token"]
-        options = ["--agent-id", host.name, "--address", host.address, "--manager-url", self.url,
-            "--engine", "docker", "--state-dir", str(host.folder / "agent"),
+        name = host.name + another
+        options = ["--agent-id", name, "--address", host.address, "--manager-url", self.url,
+            "--engine", "docker", "--state-dir", str(host.folder / f"agent{another}"),
             f"--AgentConfig.volumes=local={self.state}/volumes/local",
-            "--AgentConfig.relist_interval=1", "--AgentConfig.stop_grace=1"]  # fmt: skip
+            "--AgentConfig.relist_interval=1", "--AgentConfig.stop_grace=1", *given]  # fmt: skip
         environ = {"DOCKER_HOST": host.socket, "PERIJOVE_AGENT_TOKEN": secret, **(more or {})}
-        self._start(host.name, host.inside(*PROGRAM, "agent", *options), environ)
+        self._start(name, host.inside(*PROGRAM, "agent", *options), environ)
 
     def stop(self) -> None:
         """End all processes."""

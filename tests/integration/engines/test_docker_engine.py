@@ -12,8 +12,8 @@ from typing import Any
 import docker
 import pytest
 
-from spawner.accelerators.specification import DeviceNode, HostMount
-from spawner.agent.engines.base import BoundMount, Engine
+from spawner.accelerators.specification import DeviceNode, HostMount, RuntimeRequest
+from spawner.agent.engines.base import BoundMount, Engine, EngineError
 from spawner.agent.engines.docker import DockerEngine
 from spawner.agent.protocol import Port
 from tests.integration.docker_engine import ensure_test_image, running_engine
@@ -102,6 +102,14 @@ class TestDockerEngine(EngineConformance):
             "library": "driver",
             "environ": ["mine", "void"],
         }
+
+    async def test_a_node_without_the_vendors_toolkit_says_what_is_missing(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        spec = self.spec(image, ("true",))
+        with pytest.raises(EngineError, match="needs its vendor's container toolkit") as refused:
+            await self.run(engine, spec, mounts, requests=(RuntimeRequest("acme", ("ACME-0",)),))
+        assert not refused.value.retriable
 
     async def test_containers_are_confined(
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]

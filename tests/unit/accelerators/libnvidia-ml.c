@@ -5,21 +5,30 @@
  *   process PID USED UTIL                                         (of the last gpu)
  *   client PID USED                                               (of the last gpu, through MPS)
  *   lost                                                          (the last gpu does not answer)
+ *   ecc ERRORS                                                    (uncorrectable ones of the last gpu)
+ *   unmappable                                                    (a row of the last gpu cannot be remapped)
+ *   xid NUMBER INSTANCE                                           (reported of the last gpu; INSTANCE 4294967295: the whole)
+ * and if it is empty but for the word "mismatch", the driver was replaced beneath the library.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9, LOST = 15 };
+enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9, TIMEOUT = 10, LOST = 15, MISMATCH = 18 };
 typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; } Pci;
 typedef struct { char bus_id[32]; int active; unsigned type; } Link;
 typedef struct { unsigned pid; unsigned long long memory; unsigned instance, part; } Process;
 typedef struct { unsigned pid; unsigned long long time; unsigned sm, memory, encoder, decoder; } Sample;
+typedef struct { struct Part *part; unsigned long long type, xid; unsigned instance, part_of_it; } Event;
+typedef struct { unsigned told; } Events;
 typedef struct Part {
     char uuid[96], name[96], bus_id[32];
     unsigned long long memory, used;
     unsigned util, power, limit, heat, mig, slices, index, parts, lost, processes, clients;
     Process process[8], client[8];
+    unsigned util, power, limit, heat, mig, slices, index, parts, lost, processes, unmappable;
+    unsigned long long ecc;
+    Process process[8];
     Sample sample[8];
     struct Part *part[8];
     Link link[36];
@@ -28,6 +37,8 @@ typedef struct Part {
 static Part *gpus[16];
 static unsigned count;
 static unsigned long long now = 1000;
+static Event events[64];
+static unsigned reported;
 
 static void spaces(char *text) { for (; *text; text++) if (*text == '_') *text = ' '; }
 
@@ -37,11 +48,11 @@ static int load(void) {
     char line[512];
     Part *gpu = NULL;
     if (!file) return NO_DRIVER;
-    count = 0;
+    count = reported = 0;
     while (fgets(line, sizeof line, file)) {
         Part *new = calloc(1, sizeof *new);
         unsigned number, type, pid, busy;
-        unsigned long long megabytes, used;
+        unsigned long long megabytes, used, errors;
         char bus[32];
         if (sscanf(line, "gpu %95s %95s %31s %llu %llu %u %u %u %u %u", new->uuid, new->name, new->bus_id,
                    &new->memory, &new->used, &new->util, &new->power, &new->limit, &new->heat, &new->mig) == 10) {
@@ -68,6 +79,15 @@ static int load(void) {
                 gpu->sample[gpu->processes++] = (Sample){.pid = pid};
             } else if (gpu && !strncmp(line, "lost", 4)) {
                 gpu->lost = 1;
+            } else if (gpu && !strncmp(line, "unmappable", 10)) {
+                gpu->unmappable = 1;
+            } else if (gpu && sscanf(line, "ecc %llu", &errors) == 1) {
+                gpu->ecc = errors;
+            } else if (gpu && sscanf(line, "xid %llu %u", &errors, &number) == 2) {
+                events[reported++] = (Event){.part = gpu, .type = 8, .xid = errors, .instance = number};
+            } else if (!strncmp(line, "mismatch", 8)) {
+                fclose(file);
+                return MISMATCH;
             }
         }
     }
@@ -168,4 +188,28 @@ int nvmlDeviceGetProcessUtilization(Part *part, Sample *answer, unsigned *number
         answer[i].time = ++now;
     }
     return now > since ? OK : NOT_FOUND; /* the last place stays empty, as the driver leaves some */
+}
+int nvmlDeviceGetTotalEccErrors(Part *part, int kind, int counter, unsigned long long *answer) {
+    if (kind != 1 || counter != 0) return INVALID;
+    *answer = part->ecc;
+    return OK;
+}
+int nvmlDeviceGetRemappedRows(Part *part, unsigned *corrected, unsigned *uncorrected, unsigned *pending, unsigned *failed) {
+    *corrected = *uncorrected = *pending = 0;
+    *failed = part->unmappable;
+    return OK;
+}
+int nvmlEventSetCreate(Events **answer) {
+    *answer = calloc(1, sizeof **answer);
+    (*answer)->told = reported; /* what was before is not told */
+    return OK;
+}
+int nvmlDeviceRegisterEvents(Part *part, unsigned long long types, Events *set) {
+    (void)part; (void)set;
+    return types == 8 ? OK : NOT_SUPPORTED;
+}
+int nvmlEventSetWait_v2(Events *set, Event *answer, unsigned milliseconds) {
+    if (milliseconds || set->told >= reported) return TIMEOUT;
+    *answer = events[set->told++];
+    return OK;
 }

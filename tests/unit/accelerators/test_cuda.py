@@ -152,6 +152,68 @@ def test_a_lost_gpu_does_not_hide_the_others(
     assert len(caplog.records) == 1
 
 
+def faults(made: CudaPlugin) -> dict[str, str]:
+    """By device what is wrong with it; what is broken offers nothing."""
+    found = devices(made)
+    assert all(bool(each.fault) != bool(each.capacity) for each in found)
+    return {each.device_id: each.fault for each in found}
+
+
+def test_a_gpu_that_falls_off_the_bus_is_out_of_order(tmp_path: Path) -> None:
+    driver.describe(tmp_path, driver.gpu(0), driver.gpu(1))
+    made = plugin()
+    assert faults(made) == {"GPU-00000000": "", "GPU-00000001": ""}
+    driver.describe(tmp_path, driver.gpu(0), "lost", driver.gpu(1))
+    told = faults(made)
+    assert told["GPU-00000000"].startswith("it does not answer: ")
+    assert told["GPU-00000001"] == ""
+    assert set(measures(made)["cuda_mem"].devices) >= {"GPU-00000001"}
+    driver.describe(tmp_path, driver.gpu(0), driver.gpu(1))
+    assert faults(made) == {"GPU-00000000": "", "GPU-00000001": ""}
+
+
+def test_errors_of_memory_make_a_gpu_faulty_until_it_is_reset(tmp_path: Path) -> None:
+    driver.describe(tmp_path, driver.gpu(0), "ecc 1", driver.gpu(1), "unmappable", driver.gpu(2))
+    made = plugin()
+    assert faults(made) == {
+        "GPU-00000000": "1 uncorrectable error of its memory since it was reset: reset it",
+        "GPU-00000001": "rows of its memory cannot be remapped: it is to be replaced",
+        "GPU-00000002": "",
+    }
+    driver.describe(tmp_path, driver.gpu(0))
+    assert faults(made) == {"GPU-00000000": ""}
+
+
+def test_critical_errors_make_a_gpu_or_an_instance_faulty(tmp_path: Path) -> None:
+    whole = 0xFFFFFFFF
+    made = plugin(ignored_xids=[63])
+    driver.describe(tmp_path, driver.gpu(0), driver.gpu(1, mig=1), *INSTANCES)
+    assert set(faults(made).values()) == {""}
+    of_programs = (f"xid 31 {whole}", f"xid 63 {whole}")
+    driver.describe(tmp_path, driver.gpu(0), *of_programs, driver.gpu(1, mig=1), *INSTANCES)
+    assert set(faults(made).values()) == {""}
+    xids = (*of_programs, f"xid 79 {whole}")
+    lines = (driver.gpu(0), *xids, driver.gpu(1, mig=1), *INSTANCES, "xid 94 7")
+    driver.describe(tmp_path, *lines)
+    told = "the driver reported XID"
+    expected = {"GPU-00000000": f"{told} 79", "MIG-a": f"{told} 94", "MIG-b": ""}
+    assert faults(made) == expected
+    assert faults(made) == expected, "what was reported once stays"
+    assert set(faults(plugin()).values()) == {""}, "a new start begins anew"
+
+
+def test_a_driver_that_was_replaced_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.describe(tmp_path, "mismatch")
+    made = plugin()
+    for _ in range(2):
+        assert devices(made) == []
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    driver.describe(tmp_path, driver.gpu(0))
+    assert faults(made) == {"GPU-00000000": ""}
+
+
 def test_shares_are_limited_by_mps(tmp_path: Path) -> None:
     driver.describe(tmp_path, driver.gpu(0), driver.gpu(1))
     made = plugin(mode="shares", reserved="0.1", mps="/run/mps")
@@ -186,6 +248,7 @@ def test_three_ways_to_inject(tmp_path: Path) -> None:
         ({"reserved": "0.1"}, "need mode 'shares'"),
         ({"mode": "shares", "reserved": "1"}, "nothing would be left"),
         ({"driver_libraries": "/lib"}, "needs inject 'nodes'"),
+        ({"ignored_xids": "63"}, "ignored_xids is '63': give a list of numbers"),
         ({"mode": "shares", "mps": "here"}, "mps is 'here': give an absolute path"),
     ],
 )

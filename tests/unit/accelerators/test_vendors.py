@@ -185,3 +185,17 @@ def test_a_device_that_went_away_is_refused(tmp_path: Path) -> None:
     found(plugin, trees.rocm, tmp_path)
     with pytest.raises(ValueError, match=r"rocm\.device GPU-1 is not there any more"):
         plugin.device_spec([Share("rocm.device", "GPU-1", 10**6)])
+
+
+@pytest.mark.parametrize(("status", "offered"), [("needs reset", 0), ("in reset", 10**6)])
+def test_a_gaudi_that_its_driver_gave_up_is_not_offered(
+    tmp_path: Path, status: str, offered: int
+) -> None:
+    def fill(tree: trees.Tree) -> None:
+        trees.gaudi(tree)
+        folder = (tmp_path / "sys/class/accel/accel0/device").resolve()
+        (folder / "status").write_text(f"{status}\n")
+
+    device, other = found(GaudiPlugin(), fill, tmp_path)
+    assert (device.capacity, bool(device.fault)) == (offered, not offered)
+    assert other.capacity == 10**6

@@ -47,8 +47,22 @@ async def test_a_foreign_slot_shows_up(plane: Rig) -> None:
         "display_icon": "anvil",
     }
     assert details["cpu"]["display_unit"] == "CPU"
+    assert details["cuda.shares"]["number_format"] == {"binary": False, "round_length": 2}
     assert parse_amount("anvil.store", "1g") == 2**30
     assert kind_of("anvil.store").type is SlotType.BYTES
+
+
+async def test_slots_of_a_group_are_those_of_its_nodes(plane: Rig) -> None:
+    await plane.agent(Anvils())
+    offers = plane.plane.offers
+    assert set(await offers.slot_details("default")) == {"cpu", "mem", "anvil.store"}
+    assert set(await offers.slot_details("unheard-of")) == {"cpu", "mem"}
+
+
+async def test_partitions_are_of_the_type_that_backendai_names(plane: Rig) -> None:
+    await plane.agent(FakeAgent(amounts={"cpu": "1", "cuda.device:1g.10gb-mig": 1}))
+    types = await plane.plane.offers.slot_types()
+    assert types["cuda.device:1g.10gb-mig"] == "unique"
 
 
 async def test_links_and_masks_reach_the_scheduler(plane: Rig) -> None:

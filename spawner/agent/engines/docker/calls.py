@@ -25,6 +25,9 @@ T = TypeVar("T")
 CALL_TIMEOUT = 60
 THREADS = 8
 PING_TIMEOUT = 5
+NO_RUNTIME = "could not select device driver"
+WITHOUT_RUNTIME = "this node needs its vendor's container toolkit, or another way to inject devices"
+"""What Docker means by ``NO_RUNTIME``, for those who never heard of its drivers."""
 
 
 class Outages:
@@ -127,10 +130,10 @@ class Calls:
         except APIError as error:
             if error.status_code == 409:
                 raise Conflict(str(error.explanation)) from error
-            retriable = error.is_server_error()
-            raise EngineError(
-                f"the Docker engine refused: {error.explanation}", retriable=retriable
-            ) from error
+            told = f"the Docker engine refused: {error.explanation}"
+            if NO_RUNTIME in told:
+                raise EngineError(f"{told}; {WITHOUT_RUNTIME}", retriable=False) from error
+            raise EngineError(told, retriable=error.is_server_error()) from error
         except (DockerException, RequestException, HTTPError) as error:
             self.outages.failed()
             raise EngineError(
