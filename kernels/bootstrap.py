@@ -5,6 +5,7 @@ The mirror is the one that this machine's own apt sources name. Needs root and t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -57,11 +58,9 @@ def _one_line(block: str) -> str | None:
 
 def bootstrap(client: docker.DockerClient, progress: Callable[[str], None]) -> str:
     """Make ``perijove/debian:<suite>`` unless it is there; its tag. Raises ``BootstrapError``."""
-    try:
+    with contextlib.suppress(ImageNotFound):
         client.images.get(BASE_TAG)
         return BASE_TAG
-    except ImageNotFound:
-        pass
     if os.geteuid() != 0:
         raise BootstrapError(
             "a Debian base can only be made by root: run as root, or name a --base"

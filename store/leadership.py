@@ -8,6 +8,7 @@ what must never happen twice is guarded by conditional updates besides.
 import asyncio
 import fcntl
 import hashlib
+import logging
 import os
 import re
 from abc import ABC, abstractmethod
@@ -25,6 +26,7 @@ from store.engine import StoreUnavailable, is_unavailable, sqlite_path
 CHECK_SECONDS = 1.0
 ANSWER_SECONDS = 5.0
 """A database that does not answer a holder for so long has lost it."""
+log = logging.getLogger(__name__)
 
 
 class Leadership(ABC):
@@ -60,8 +62,9 @@ class Leadership(ABC):
             try:
                 if await self.try_acquire():
                     return
-            except StoreUnavailable:
-                pass  # we do not lead while nobody can say who does; ask again
+            except StoreUnavailable as error:
+                # Nobody leads while nobody can say who does: ask again.
+                log.debug("leadership %s: %s", self.name, error)
             await asyncio.sleep(self.check_seconds)
 
     async def release(self) -> None:
@@ -92,8 +95,9 @@ class Leadership(ABC):
                 async with asyncio.timeout(ANSWER_SECONDS):
                     if await self._still_ours():
                         continue
-            except (OSError, TimeoutError, SQLAlchemyError):
-                pass  # a database that does not answer has lost us as well
+            except (OSError, TimeoutError, SQLAlchemyError) as error:
+                # A database that does not answer has lost us as well.
+                log.debug("leadership %s: %r", self.name, error)
             self.lost.set()
             return
 

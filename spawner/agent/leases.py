@@ -35,7 +35,7 @@ class Leases:
             self._fenced = {str(kernel): int(epoch) for kernel, epoch in ended.items()}
             self._heard = min(self._heard, float(kept["heard"]))
         except FileNotFoundError:
-            pass  # no run had a lease
+            log.debug("no run had a lease: there is no %s", path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("the leases in %s cannot be read: %s", path, error)
 

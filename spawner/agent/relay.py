@@ -89,5 +89,5 @@ async def pipe(
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(carry(one[0], other[1]))
             tasks.create_task(carry(other[0], one[1]))
-    except* OSError:
-        pass  # one side is gone, so the other is done
+    except* OSError as gone:
+        log.debug("one side is gone, so the other is done: %s", gone.exceptions[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import re
 
@@ -27,10 +28,8 @@ def seconds_of(value: object) -> float:
 
 def moment(text: str, now: dt.datetime) -> dt.datetime | None:
     """The time that ``text`` says: ISO 8601 (UTC unless it says otherwise), or a duration from now."""
-    try:
+    with contextlib.suppress(ValueError):  # no duration, so a time
         return now + dt.timedelta(seconds=seconds_of(text))
-    except ValueError:
-        pass  # no duration, so a time
     try:
         at = dt.datetime.fromisoformat(text.strip())
     except ValueError:

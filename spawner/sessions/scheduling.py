@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
 import time
@@ -219,12 +220,10 @@ class SchedulerLoop:
         if self._next_start is not None:
             due = self._next_start - self._journal.now().timestamp()
             timeout = min(timeout, max(0.0, due))
-        try:
+        with contextlib.suppress(TimeoutError):  # a slow tick makes up for wake-ups that got lost
             async with asyncio.timeout(timeout):
                 await self._woken.wait()
             await asyncio.sleep(max(DEBOUNCE, self._rests_until - time.perf_counter()))
-        except TimeoutError:
-            pass  # the slow tick makes up for wake-ups that got lost
 
 
 def _without(snapshot: Snapshot, groups: Mapping[str, str]) -> Snapshot:

@@ -80,9 +80,8 @@ class ControlGroups:
             folder = self._folder(hierarchy, run)
             for _ in range(50):
                 try:
-                    folder.rmdir()
-                except FileNotFoundError:
-                    pass
+                    with contextlib.suppress(FileNotFoundError):
+                        folder.rmdir()
                 except OSError as error:
                     if error.errno == errno.EBUSY:  # the kernel still buries the last process
                         time.sleep(0.02)
