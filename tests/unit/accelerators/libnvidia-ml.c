@@ -24,11 +24,9 @@ typedef struct { unsigned told; } Events;
 typedef struct Part {
     char uuid[96], name[96], bus_id[32];
     unsigned long long memory, used;
-    unsigned util, power, limit, heat, mig, slices, index, parts, lost, processes, clients;
+    unsigned util, power, limit, heat, mig, slices, index, parts, lost, processes, clients, unmappable;
     Process process[8], client[8];
-    unsigned util, power, limit, heat, mig, slices, index, parts, lost, processes, unmappable;
     unsigned long long ecc;
-    Process process[8];
     Sample sample[8];
     struct Part *part[8];
     Link link[36];

@@ -123,7 +123,10 @@ def test_holders_of_parts_are_told_of_their_own_use(tmp_path: Path) -> None:
 
 
 def test_clients_of_the_multi_process_service_share_its_utilisation(tmp_path: Path) -> None:
-    server, clients = f"process 9 {driver.GIB // 16} 95", [f"client 1{i} {driver.GIB}" for i in (1, 2)]
+    server, clients = (
+        f"process 9 {driver.GIB // 16} 95",
+        [f"client 1{i} {driver.GIB}" for i in (1, 2)],
+    )
     driver.describe(tmp_path, driver.gpu(0), server, *clients)
     made = plugin(mode="shares")
     devices(made)

@@ -38,7 +38,6 @@ from spawner.agent.engines.base import (
 )
 from spawner.agent.engines.config_files import ConfigFiles
 from spawner.agent.engines.docker import accounts, clusters, firewall, inside, traces
-from spawner.agent.engines.docker import accounts, clusters, firewall, inside
 from spawner.agent.engines.docker.addresses import address_of
 from spawner.agent.engines.docker.calls import Calls, Conflict, Missing
 from spawner.agent.engines.docker.execs import DockerExec
@@ -92,6 +91,7 @@ class DockerEngine(Engine):
         self._home = ""
         self._publish_host = "127.0.0.1"
         self._relays = ""
+        self._shield: firewall.Rules = ()
         self._user = (1000, 1000)
         self._read_only_root = True
 
@@ -125,6 +125,7 @@ class DockerEngine(Engine):
         bridges = (firewall.BRIDGES, await self._networks.way_out())
         rules = firewall.rules(self._publish_host, self._relays, bridges)
         why = await asyncio.to_thread(firewall.shield, rules)
+        self._shield = () if why else rules
         if why is not None:
             log.warning("the firewall does not shield the sessions of this node: %s", why)
 
@@ -388,8 +389,7 @@ class DockerEngine(Engine):
         }
         networks = await self._calls.run(api.networks)
         told = await asyncio.to_thread(traces.network_leftovers, networks, addresses)
-        if firewall.needed(self._publish_host):
-            told += await asyncio.to_thread(firewall.missing, self._publish_host)
+        told += await asyncio.to_thread(firewall.missing, self._shield)
         return tuple(told)
 
     async def execute(

@@ -80,12 +80,12 @@ def shield(wanted: Rules) -> str | None:
     return None
 
 
-def missing(address: str) -> list[str]:
-    """A sentence on each rule of ``shield`` that is not there. Blocks."""
+def missing(wanted: Rules) -> list[str]:
+    """A sentence on each rule that is not there. Blocks."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         return [
-            f"sessions can reach each other's ports: the firewall rule {' '.join(rule)} is missing"
-            for rule in rules(address)
+            f"the firewall rule {' '.join(rule)} is missing: sessions are not shielded as they were"
+            for rule in wanted
             if _iptables("-C", *rule) is not None
         ]
     return []
@@ -110,9 +110,6 @@ def container_rules() -> list[str]:
     return found
 
 
-def unshield(address: str) -> None:
-    """Take the rules away."""
-    for rule in rules(address):
 def unshield(unwanted: Rules) -> None:
     """Take rules away."""
     for rule in unwanted:
