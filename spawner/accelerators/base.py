@@ -6,16 +6,45 @@
 from __future__ import annotations
 
 import abc
+import asyncio
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from spawner.accelerators.measures import Measure
 from spawner.accelerators.specification import DeviceSpec
 from spawner.agent.protocol import DeviceReport, Share, SlotMetadata
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+
+async def aside(function: Callable[..., T], *arguments: Any) -> T:
+    """What a blocking function answers, from a thread of its own: a driver may never return.
+
+    Such a thread neither takes the place of another question nor keeps the agent from ending.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def tell(settle: Callable[[Any], None], outcome: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+            loop.call_soon_threadsafe(lambda: None if future.done() else settle(outcome))
+
+    def failed(_: object, error: BaseException | None, __: object) -> bool:
+        tell(future.set_exception, error)
+        return True
+
+    def ask() -> None:
+        with contextlib.ExitStack() as stack:
+            stack.push(lambda *raised: raised[1] is not None and failed(*raised))
+            tell(future.set_result, function(*arguments))
+
+    threading.Thread(target=ask, name="accelerators", daemon=True).start()
+    return await future
 
 
 class AcceleratorPlugin(abc.ABC):

@@ -7,13 +7,18 @@ Settings of all of them: ``include`` and ``exclude`` (lists of device ids, PCI a
 from __future__ import annotations
 
 import abc
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spawner.accelerators.base import AcceleratorPlugin, Mask, only_settings, whole_devices
+from spawner.accelerators.base import (
+    AcceleratorPlugin,
+    Mask,
+    aside,
+    only_settings,
+    whole_devices,
+)
 from spawner.accelerators.measures import Measure, MeasureKind, Reading
 from spawner.accelerators.specification import DeviceNode, DeviceSpec, HostMount
 from spawner.accelerators.sysfs import ROOT, PciFunction, Sysfs, sensor
@@ -145,7 +150,7 @@ class SysfsPlugin(AcceleratorPlugin):
 
     async def devices(self) -> Sequence[DeviceReport]:
         """All chips; masked ones offer nothing."""
-        chips = list(await asyncio.to_thread(lambda: tuple(self.find())))
+        chips = list(await aside(lambda: tuple(self.find())))
         self._chips = {(chip.model.slot, chip.device_id): chip for chip in chips}
         self._mask.check(self.name, (name for chip in chips for name in chip.names))
         return [self._report(chip) for chip in chips]
@@ -169,7 +174,7 @@ class SysfsPlugin(AcceleratorPlugin):
 
     async def measure(self) -> Sequence[Measure]:
         """What the sensors of the chips say."""
-        return await asyncio.to_thread(self._measure)
+        return await aside(self._measure)
 
     def chosen(self, shares: Sequence[Share]) -> list[Chip]:
         """The chips of ``shares``, as the driver counts them. Raises ``ValueError``."""

@@ -9,14 +9,19 @@ kernel finds as ``/usr/local/nvidia/lib64``); ``mps`` (pipe folder of a running 
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spawner.accelerators.base import AcceleratorPlugin, Mask, only_settings, whole_devices
+from spawner.accelerators.base import (
+    AcceleratorPlugin,
+    Mask,
+    aside,
+    only_settings,
+    whole_devices,
+)
 from spawner.accelerators.measures import Measure, MeasureKind
 from spawner.accelerators.nvml import Gpu, Instance, Nvml
 from spawner.accelerators.specification import DeviceNode, DeviceSpec, HostMount, RuntimeRequest
@@ -108,7 +113,7 @@ class CudaPlugin(AcceleratorPlugin):
 
     async def devices(self) -> Sequence[DeviceReport]:
         """GPUs by UUID; one in MIG mode is there only as its instances."""
-        gpus = await asyncio.to_thread(self._nvml.gpus)
+        gpus = await aside(self._nvml.gpus)
         offers = [offer for gpu in gpus for offer in self._offers_of(gpu)]
         self._offers = {(offer.slot, offer.uuid): offer for offer in offers}
         self._mask.check(self.name, {name for offer in offers for name in offer.names})
@@ -164,9 +169,9 @@ class CudaPlugin(AcceleratorPlugin):
     async def measure(self) -> Sequence[Measure]:
         """Utilisation, memory, power and temperature, as far as the driver tells them."""
         gpus = list({offer.gpu.uuid: offer.gpu for offer in self._offers.values()}.values())
-        found = await asyncio.to_thread(self._nvml.readings, gpus)
+        found = await aside(self._nvml.readings, gpus)
         parts = self._slot == PARTS
-        users = await asyncio.to_thread(self._nvml.processes, gpus) if parts else {}
+        users = await aside(self._nvml.processes, gpus) if parts else {}
         return [
             Measure(f"cuda_{name}", kind, unit, found[name], users.get(name, {}))
             for name, (kind, unit) in QUANTITIES.items()

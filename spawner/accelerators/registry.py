@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -40,6 +40,8 @@ class Accelerators:
         self._listed: dict[str, tuple[DeviceReport, ...]] = {}
         self._owner_of_slot: dict[str, AcceleratorPlugin] = {}
         self._complaints: dict[tuple[str, str], str] = {}
+        self._hanging: dict[str, asyncio.Future[Any]] = {}
+        """Questions by plug-in that were not answered in time, and still may be."""
 
     @classmethod
     def load(cls, settings: Mapping[str, Mapping[str, Any]]) -> Accelerators:
@@ -135,13 +137,24 @@ class Accelerators:
         return merged(specs, shm_bytes, pids)
 
     async def _try(
-        self, plugin: AcceleratorPlugin, what: str, ask: Callable[[], Awaitable[T]]
+        self, plugin: AcceleratorPlugin, what: str, ask: Callable[[], Coroutine[Any, Any, T]]
     ) -> T | None:
-        """What a plug-in answers, or None; a failure is told when it is a new one."""
+        """What a plug-in answers, or None; a failure is told when it is a new one.
+
+        A question that takes too long goes on, and the plug-in is asked nothing else meanwhile: a vendor's
+        tool or driver that hangs costs one thread or process, however often its devices are listed.
+        """
         key = (plugin.name, what)
+        if plugin.name in self._hanging:
+            return None
+        asking = asyncio.ensure_future(ask())
         try:
-            async with asyncio.timeout(PATIENCE):
-                answer = await ask()
+            await asyncio.wait([asking], timeout=PATIENCE)
+            if not asking.done():
+                self._hanging[plugin.name] = asking
+                asking.add_done_callback(lambda _: self._answered_late(plugin.name, asking))
+                raise TimeoutError(f"no answer within {PATIENCE:g} s")
+            answer = asking.result()
         except Exception as error:
             complaint = f"{type(error).__name__}: {error}"
             if self._complaints.get(key) != complaint:
@@ -150,6 +163,12 @@ class Accelerators:
             return None
         self._complaints.pop(key, None)
         return answer
+
+    def _answered_late(self, name: str, asking: asyncio.Future[Any]) -> None:
+        """A question that took too long is over; what came of it is old by now."""
+        self._hanging.pop(name, None)
+        if not asking.cancelled() and asking.exception() is None:
+            log.info("accelerator plug-in %r answers again", name)
 
 
 def merged(specs: Sequence[DeviceSpec], shm_bytes: int, pids: int) -> Limits:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from spawner.accelerators import registry
+from spawner.accelerators.base import aside
 from spawner.accelerators.cuda import CudaPlugin
 from spawner.accelerators.measures import Measure, of_kernel
 from spawner.accelerators.registry import Accelerators, PluginError
@@ -293,3 +296,40 @@ async def test_a_plugin_that_fails_does_not_disturb_the_others(
         "accelerator plug-in 'broken' cannot measure"
     ]
     assert [slot.name for slot in accelerators.slots()] == ["broken.device", "cuda.device"]
+
+
+class Stuck(CudaPlugin):
+    """Its driver does not return until it is told to."""
+
+    name = "stuck"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free, self.asked = threading.Event(), 0
+        self.free.set()
+
+    async def devices(self) -> Sequence[DeviceReport]:
+        self.asked += 1
+        await aside(self.free.wait)
+        return [DeviceReport("stuck.device", "0", 10**6)]
+
+
+async def test_a_driver_that_hangs_is_asked_once_and_keeps_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stuck = Stuck()
+    accelerators = Accelerators([stuck, Broken()])
+    listed = await accelerators.devices()
+    monkeypatch.setattr(registry, "PATIENCE", 0.01)
+    stuck.free.clear()
+    try:
+        for _ in range(50):
+            assert await accelerators.devices() == listed, "it is believed to have what it had"
+        threads = [thread for thread in threading.enumerate() if thread.name == "accelerators"]
+        assert (stuck.asked, len(threads), threads[0].daemon) == (2, 1, True)
+    finally:
+        stuck.free.set()
+        await asyncio.to_thread(threads[0].join)
+    await asyncio.sleep(0)
+    assert await accelerators.devices() == listed
+    assert stuck.asked == 3
