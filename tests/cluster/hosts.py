@@ -97,6 +97,19 @@ class Host:
             sh(*self.inside("iptables", "-w", "5", "-D", *rule))
 
     @contextlib.contextmanager
+    def slow(self, rate: str) -> Iterator[None]:
+        """Inside the block no more than ``rate`` (``1mbit``) goes out, and no more comes in."""
+        ends = ((self.space, "uplink"), (f"{self.folder.parent.name}-sw", f"to-{self.name}"))
+        shape = ("root", "tbf", "rate", rate, "burst", "16kb", "latency", "400ms")
+        for space, device in ends:
+            sh("tc", "-n", space, "qdisc", "add", "dev", device, *shape)
+        try:
+            yield
+        finally:
+            for space, device in ends:
+                sh("tc", "-n", space, "qdisc", "del", "dev", device, "root")
+
+    @contextlib.contextmanager
     def cut(self, direction: str) -> Iterator[None]:
         """Nobody gets through inside the block: ``both ways``, or only not in (INPUT) or out (OUTPUT)."""
         rule = (direction, "-i" if direction == "INPUT" else "-o", "uplink", "-j", "DROP")
