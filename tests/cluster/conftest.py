@@ -6,19 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.hosts import running_hosts
-from tests.cluster.one_node import containers, live
-from tests.cluster.platform import Platform, running_platform, until
-from tests.integration.docker_engine import TEST_IMAGE, ensure_test_image, running_engine
+from tests.cluster.one_node import containers, live, one_node
+from tests.cluster.platform import Platform, until
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Platform]:
-    with running_engine():
-        ensure_test_image()
-        with running_hosts([TEST_IMAGE], 1) as hosts, running_platform(hosts) as made:
-            until(made.agents, lambda found: all(TEST_IMAGE in a["images"] for a in found.values()))
-            yield made
+    with one_node() as made:
+        yield made
 
 
 @pytest.fixture

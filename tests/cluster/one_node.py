@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from docker.errors import NotFound
 
-from tests.cluster.hosts import Host
-from tests.cluster.platform import Platform
-from tests.integration.docker_engine import TEST_IMAGE
+from tests.cluster.hosts import Host, running_hosts
+from tests.cluster.platform import Platform, running_platform, until
+from tests.integration.docker_engine import TEST_IMAGE, ensure_test_image, running_engine
 
 LABEL = "ai.perijove"
 GO = "until [ -e /tmp/go ]; do sleep 0.1; done"
 EAT = "python3 -c \"b = b'x' * (512 * 2**20)\""
 SMALL = {"cpu": "0.1", "mem": "48m"}
+
+
+@contextlib.contextmanager
+def one_node(disks: Mapping[str, str] | None = None) -> Iterator[Platform]:
+    """A platform on one host that has the test's image; ``disks`` as ``running_hosts`` takes them."""
+    with running_engine():
+        ensure_test_image()
+        with running_hosts([TEST_IMAGE], 1, disks) as hosts, running_platform(hosts) as made:
+            until(made.agents, lambda found: all(TEST_IMAGE in a["images"] for a in found.values()))
+            yield made
 
 
 def live(platform: Platform) -> list[str]:
@@ -59,13 +70,19 @@ def inside(platform: Platform, session: str, command: str) -> None:
         client.close()
 
 
-def submit(platform: Platform, name: str, command: str | None = None, **more: object) -> str:
+def submit(
+    platform: Platform,
+    name: str,
+    command: str | None = None,
+    image: str = TEST_IMAGE,
+    **more: object,
+) -> str:
     """A small session of one container; a batch session where there is a command."""
     kind = {} if command is None else {"type": "batch", "startupCommand": command}
     resources = {**SMALL, **more.pop("resources", {})}  # type: ignore[dict-item]  # a dict it is
     config = {"resources": resources, "resource_opts": {"shmem": "8m"}}
     given = {**kind, "clusterMode": "single-node", "config": config, **more}
-    return platform.create(name, TEST_IMAGE, 1, **given)
+    return platform.create(name, image, 1, **given)
 
 
 def used(platform: Platform) -> list[tuple[str, str, str]]:

@@ -45,7 +45,7 @@ class Platform:
 
     def start(self) -> None:
         """The manager, then an agent on each host."""
-        self.state.mkdir(mode=0o700)
+        self.state.mkdir(mode=0o700, exist_ok=True)
         kept = self.state / "secrets.json"
         kept.write_text(json.dumps(asdict(Secrets.generate())))
         kept.chmod(0o600)

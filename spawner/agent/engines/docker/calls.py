@@ -57,6 +57,10 @@ class Missing(EngineError):
     """The engine does not know the object."""
 
 
+FULL = "no space left on device"
+"""The engine's words for a full disk: it stays full while a call is repeated."""
+
+
 class Conflict(EngineError):
     """The name is taken, or the object is in another state."""
 
@@ -127,7 +131,7 @@ class Calls:
         except APIError as error:
             if error.status_code == 409:
                 raise Conflict(str(error.explanation)) from error
-            retriable = error.is_server_error()
+            retriable = error.is_server_error() and FULL not in str(error.explanation)
             raise EngineError(
                 f"the Docker engine refused: {error.explanation}", retriable=retriable
             ) from error
