@@ -274,7 +274,10 @@ class AgentRegistry:
             log.info("agent %s disconnected", hello.agent_id)
 
     async def _read_forever(self, link: AgentLink) -> None:
+        """Until the connection ends, or another one has its place: what it still carries is of the past."""
         while (frame := await link.connection.receive()) is not None:
+            if self._links.get(link.agent_id) is not link:
+                return
             await self._take(link, decode(frame))
 
     async def _take(self, link: AgentLink, message: AnyMessage) -> None:
@@ -286,8 +289,7 @@ class AgentRegistry:
                 lambda change: registration.heartbeat(change, link.agent_id, message),
             )
         elif isinstance(message, Measures):
-            if self._links.get(link.agent_id) is link:
-                self.statistics.take(link.agent_id, message, self._journal.now())
+            self.statistics.take(link.agent_id, message, self._journal.now())
         elif isinstance(message, Answer):
             link.answer(message)
         else:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import docker
@@ -95,6 +95,19 @@ class Host:
             yield
         finally:
             sh(*self.inside("iptables", "-w", "5", "-D", *rule))
+
+    @contextlib.contextmanager
+    def slow(self, rate: str) -> Iterator[None]:
+        """Inside the block no more than ``rate`` (``1mbit``) goes out, and no more comes in."""
+        ends = ((self.space, "uplink"), (f"{self.folder.parent.name}-sw", f"to-{self.name}"))
+        shape = ("root", "tbf", "rate", rate, "burst", "16kb", "latency", "400ms")
+        for space, device in ends:
+            sh("tc", "-n", space, "qdisc", "add", "dev", device, *shape)
+        try:
+            yield
+        finally:
+            for space, device in ends:
+                sh("tc", "-n", space, "qdisc", "del", "dev", device, "root")
 
     @contextlib.contextmanager
     def cut(self, direction: str) -> Iterator[None]:
@@ -191,8 +204,8 @@ class Host:
 class Hosts:
     """Some hosts on one switch."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.switch = folder, f"{folder.name}-sw"
+    def __init__(self, folder: Path, count: int, disks: Mapping[str, str]) -> None:
+        self.folder, self.switch, self._disks = folder, f"{folder.name}-sw", disks
         self.net = f"10.213.{os.getpid() % 250}"
         self.gateway = f"{self.net}.254"
         self.all = tuple(
@@ -201,6 +214,9 @@ class Hosts:
 
     def start(self, images: Sequence[str]) -> None:
         """Namespaces, engines, a swarm of several whose only manager is the first host, and images."""
+        for place, size in self._disks.items():
+            (self.folder / place).mkdir(parents=True)
+            sh("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(self.folder / place))
         sh("ip", "netns", "add", self.switch)
         sh("ip", "-n", self.switch, "link", "add", "switch", "type", "bridge")
         sh("ip", "-n", self.switch, "link", "set", "switch", "up")
@@ -242,16 +258,20 @@ class Hosts:
             host.remove()
         sh("ip", "netns", "del", self.switch, check=False)
         sh("ip", "link", "del", self.folder.name[:12], check=False)
+        for place in self._disks:
+            sh("umount", "-l", str(self.folder / place), check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def running_hosts(images: Sequence[str], count: int = 3) -> Iterator[Hosts]:
-    """Hosts inside the block."""
+def running_hosts(
+    images: Sequence[str], count: int = 3, disks: Mapping[str, str] | None = None
+) -> Iterator[Hosts]:
+    """Hosts inside the block; ``disks`` are folders of theirs that are disks of their own, with their sizes."""
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
         unavailable(f"several hosts need root and {', '.join(missing) or 'nothing else'}")
-    hosts = Hosts(Path(tempfile.mkdtemp(prefix="pjc", dir="/tmp")), count)
+    hosts = Hosts(Path(tempfile.mkdtemp(prefix="pjc", dir="/tmp")), count, disks or {})
     try:
         hosts.start(images)
         yield hosts

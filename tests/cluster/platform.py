@@ -45,7 +45,7 @@ class Platform:
 
     def start(self) -> None:
         """The manager, then an agent on each host."""
-        self.state.mkdir(mode=0o700)
+        self.state.mkdir(mode=0o700, exist_ok=True)
         kept = self.state / "secrets.json"
         kept.write_text(json.dumps(asdict(Secrets.generate())))
         kept.chmod(0o600)
@@ -57,11 +57,11 @@ class Platform:
             self.start_agent(host)
         until(self.agents, lambda found: len(found) == len(self.hosts.all))
 
-    def start_manager(self) -> None:
+    def start_manager(self, agent_timeout: float = 8) -> None:
         """The manager, until it answers."""
         self._start("manager", [*PROGRAM, "manager", "--state-dir", str(self.state),
             "--bind", f"{self.hosts.gateway}:{self.port}", "--ManagerConfig.heartbeat_interval=1",
-            "--ManagerConfig.agent_timeout=8", "--ManagerConfig.tick=2"])  # fmt: skip
+            f"--ManagerConfig.agent_timeout={agent_timeout}", "--ManagerConfig.tick=2"])  # fmt: skip
         until(self._answers, bool)
 
     def start_agent(

@@ -5,121 +5,29 @@ Every test ends in the audit. How long each recovery took is written to ``artifa
 
 from __future__ import annotations
 
-import contextlib
-import datetime as dt
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import docker
 import pytest
-from docker.errors import NotFound
 
-from tests.cluster.hosts import Host, running_hosts
-from tests.cluster.platform import Platform, running_platform, until
-from tests.harness.recovery import timed
-from tests.integration.docker_engine import (
-    TEST_IMAGE,
-    ensure_test_image,
-    running_engine,
-    unavailable,
+from tests.cluster.one_node import (
+    EAT,
+    GO,
+    LABEL,
+    containers,
+    engine_health,
+    host_of,
+    identities,
+    inside,
+    submit,
+    used,
 )
+from tests.cluster.platform import Platform, until
+from tests.harness.recovery import timed
+from tests.integration.docker_engine import TEST_IMAGE
 
 pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.timeout(240)]
-
-LABEL = "ai.perijove"
-GO = "until [ -e /tmp/go ]; do sleep 0.1; done"
-EAT = "python3 -c \"b = b'x' * (512 * 2**20)\""
-SMALL = {"cpu": "0.1", "mem": "48m"}
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Platform]:
-    with running_engine():
-        ensure_test_image()
-        with running_hosts([TEST_IMAGE], 1) as hosts, running_platform(hosts) as made:
-            until(made.agents, lambda found: all(TEST_IMAGE in a["images"] for a in found.values()))
-            yield made
-
-
-@pytest.fixture
-def platform(shared: Platform) -> Iterator[Platform]:
-    """The platform, which every test leaves without sessions; nothing differs in the end."""
-    try:
-        yield shared
-        shared.audit()
-        for ref in live(shared):
-            shared.call("DELETE", f"/session/{ref}")
-        until(lambda: live(shared), lambda left: not left)
-        until(lambda: containers(shared), lambda left: not left)
-        shared.audit()
-    except BaseException:
-        print(shared.story())
-        raise
-
-
-def live(platform: Platform) -> list[str]:
-    """Ids of all sessions that have not ended."""
-    found = platform.call("GET", "/sessions")["sessions"]
-    return [
-        each["id"] for each in found if each["status"] not in ("TERMINATED", "ERROR", "CANCELLED")
-    ]
-
-
-def host_of(platform: Platform) -> Host:
-    (host,) = platform.hosts.all
-    return host
-
-
-def containers(platform: Platform) -> dict[str, dict[str, Any]]:
-    """Facts of all containers that carry our labels, by session; the agent is not asked."""
-    client = host_of(platform).client
-    try:
-        listed = client.api.containers(all=True, filters={"label": f"{LABEL}.kernel"})
-        facts = []
-        for each in listed:
-            with contextlib.suppress(NotFound):
-                facts.append(client.api.inspect_container(each["Id"]))
-    finally:
-        client.close()
-    return {each["Config"]["Labels"][f"{LABEL}.session"]: each for each in facts}
-
-
-def identities(platform: Platform) -> dict[str, tuple[str, int, str]]:
-    """Container, process and start by session."""
-    found = containers(platform)
-    return {s: (f["Id"], f["State"]["Pid"], f["State"]["StartedAt"]) for s, f in found.items()}
-
-
-def inside(platform: Platform, session: str, command: str) -> None:
-    client = host_of(platform).client
-    try:
-        container = client.containers.get(containers(platform)[session]["Id"])
-        container.exec_run(["sh", "-c", command], detach=True)
-    finally:
-        client.close()
-
-
-def submit(platform: Platform, name: str, command: str | None = None, **more: object) -> str:
-    """A small session of one container; a batch session where there is a command."""
-    kind = {} if command is None else {"type": "batch", "startupCommand": command}
-    resources = {**SMALL, **more.pop("resources", {})}  # type: ignore[dict-item]  # a dict it is
-    config = {"resources": resources, "resource_opts": {"shmem": "8m"}}
-    given = {**kind, "clusterMode": "single-node", "config": config, **more}
-    return platform.create(name, TEST_IMAGE, 1, **given)
-
-
-def used(platform: Platform) -> list[tuple[str, str, str]]:
-    """What the rows say that is held: slot, device, amount."""
-    (node,) = platform.call("GET", "/agents", user="admin")["agents"]
-    return [(each["slot"], each["device_id"], each["used"]) for each in node["devices"]]
-
-
-def engine_health(platform: Platform) -> str | None:
-    found: str | None = platform.agents()["h1"]["unwell"]
-    return found
 
 
 def test_twenty_kernels_do_not_notice_that_their_agent_is_killed(platform: Platform) -> None:
@@ -288,55 +196,3 @@ def test_orphans_go_and_strangers_stay(platform: Platform) -> None:
 
 def containers_run(client: docker.DockerClient, *ids: str) -> bool:
     return all(client.api.inspect_container(each)["State"]["Running"] for each in ids)
-
-
-def test_a_bad_network_makes_nothing_happen_twice(platform: Platform) -> None:
-    host = host_of(platform)
-    client = host.client
-    made: dict[str, tuple[str, str]] = {}
-
-    def ended() -> bool:
-        # Asked again and again: an engine remembers its last 256 events only.
-        listed = client.api.events(since=0, until=int(time.time()) + 1, decode=True,
-                                   filters={"event": "create", "type": "container"})  # fmt: skip
-        for each in listed:
-            facts = each["Actor"]["Attributes"]
-            if f"{LABEL}.session" in facts:
-                made[each["Actor"]["ID"]] = facts[f"{LABEL}.session"], facts[f"{LABEL}.epoch"]
-        return all(platform.session(ref)["status"] == "TERMINATED" for ref in refs)
-
-    with timed("10,20 sessions with a third of all packets lost"), host.lossy(0.3):
-        refs = [submit(platform, f"lossy-{n}", "true") for n in range(20)]
-        until(ended, bool, 120)
-    client.close()
-    for ref in refs:
-        attempts = platform.call("GET", f"/session/{ref}/attempts")["attempts"]
-        assert [(each["attempt"], each["cause"]) for each in attempts] == [(1, "success")]
-        assert [each for each in made.values() if each[0] == ref] == [(ref, "1")]
-
-
-@pytest.mark.parametrize("skew", ["+1h", "-1h"])
-def test_an_agent_whose_clock_is_wrong(platform: Platform, skew: str) -> None:
-    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
-    if library is None:
-        unavailable("libfaketime is not installed (apt-get install libfaketime)")
-    stays = submit(platform, f"stays{skew}".replace("+", "p"))
-    platform.wait(stays, "RUNNING")
-    before = identities(platform)[stays]
-    wrong = {"LD_PRELOAD": str(library), "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    platform.kill("h1")
-    platform.start_agent(host_of(platform), wrong)
-    try:
-        until(lambda: platform.agents(), lambda found: found and found["h1"]["sessions"])
-        job = submit(platform, f"job{skew}".replace("+", "p"), "sleep 2")
-        begun = time.time()
-        ended = platform.wait(job, "TERMINATED")
-        told = dt.datetime.fromisoformat(ended["containers"][0]["started_at"]).timestamp()
-        assert abs(told - begun) < 60  # the engine's clock counts, not the agent's
-        assert platform.session(stays)["status"] == "RUNNING"
-        assert identities(platform)[stays] == before
-        assert platform.agents()["h1"]["status"] == "ALIVE"
-    finally:
-        platform.kill("h1")
-        platform.start_agent(host_of(platform))
-        until(platform.agents, bool)

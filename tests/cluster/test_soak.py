@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.hosts import Host, running_hosts, sh
-from tests.cluster.platform import Platform, running_platform, until
-from tests.integration.docker_engine import TEST_IMAGE, ensure_test_image, running_engine
+from tests.cluster.hosts import Host, sh
+from tests.cluster.one_node import one_node
+from tests.cluster.platform import Platform, until
+from tests.integration.docker_engine import TEST_IMAGE
 
 SESSIONS = int(os.environ.get("PERIJOVE_SOAK", "40"))
 pytestmark = [
@@ -32,11 +33,8 @@ GROWTH = 24 * 2**20
 
 @pytest.fixture
 def platform() -> Iterator[Platform]:
-    with running_engine():
-        ensure_test_image()
-        with running_hosts([TEST_IMAGE], 1) as hosts, running_platform(hosts) as made:
-            until(made.agents, lambda found: all(TEST_IMAGE in a["images"] for a in found.values()))
-            yield made
+    with one_node() as made:
+        yield made
 
 
 def submit(platform: Platform, number: int) -> str:

@@ -118,6 +118,28 @@ async def test_a_second_connection_replaces_the_first(plane: Rig) -> None:
     assert len(agent.starts) == 2
 
 
+class LateWire(Wire):
+    """The manager's farewell does not get through, and what was sent on it arrives late."""
+
+    async def close(self, reason: str, *, refused: bool) -> None:
+        self.closed = self.closed or reason
+
+
+async def test_what_a_replaced_connection_still_carries_is_of_the_past(plane: Rig) -> None:
+    agent, late, ada = FakeAgent(), LateWire(), await plane.user()
+    late.agent_sends(encode(agent.hello()))
+    serving = asyncio.create_task(plane.plane.agents.serve(late, TOKEN))
+    await asyncio.wait_for(late.agent_receives(), 5)  # the welcome
+    await plane.agent(agent)
+    assert late.closed == "another connection of the same agent replaced this one"
+    detail = await plane.run(ada)
+    late.agent_sends(encode(Report(1, (), whole=True)))  # it ran nothing then
+    await asyncio.wait_for(serving, 5)
+    await plane.plane.reconciler.step(detail.session.id)
+    assert (await plane.wait(detail)).status is Status.RUNNING
+    assert [epoch for _, epoch in agent.starts] == [1]
+
+
 async def test_devices_that_shrink_or_vanish_keep_what_is_held(plane: Rig) -> None:
     agent = await plane.agent()
     ada = await plane.user()

@@ -60,6 +60,10 @@ class Missing(EngineError):
     """The engine does not know the object."""
 
 
+FULL = "no space left on device"
+"""The engine's words for a full disk: it stays full while a call is repeated."""
+
+
 class Conflict(EngineError):
     """The name is taken, or the object is in another state."""
 
@@ -133,7 +137,8 @@ class Calls:
             told = f"the Docker engine refused: {error.explanation}"
             if NO_RUNTIME in told:
                 raise EngineError(f"{told}; {WITHOUT_RUNTIME}", retriable=False) from error
-            raise EngineError(told, retriable=error.is_server_error()) from error
+            retriable = error.is_server_error() and FULL not in told
+            raise EngineError(told, retriable=retriable) from error
         except (DockerException, RequestException, HTTPError) as error:
             self.outages.failed()
             raise EngineError(

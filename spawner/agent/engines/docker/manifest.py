@@ -57,7 +57,10 @@ def host_options(
         "shm_size": limits.shm_bytes,
         "init": True,
         "read_only": read_only_root,
-        "tmpfs": {"/tmp": "rw,nosuid,nodev,mode=1777", "/run": "rw,nosuid,nodev,mode=755"},  # noqa: S108
+        "tmpfs": {
+            "/tmp": f"rw,nosuid,nodev,mode=1777{_half(limits)}",  # noqa: S108 - inside the container
+            "/run": "rw,nosuid,nodev,mode=755",
+        },
         "log_config": {"type": "json-file", "config": {"max-size": "10m", "max-file": "2"}},
         "port_bindings": dict.fromkeys(published(spec), (publish_host, None)),
         **hardware_options(limits),
@@ -72,6 +75,11 @@ def host_options(
     if limits.cpuset is not None:
         options["cpuset_cpus"] = limits.cpuset
     return options
+
+
+def _half(limits: Limits) -> str:
+    """Temporary files take half of the memory at most, as usual on Linux: who fills it is told, not killed."""
+    return "" if limits.memory_bytes is None else f",size={limits.memory_bytes // 2}"
 
 
 def hardware_options(limits: Limits) -> dict[str, Any]:

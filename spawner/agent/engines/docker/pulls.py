@@ -18,13 +18,13 @@ from requests.exceptions import RequestException
 from urllib3.exceptions import HTTPError
 
 from spawner.agent.engines.base import EngineError
-from spawner.agent.engines.docker.calls import Calls
+from spawner.agent.engines.docker.calls import FULL, Calls
 from spawner.agent.protocol import ImagePull
 
 ATTEMPTS = 4
 PAUSE = 1.0
 """Seconds before a broken pull is begun again; twice as many before each further one."""
-FINAL = ("not found", "manifest unknown", "denied", "unauthorized", "invalid reference")
+FINAL = ("not found", "manifest unknown", "denied", "unauthorized", "invalid reference", FULL)
 """Words of an engine's error after which asking again is useless."""
 
 
