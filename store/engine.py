@@ -78,8 +78,9 @@ def reading_engine(url: URL) -> AsyncEngine:
     """An engine whose transactions see one snapshot and cannot write."""
     if sqlite_path(url) is not None:
         return _sqlite_engine(url, begin="BEGIN", read_only=True, pool_size=READERS)
+    # Whoever waits for a connection waits for others of this process: a burst is served late, not refused.
     engine = create_async_engine(
-        url, pool_size=READERS, max_overflow=8, pool_pre_ping=True, pool_timeout=10
+        url, pool_size=READERS, max_overflow=8, pool_pre_ping=True, pool_timeout=30
     )
     return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 

@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 MAX_BODY = 1024 * 1024
 MAX_DEPTH = 32
+AGAIN = "2"
+"""Seconds after which somebody who was told that something is unavailable may ask again."""
 MAX_QUERY_FIELDS = 200
 QUIET = ("/health", "/metrics")
 """Paths that are asked so often that their success is logged at debug level only."""
@@ -180,6 +182,8 @@ class Base(HubOAuthenticated, RequestHandler):
             self.set_header("Allow", ", ".join(problem.data["allowed"]))
         if isinstance(problem, RateLimited) and problem.retry_after is not None:
             self.set_header("Retry-After", str(int(problem.retry_after) + 1))
+        if isinstance(problem, Unavailable):
+            self.set_header("Retry-After", AGAIN)
         if isinstance(problem, TooLarge):
             self.set_header("Connection", "close")
         self.finish(msgspec.json.encode(problem.body()))

@@ -80,6 +80,7 @@ async def test_the_hub_speaks_for_users_by_encoded_names(api: Api) -> None:
 async def test_a_hub_that_is_away_is_said_to_be(api: Api) -> None:
     answer = await api.send("GET", "/me", headers={"Authorization": "token abc"})
     assert (answer.status, answer.problem) == (503, "service-unavailable")
+    assert int(answer.headers["Retry-After"]) > 0
 
 
 async def test_a_disabled_user_is_out_at_once(api: Api) -> None:
