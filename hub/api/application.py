@@ -22,6 +22,7 @@ from hub.api import (
     pages,
     personal,
     resources,
+    session_files,
     sessions,
 )
 from hub.api.app_doors import AppDoors
@@ -39,6 +40,7 @@ HANDLERS: tuple[type[Base], ...] = (
     *measures.HANDLERS,
     *apps.HANDLERS,
     *execution.HANDLERS,
+    *session_files.HANDLERS,
     *resources.HANDLERS,
     *administration.HANDLERS,
     *folders.HANDLERS,

@@ -59,6 +59,8 @@ class Base(HubOAuthenticated, RequestHandler):
 
     paths: ClassVar[tuple[str, ...]] = ()
     """Templates such as ``/session/{session}``, relative to both roots of the manager."""
+    max_body = MAX_BODY
+    """Bytes."""
     caller: Caller = NOBODY
     _request_id: str | None = None
     _gone: asyncio.Event | None = None
@@ -107,8 +109,8 @@ class Base(HubOAuthenticated, RequestHandler):
         """Authenticate, then authorize; the body has not been read by then."""
         spec = self.declared()
         await self._admit(spec)
-        if int(self.request.headers.get("Content-Length") or 0) > MAX_BODY:
-            raise TooLarge(f"at most {MAX_BODY} bytes are allowed")
+        if int(self.request.headers.get("Content-Length") or 0) > self.max_body:
+            raise TooLarge(f"at most {self.max_body} bytes are allowed")
         if any("\0" in each for each in self.path_args):
             raise UnknownPath(data=self.request.path)
 
@@ -191,7 +193,7 @@ class Base(HubOAuthenticated, RequestHandler):
 
 @stream_request_body
 class ApiHandler(Base):
-    """A handler whose body is read after the caller is known, up to ``MAX_BODY``."""
+    """A handler whose body is read after the caller is known, up to ``max_body``."""
 
     def initialize(self) -> None:
         """An empty body so far."""
@@ -202,7 +204,7 @@ class ApiHandler(Base):
     def data_received(self, chunk: bytes) -> None:
         """Keep what is within bounds; ``given`` refuses the rest."""
         self._length += len(chunk)
-        if self._length <= MAX_BODY:
+        if self._length <= self.max_body:
             self._chunks.append(chunk)
         else:
             self._chunks.clear()
@@ -212,13 +214,16 @@ class ApiHandler(Base):
 
         Raises ``InvalidParameters`` or ``TooLarge``.
         """
-        if self._length > MAX_BODY:
-            raise TooLarge(f"at most {MAX_BODY} bytes are allowed")
-        body = b"".join(self._chunks)
-        query = self._query()
+        body, query = self.body(), self._query()
         if self.declared().query_only or not body.strip():
             return query
         return _object(body)
+
+    def body(self) -> bytes:
+        """All of it. Raises ``TooLarge``."""
+        if self._length > self.max_body:
+            raise TooLarge(f"at most {self.max_body} bytes are allowed")
+        return b"".join(self._chunks)
 
     def _query(self) -> dict[str, object]:
         """The query; a name that occurs several times gives a list."""

@@ -59,15 +59,9 @@ def service_ports(detail: SessionDetail) -> list[dict[str, Any]]:
         numbers = ports.setdefault((app["name"], app["protocol"]), [])
         if app["port"] not in numbers:
             numbers.append(app["port"])
+    # Clients take a key that is there, even a null one, for something the app has to say.
     return [
-        {
-            "name": name,
-            "protocol": protocol,
-            "ports": numbers,
-            "url_template": None,
-            "allowed_arguments": None,
-            "allowed_envs": None,
-        }
+        {"name": name, "protocol": protocol, "ports": numbers}
         for (name, protocol), numbers in ports.items()
     ]
 

@@ -25,6 +25,8 @@ from spawner.agent import preamble
 from spawner.agent.calls import Calls
 from spawner.agent.engines.base import Engine, EngineError, Exec, Identity
 from spawner.agent.ports import PoolExhausted, PortPool
+from spawner.agent.programs import PROTOCOL as PROGRAMS
+from spawner.agent.programs import Programs
 from spawner.agent.protocol import App, KernelReport
 from spawner.agent.relay import CHUNK, Relay, pipe
 from spawner.agent.terminals import Terminals
@@ -35,6 +37,7 @@ PROBE_PAUSES = (0.05, 0.5)
 CONNECT_TIMEOUT = 5.0
 BIND_ATTEMPTS = 20
 MARK = "PERIJOVE_APP"
+PTY = "pty"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _LOG = (
     'dir=${JUPYTER_RUNTIME_DIR:-/tmp}; [ -w "$dir" ] || dir=/tmp; log="$dir/perijove-app-$1.log"; '
@@ -120,7 +123,7 @@ class Apps:
             raise ValueError(f"app.name is {app.name!r}: letters, digits, '_', '-' and '.'")
         key = (identity.kernel_id, app.name, app.port)
         async with self._locks.setdefault(key, asyncio.Lock()):
-            if app.protocol != "pty":
+            if app.protocol not in (PTY, PROGRAMS):
                 await self._ensure(identity, app)
             opened = self._opened.get(key)
             if opened is not None and opened.identity != identity:
@@ -154,12 +157,11 @@ class Apps:
 
     async def _open(self, identity: Identity, app: App) -> _Opened:
         """A relay on a port of the pool. Raises ``EngineError``."""
-        serve = (
-            Terminals(self.engine, identity).serve
-            if app.protocol == "pty"
-            else _Target(self.engine, identity, app.port).serve
-        )
-        relay = Relay(secrets.token_urlsafe(32), serve)
+        target = {
+            PTY: Terminals(self.engine, identity),
+            PROGRAMS: Programs(self.engine, identity),
+        }.get(app.protocol, _Target(self.engine, identity, app.port))
+        relay = Relay(secrets.token_urlsafe(32), target.serve)
         for _ in range(BIND_ATTEMPTS):
             try:
                 port = self.pool.take()

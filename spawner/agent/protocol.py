@@ -140,9 +140,10 @@ class App(msgspec.Struct, frozen=True):
 
     name: str
     protocol: str
-    """``http``, ``tcp`` and so on; ``pty``: a shell for each connection, started by the agent itself."""
+    """``http``, ``tcp`` and so on; started by the agent for each connection: ``pty``, a shell, and ``exec``, a
+    program that the connection names."""
     port: int
-    """Port inside the kernel; 0 with ``pty``."""
+    """Port inside the kernel; 0 with ``pty`` and ``exec``."""
     argv: tuple[str, ...] = ()
     """Empty: it listens already."""
     environ: dict[str, str] = msgspec.field(default_factory=dict)

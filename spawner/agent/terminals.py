@@ -24,14 +24,15 @@ LARGEST = 1000
 class Terminals:
     """The terminals of one kernel."""
 
+    KIND = "terminals"
+
     def __init__(self, engine: Engine, identity: Identity) -> None:
         self._engine, self._identity = engine, identity
         self._open = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A shell until it ends or the other side leaves, which ends it."""
-        if self._open >= MOST:
-            writer.write(preamble.refusal(f"{MOST} terminals of this session are open already"))
+        if self.refuses(writer):
             return
         try:
             shell = await self._engine.execute(
@@ -40,8 +41,22 @@ class Terminals:
         except EngineError as error:
             writer.write(preamble.refusal(str(error)))
             return
-        self._open += 1
         writer.write(b"ok\n")
+        await self.carry(reader, writer, shell)
+
+    def refuses(self, writer: asyncio.StreamWriter) -> bool:
+        """Whether there are too many already, which is said."""
+        full = self._open >= MOST
+        if full:
+            told = f"{MOST} {self.KIND} of this session are open already"
+            writer.write(preamble.refusal(told))
+        return full
+
+    async def carry(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, shell: Exec
+    ) -> None:
+        """Frames in both directions until either side is done."""
+        self._open += 1
         typing = asyncio.create_task(_type(reader, shell))
         showing = asyncio.create_task(_show(shell, writer))
         try:

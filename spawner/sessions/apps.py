@@ -27,19 +27,26 @@ BASE_PATH = "{base_path}"
 """In the start of an app: the path under which browsers find it, with slashes around."""
 SSHD_PORT = 2200
 _ITEM = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9_.-]{0,63}):([a-z]+):(\d+|\[\d+(?:,\d+)*\])\s*")
-_SSHD = r"""
-dir=${JUPYTER_RUNTIME_DIR:-/tmp}; [ -w "$dir" ] || dir=/tmp; dir=$dir/perijove-sshd
-umask 077; mkdir -p "$dir"; : > "$dir/authorized_keys"
+SSH_FOLDER = r"""
+umask 077
+dir=${JUPYTER_RUNTIME_DIR:-/tmp}; mkdir -p "$dir" 2>/dev/null; [ -w "$dir" ] || dir=/tmp
+dir=$dir/perijove-sshd; mkdir -p "$dir"
+"""
+"""Finds the folder of a session's SSH server; ``id_container.pub`` in it opens the session."""
+_SSHD = rf"""{SSH_FOLDER}
+: > "$dir/authorized_keys"
 cat /home/config/ssh/authorized_keys >> "$dir/authorized_keys" 2>/dev/null
 server=$(command -v sshd || ls /usr/sbin/sshd 2>/dev/null)
-[ -n "$server" ] || { echo "there is no SSH server in this image" >&2; exit 127; }
+[ -n "$server" ] || {{ echo "there is no SSH server in this image" >&2; exit 127; }}
 [ -f "$dir/host_key" ] || ssh-keygen -q -t ed25519 -N '' -f "$dir/host_key" || exit 1
 sftp=$(ls /usr/lib/openssh/sftp-server /usr/libexec/openssh/sftp-server 2>/dev/null | head -n 1)
 umask 022
+[ "$(id -u)" != 0 ] || mkdir -p /run/sshd
 exec "$server" -D -e -f /dev/null -p "$2" -h "$dir/host_key" -o ListenAddress="$1" -o PidFile=none \
   -o UsePAM=no -o PasswordAuthentication=no -o KbdInteractiveAuthentication=no -o StrictModes=no \
-  -o PermitRootLogin=prohibit-password -o AuthorizedKeysFile="$dir/authorized_keys .ssh/authorized_keys" \
-  -o Subsystem="sftp ${sftp:-internal-sftp}" -o AllowTcpForwarding=local -o X11Forwarding=no
+  -o PermitRootLogin=prohibit-password \
+  -o AuthorizedKeysFile="$dir/authorized_keys $dir/id_container.pub .ssh/authorized_keys" \
+  -o Subsystem="sftp ${{sftp:-internal-sftp}}" -o AllowTcpForwarding=local -o X11Forwarding=no
 """
 _JUPYTER = (
     "--no-browser",

@@ -20,6 +20,7 @@ from spawner.sessions.clusters import deployment_id
 from spawner.sessions.events import EventBus
 from spawner.sessions.execution import ExecutionService
 from spawner.sessions.extending import Extensions
+from spawner.sessions.files import SessionFiles
 from spawner.sessions.idle_watch import IdleWatch
 from spawner.sessions.images import ImageService
 from spawner.sessions.metrics import Metrics
@@ -98,6 +99,7 @@ class ControlPlane:
         self.apps = AppService(store, self.agents, self.settings.apps_path)
         self.observing = Observing(store, self.agents)
         self.execution = ExecutionService(self.apps)
+        self.files = SessionFiles(self.apps)
         self.offers = Offers(
             self.journal, self.agents, now, policies, folders, self.settings.callbacks
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -13,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from authenticator.principals import Principal, Scope, require
 from authenticator.problems import AgentUnavailable, BadRequest, InvalidParameters, NotFound
 from spawner.agent import preamble
+from spawner.agent.programs import PROTOCOL
 from spawner.sessions import queries
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.apps import BASE_PATH
@@ -23,6 +26,8 @@ from store.database import Store
 START_TIMEOUT = 75.0
 """Seconds that an app may take to answer; its node gives up a little sooner."""
 CONNECT_TIMEOUT = 10.0
+PROGRAMS = "programs"
+"""What the platform itself runs in a session; it is in no image's list of apps."""
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -79,14 +84,19 @@ class AppService:
         base = self.base_path(kernel.session_id, wish.name, wish.port)
         argv = [word.replace(BASE_PATH, base) for word in app["argv"]]
         call = {**app, "argv": [*argv, *wish.arguments], "environ": dict(wish.environ or {})}
-        params = {"kernel_id": str(kernel.id), "app": call}
+        return await self._start(kernel, call, keeps_path=argv != app["argv"])
+
+    async def _start(
+        self, kernel: KernelRow, app: Mapping[str, Any], *, keeps_path: bool = False
+    ) -> Opened:
+        params = {"kernel_id": str(kernel.id), "app": app}
         answer = await self._agents.call(kernel.agent_id, "start_app", params, START_TIMEOUT)
         return Opened(
             str(answer["host"]),
             int(answer["port"]),
             str(answer["token"]),
             str(answer["protocol"]),
-            argv != app["argv"],
+            keeps_path,
         )
 
     async def stop(self, principal: Principal, ref: str, name: str) -> None:
@@ -99,7 +109,19 @@ class AppService:
 
     async def connect(self, principal: Principal, ref: str, wish: Wish) -> Streams:
         """A connection to an app, which is started if need be. Raises as ``start``."""
-        opened = await self.start(principal, ref, wish)
+        return await self._dial(await self.start(principal, ref, wish), wish.name)
+
+    async def run(self, kernel: KernelRow, argv: Sequence[str]) -> Streams:
+        """A program of the platform in a kernel, as its user: frames of ``spawner.agent.preamble``.
+
+        Raises ``AgentUnavailable``.
+        """
+        app = {"name": PROGRAMS, "protocol": PROTOCOL, "port": 0}
+        reader, writer = await self._dial(await self._start(kernel, app), PROGRAMS)
+        writer.write(preamble.frame(preamble.DATA, json.dumps(list(argv)).encode()))
+        return reader, writer
+
+    async def _dial(self, opened: Opened, name: str) -> Streams:
         writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
@@ -108,7 +130,7 @@ class AppService:
         except OSError as error:
             if writer is not None:
                 writer.close()
-            raise AgentUnavailable(f"{wish.name} cannot be reached: {error}") from error
+            raise AgentUnavailable(f"{name} cannot be reached: {error}") from error
         return reader, writer
 
     async def kernel(self, principal: Principal, ref: str) -> KernelRow:

@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import os
-import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.platform import HERE, Platform
-from tests.integration.docker_engine import unavailable
+from tests.e2e.platform import Platform
+from tests.integration.compat.conftest import account
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
-REQUIREMENTS = ("backend.ai-client==23.9.10", "yarl<1.17.1")
 PROGRAM = Path(__file__).with_name("sdk_program.py")
-
-
-def is_suitable(python: str) -> bool:
-    """Whether an interpreter is of the one release that this client runs on, and can make environments."""
-    look = "import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 11))"
-    return subprocess.run([python, "-c", look], capture_output=True, check=False).returncode == 0
-
-
-@pytest.fixture(scope="module")
-def client() -> Path:
-    """Python of a virtual environment with the client, made once per user and kept."""
-    candidates = filter(None, (sys.executable, shutil.which("python3.11")))
-    python = next(filter(is_suitable, candidates), None)
-    if python is None:
-        unavailable("backend.ai-client 23.9 needs Python 3.11, and none is here")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perijove"
-    cache.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(repr(REQUIREMENTS).encode()).hexdigest()[:12]
-    folder = cache / f"backendai-client-{name}"
-    with (cache / f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "complete").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            subprocess.run([str(python), "-m", "venv", str(folder)], check=True)
-            pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", *REQUIREMENTS]
-            done = subprocess.run(pip, capture_output=True, text=True, check=False)
-            if done.returncode:
-                unavailable(f"backend.ai-client cannot be installed:\n{done.stderr[-2000:]}")
-            (folder / "complete").touch()
-    return folder / "bin/python"
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +30,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 @pytest.fixture(scope="module")
 def told(client: Path, platform: Platform) -> dict[str, Any]:
     """What the client's program was answered."""
-    command = [str(HERE / "perijove"), "token", "create", "admin"]
-    command += ["--state-dir", str(platform.state)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    access, secret = re.findall(r"key(?:, shown only now)?: (\S+)", output)
-    environ = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(platform.state.parent),
-        "BACKEND_ENDPOINT": f"{platform.url}/services/perijove",
-        "BACKEND_ENDPOINT_TYPE": "api",
-        "BACKEND_ACCESS_KEY": access,
-        "BACKEND_SECRET_KEY": secret,
-        "PERIJOVE_TEST_IMAGE": "process",
-    }
+    environ = {**account(platform), "PERIJOVE_TEST_IMAGE": "process"}
     done = subprocess.run(
         [str(client), str(PROGRAM)],
         capture_output=True,
