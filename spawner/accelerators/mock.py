@@ -88,24 +88,24 @@ class MockPlugin(AcceleratorPlugin):
     name = "mock"
 
     def __init__(self) -> None:
+        self._path: Path | None = None
         self._content = _Content()
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """Read and check the file."""
         only_settings(config, "file")
         if config:
-            path = Path(str(config["file"]))
-            try:
-                self._content = _read(path)
-            except (OSError, tomllib.TOMLDecodeError, ValueError) as error:
-                raise ValueError(f"file {path}: {error}") from error
+            self._path = Path(str(config["file"]))
+            self._content = _read(self._path)
 
     def slots(self) -> Sequence[SlotMetadata]:
         """As the file describes them, else what their names say."""
         return self._content.slots
 
     async def devices(self) -> Sequence[DeviceReport]:
-        """The devices of the file."""
+        """The devices of the file, which may have changed: as hardware breaks, or is added."""
+        if self._path is not None:
+            self._content = _read(self._path)
         return self._content.devices
 
     def device_spec(self, shares: Sequence[Share]) -> DeviceSpec:
@@ -133,8 +133,16 @@ class MockPlugin(AcceleratorPlugin):
 
 
 def _read(path: Path) -> _Content:
-    """The file's content. Raises ``ValueError`` naming the entry that is wrong."""
-    file = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File)
+    """The file's content. Raises ``ValueError`` naming the file, and the entry that is wrong."""
+    try:
+        return _content(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, tomllib.TOMLDecodeError, ValueError) as error:
+        raise ValueError(f"file {path}: {error}") from error
+
+
+def _content(document: Mapping[str, Any]) -> _Content:
+    """Raises ``ValueError`` naming the entry that is wrong."""
+    file = msgspec.convert(document, _File)
     slots = {name: _metadata(name, given) for name, given in file.slots.items()}
     for device in file.devices:
         slots.setdefault(device.slot, _metadata(device.slot, _Slot()))

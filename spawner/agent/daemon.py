@@ -19,11 +19,11 @@ from pathlib import Path
 import aiohttp
 
 from spawner.accelerators.registry import Accelerators
-from spawner.agent import leases
+from spawner.agent import admission, leases
 from spawner.agent.apps import Apps
 from spawner.agent.calls import Calls
 from spawner.agent.config import AgentConfig
-from spawner.agent.engines.base import Engine, EngineError
+from spawner.agent.engines.base import Engine, EngineError, Identity
 from spawner.agent.images import ImageTasks
 from spawner.agent.inventory import offer_inventory
 from spawner.agent.kernels import Kernels
@@ -38,6 +38,7 @@ from spawner.agent.ports import PortPool, parse_range
 from spawner.agent.protocol import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
+    REFUSED,
     Ack,
     Call,
     Heartbeat,
@@ -46,6 +47,7 @@ from spawner.agent.protocol import (
     Message,
     ProtocolError,
     Report,
+    Share,
     Wanted,
     Welcome,
     decode,
@@ -91,6 +93,7 @@ class AgentDaemon:
                 max_pids=config.max_pids,
                 stop_grace=config.stop_grace,
                 changed=self._noticed,
+                admit=self._admit,
                 last_stat=lambda identity: self.measuring.last(identity),
             ),
             config.orphan_grace,
@@ -148,6 +151,13 @@ class AgentDaemon:
         """A kernel has a new report."""
         self._changed.put_nowait(report)
         self._apps.noticed(report)
+        if report.failure == REFUSED:  # what it was planned with is not what there is
+            self._offering.repeat()
+
+    async def _admit(self, identity: Identity, shares: tuple[Share, ...]) -> None:
+        """Raise ``Refused`` unless the node has room for ``shares`` of a run that begins."""
+        devices = await self._accelerators.devices()
+        admission.check(shares, devices, self._kernels.held(identity))
 
     async def _stay_connected(self) -> None:
         """Dial the manager again whenever the connection ends, with growing random pauses."""

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from spawner.agent.engines.base import EngineError, EngineState, Identity
-from spawner.agent.protocol import KernelReport, KernelSpec, Wanted
+from spawner.agent.protocol import KernelReport, KernelSpec, Share, Wanted
 from spawner.agent.runner import KernelRunner, Surroundings
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,11 @@ class Kernels:
     def reports(self) -> tuple[KernelReport, ...]:
         """What is seen of every kernel now."""
         return tuple(runner.report for runner in self._runners.values())
+
+    def held(self, but: Identity) -> tuple[Share, ...]:
+        """What all runs but one hold of the node's devices."""
+        others = (each for each in self._runners.values() if each.identity != but)
+        return tuple(share for each in others for share in each.held)
 
     def apply(self, wanted: Wanted, now: float) -> list[KernelReport]:
         """Make reality match; reports of kernels that are asked about but are not here."""

@@ -25,10 +25,11 @@ class Offering:
     def __init__(
         self, engine: Engine, accelerators: Accelerators, changed: Callable[[], None]
     ) -> None:
-        """``changed`` is called when the engine got well or unwell."""
+        """``changed`` is called when the next sign of life should not wait."""
         self._engine, self._accelerators, self._changed = engine, accelerators, changed
         self._offered: Offered = ((), (), {})
         self._unwell = ""
+        self._repeats = False
         self._told: Mapping[str, Any] = {}
         self._reading: asyncio.Task[Offered] | None = None
 
@@ -52,14 +53,20 @@ class Offering:
         self._told = {**features, UNWELL: self._unwell} if self._unwell else features
         return dict(self._told)
 
+    def repeat(self) -> None:
+        """Tell the devices soon, also if they are the same as before."""
+        self._repeats = True
+        self._changed()
+
     async def heartbeat(self) -> Heartbeat:
         """A sign of life, with what changed since the last one."""
         before = self._offered
+        repeats, self._repeats = self._repeats, False
         if not self._unwell:
             await self._refresh()
         told = self._told
         features = self.features()
-        devices = None if self.devices == before[0] else self.devices
+        devices = None if self.devices == before[0] and not repeats else self.devices
         return Heartbeat(
             images=None if self.images == before[1] else self.images,
             devices=devices,

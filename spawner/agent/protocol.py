@@ -203,13 +203,17 @@ class KernelSpec(msgspec.Struct, frozen=True):
     """Seconds without a word of the manager after which the node ends the run: it may go on elsewhere."""
 
 
+REFUSED = "refused"
+"""Of a run that was never begun: what it was placed on does not fit the node as it is now."""
+
+
 class KernelReport(msgspec.Struct, frozen=True):
     """What an agent sees of one kernel.
 
     ``status`` is PREPARING (image, mounts), CREATING (container), RUNNING, TERMINATING or
     TERMINATED. ``progress`` is a sentence for the user. ``failure`` names why it ended when it was
     not asked to: ``create-failed``, ``exited``, ``oom-killed``, ``removed``, ``engine-restarted``,
-    ``start-timeout``, ``fenced`` (its lease ended, see ``KernelSpec``).
+    ``start-timeout``, ``fenced`` (its lease ended, see ``KernelSpec``), ``refused`` (see ``REFUSED``).
     """
 
     kernel_id: str

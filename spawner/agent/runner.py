@@ -11,15 +11,16 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from spawner.accelerators.registry import Accelerators, PluginError
 from spawner.agent import health
+from spawner.agent.admission import Refused
 from spawner.agent.engines.base import Endpoint, Engine, EngineError, EngineState, Identity
 from spawner.agent.mounts import resolve_mounts
-from spawner.agent.protocol import KernelReport, KernelSpec
+from spawner.agent.protocol import REFUSED, KernelReport, KernelSpec, Share
 
 LOG_LINES = 50
 TAIL_CHARACTERS = 16_384
@@ -39,6 +40,10 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
+async def _admit_all(identity: Identity, shares: tuple[Share, ...]) -> None:
+    """Where nobody counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What every runner of an agent shares."""
@@ -51,6 +56,8 @@ class Surroundings:
     stop_grace: float
     changed: Callable[[KernelReport], None]
     """Called with each new report."""
+    admit: Callable[[Identity, tuple[Share, ...]], Awaitable[None]] = _admit_all
+    """Raises ``Refused`` for a placement that does not fit beside the other runs."""
     last_stat: Callable[[Identity], dict[str, Any]] = lambda identity: {}
     """What was measured of a run last."""
     creating: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
@@ -72,6 +79,7 @@ class KernelRunner:
         self._prober: asyncio.Task[None] | None = None
         self._watched: EngineState | None = None
         self._fenced = False
+        self._admitted = False
         self.report = KernelReport(
             identity.kernel_id, identity.session_id, identity.epoch, "PREPARING"
         )
@@ -80,6 +88,13 @@ class KernelRunner:
     def ended(self) -> bool:
         """Whether the kernel has ended and said so."""
         return self.report.status == "TERMINATED"
+
+    @property
+    def held(self) -> tuple[Share, ...]:
+        """What it holds of the node's devices."""
+        if self.ended:
+            return ()
+        return self._spec.shares if self._admitted and self._spec else self.report.shares
 
     def start(self) -> None:
         """Begin, or go on from wherever an earlier agent (or a run that broke off) got to."""
@@ -173,6 +188,9 @@ class KernelRunner:
                 await self._end()
                 return
             state = starting.result()
+        except Refused as refusal:
+            await self._fail(REFUSED, str(refusal))
+            return
         except (EngineError, PluginError, OSError) as error:
             await self._fail("create-failed", str(error))
             return
@@ -189,6 +207,8 @@ class KernelRunner:
     async def _bring_up(self, spec: KernelSpec) -> EngineState | None:
         """Image, mounts, container, start, first answer; None when it ended while starting."""
         around = self._around
+        await around.admit(self.identity, spec.shares)
+        self._admitted = True
         self._say("PREPARING", progress="preparing the image and the folders")
         await self._persist(lambda: self._have_image(spec))
         mounts = await asyncio.to_thread(resolve_mounts, spec.mounts, around.volumes)

@@ -17,7 +17,17 @@ from spawner.agent.protocol import (
     ImageReport,
     ProtocolError,
 )
-from spawner.sessions import degraded, faults, image_rows, ledger, retries, runs, slotkinds, steps
+from spawner.sessions import (
+    degraded,
+    faults,
+    image_rows,
+    ledger,
+    refusals,
+    retries,
+    runs,
+    slotkinds,
+    steps,
+)
 from spawner.sessions.losses import REQUEUE, Rules, lease_of, rule_for
 from spawner.sessions.states import FINAL, HOLDS, Status, Target
 from spawner.sessions.tables import (
@@ -88,7 +98,7 @@ async def register(change: Change, hello: Hello, *, joins: bool = False) -> None
     row.architecture, row.engine = architecture(hello.architecture), hello.engine
     row.version, row.address = hello.version[:32], hello.address[:255]
     row.max_containers = hello.max_containers
-    row.features = dict(hello.features)
+    row.features = {**hello.features, **refusals.kept(row.features)}
     await _images(change, row, hello.images)
     await db.flush()
     await slotkinds.record(db, hello.slots)
@@ -115,7 +125,7 @@ async def heartbeat(change: Change, agent_id: str, beat: Heartbeat) -> None:
         change.schedule = True
     if beat.features is not None:
         _note_health(change, row, beat.features)
-        row.features = dict(beat.features)
+        row.features = {**beat.features, **refusals.kept(row.features)}
         change.schedule = True
         change.agents.add(agent_id)
     await slotkinds.record(change.db, beat.slots)

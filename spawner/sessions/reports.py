@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import select
 
-from spawner.agent.protocol import KernelReport, ProtocolError
+from spawner.agent.protocol import REFUSED, KernelReport, ProtocolError
 from spawner.scheduler.slots import human_amount
-from spawner.sessions import health, retries, runs, steps
+from spawner.sessions import health, refusals, retries, runs, steps
 from spawner.sessions.states import FINAL, Status
 from spawner.sessions.statistics import check_metrics
 from spawner.sessions.tables import KernelRow, SessionRow
@@ -131,6 +131,8 @@ async def _seen(
             cause = steps.CAUSES[Status.PREPARING]
             await change.move_kernel(session, kernel, Status.PREPARING, cause)
         await change.move_kernel(session, kernel, new, sentence or steps.CAUSES[new])
+        if new is Status.RUNNING:
+            await refusals.forget(change, kernel.agent_id)
         await steps.step(change, session, kernels)
     if report.healthy is not None and new is Status.RUNNING:
         await health.follow(change, session, kernels, kernel, report.healthy, sentence)
@@ -155,6 +157,10 @@ async def _ended(
     why, cause = _why(kernel, report), retries.cause_of(session, report)
     asked = session.status_data.get("retry", {}).get("cause")
     told = asked if old is Status.TERMINATING and cause == retries.ENDED and asked else cause
+    if report.failure == REFUSED and old not in (Status.RUNNING, Status.TERMINATING):
+        await _refused(change, session, kernel, why)
+        await steps.step(change, session, kernels)
+        return
     await runs.keep(change, session, kernel, report, told, why)
     if old is Status.TERMINATING:
         await _ended_as_told(change, session, kernel, why, cause)
@@ -174,6 +180,13 @@ async def _ended(
             reason = steps.FAILED_TO_START
             await change.move_kernel(session, kernel, Status.ERROR, why, reason=reason)
     await steps.step(change, session, kernels)
+
+
+async def _refused(change: Change, session: SessionRow, kernel: KernelRow, why: str) -> None:
+    """A placement did not fit its node any more: the session has its old place in the queue, however often."""
+    await refusals.note(change, str(kernel.agent_id))
+    told = f"{why}: waiting for another place"
+    await change.move_kernel(session, kernel, Status.PENDING, told, reason=REFUSED)
 
 
 async def _ended_as_told(
@@ -226,7 +239,7 @@ def _why(kernel: KernelRow, report: KernelReport) -> str:
         return "its node could not reach the manager and ended it"
     if report.failure == "start-timeout":
         return f"it did not answer on its port in time{code}"
-    if report.failure == "create-failed":
+    if report.failure in ("create-failed", REFUSED):
         return report.progress.strip()[:TEXT] or "its container could not be created"
     return f"its main process ended{code}"
 

@@ -23,7 +23,7 @@ from spawner.scheduler.model import (
     Snapshot,
 )
 from spawner.scheduler.policies import BUILT_IN, Policies
-from spawner.sessions import slotkinds
+from spawner.sessions import refusals, slotkinds
 from spawner.sessions.groups import OptionsError, read_options
 from spawner.sessions.holdings import read_running
 from spawner.sessions.limits import LIVE, UNCOUNTED, Payer, read_quotas
@@ -84,7 +84,7 @@ async def read_snapshot(
     snapshot = Snapshot(
         now=now.timestamp(),
         groups=tuple(groups.values()),
-        agents=await _agents(db),
+        agents=await _agents(db, now),
         pending=tuple(pending),
         quotas=await read_quotas(db, whose),
         running=await read_running(db, now, run_times) if whose else (),
@@ -129,7 +129,7 @@ async def read_loss_rules(db: AsyncSession) -> dict[str, Rules]:
     }
 
 
-async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
+async def _agents(db: AsyncSession, now: dt.datetime) -> tuple[Agent, ...]:
     devices: dict[str, list[Device]] = defaultdict(list)
     columns = (
         AgentDeviceRow.agent_id,
@@ -160,7 +160,9 @@ async def _agents(db: AsyncSession) -> tuple[Agent, ...]:
             tuple(sorted(devices[row.id], key=lambda d: (d.slot, d.device_id))),
             containers=containers.get(row.id, 0),
             max_containers=row.max_containers,
-            schedulable=row.schedulable and not (row.features or {}).get(UNWELL),
+            schedulable=row.schedulable
+            and not (row.features or {}).get(UNWELL)
+            and not refusals.closes(row.features, now),
             alive=row.status == ALIVE,
             images=frozenset(row.images),
             networks=networks.get(row.id, frozenset()),

@@ -50,6 +50,8 @@ class Fleet:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.urls: dict[str, str] = {}
         """Of managers, and of agents' metrics."""
+        self.program: dict[str, tuple[str, ...]] = {}
+        """What is run instead of the ``perijove`` command, by name of the process."""
         self._dials: dict[str, str] = {}
         self._shares: dict[Path, tuple[Share, ...]] = {}
         self.http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
@@ -108,7 +110,10 @@ class Fleet:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("PERIJOVE_")}
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [*PROGRAM, *words], stdout=log, stderr=log, env={**inherited, **(environ or {})}
+                [*self.program.get(name, PROGRAM), *words],
+                stdout=log,
+                stderr=log,
+                env={**inherited, **(environ or {})},
             )
 
     async def kill(self, name: str) -> None:
@@ -215,13 +220,14 @@ class Fleet:
             return int(sum(counts))
         return None
 
-    async def command(self, *words: str) -> None:
-        """Run a ``perijove`` command."""
+    async def command(self, *words: str) -> str:
+        """What a ``perijove`` command prints."""
         command = [*PROGRAM, *words, "--state-dir", str(self.state), "--db-url", self.db_url]
         done = await asyncio.to_thread(
             subprocess.run, command, capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0, done.stderr
+        return done.stdout
 
     async def audit(self) -> None:
         """Nothing differs, whichever manager an agent is connected to."""
