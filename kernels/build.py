@@ -1,20 +1,20 @@
 """Building images from recipes: a folder with a ``Dockerfile``, on a base image, through a Docker engine.
 
-An image is tagged with the hash of everything that went into it, so the same recipe is built once.
-The host's pip settings and CA bundle are used during the build only: recipes copy them in a stage with
-the label ``ai.perijove.build=${BUILD_ID}``, which is no part of the image and deleted after the build.
+What only some images have is a *part*: a recipe that is built on the image of another. An image is tagged with
+the hash of everything that went into it, so the same recipe is built once. The host's settings of pip and npm
+and its CA bundle are used during the build only: recipes copy them in a stage with the label
+``ai.perijove.build=${BUILD_ID}``, which is no part of the image and deleted after the build.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import re
 import tarfile
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from docker.errors import APIError, DockerException, ImageNotFound
 from kernels.session_wheel import session_files
 
 RECIPES = Path(__file__).parent
+PARTS = RECIPES / "parts"
 INSIDE = "inside"
 """Folder beside the recipes with what all of them compile; part of every context."""
 REPOSITORY = "perijove"
@@ -31,16 +32,7 @@ DEFAULT_BASE = "debian:bookworm-slim"
 RECIPE_LABEL = "ai.perijove.recipe"
 SOURCES_LABEL = "ai.perijove.sources"
 STAGE_LABEL = "ai.perijove.build"
-VSCODE_LABEL = "ai.perijove.app.vscode"
-VSCODE = {
-    "argv": [
-        *("code-server", "--bind-addr", "{bind_host}:{bind_port}", "--auth", "none"),
-        *("--disable-telemetry", "--disable-update-check", "{home}"),
-    ],
-    "protocol": "http",
-    "port": 8180,
-}
-"""How VS Code is started where the image has it; who may open it is the proxy's business."""
+LABEL = "ai.perijove.label"
 _IGNORED = {"__pycache__", ".git"}
 _STEP = re.compile(r"^Step (\d+)/(\d+) : (\w+) ?(.*)")
 _KEPT_LINES = 15
@@ -58,17 +50,16 @@ class BuildError(Exception):
 class BuildInputs:
     """What goes into an image besides its recipe.
 
-    ``wheels`` are installed without their dependencies; ``ca_bundle`` and ``pip_conf`` serve the build
-    only; ``network`` is the build's network mode (``host`` where the bridge has no way out).
+    ``wheels`` are installed without their dependencies; ``ca_bundle``, ``pip_conf`` and ``npmrc`` serve the
+    build only; ``network`` is the build's network mode (``host`` where the bridge has no way out).
     """
 
     base: str = DEFAULT_BASE
     wheels: tuple[Path, ...] = ()
     ca_bundle: Path | None = None
     pip_conf: Path | None = None
+    npmrc: Path | None = None
     network: str | None = None
-    code_server: Path | None = None
-    """A release archive of code-server: VS Code in the browser becomes part of the image."""
 
 
 def recipes() -> list[str]:
@@ -76,70 +67,117 @@ def recipes() -> list[str]:
     return sorted(path.parent.name for path in RECIPES.glob("*/Dockerfile"))
 
 
+def parts() -> list[str]:
+    """Names of what an image can have besides."""
+    return sorted(path.parent.name for path in PARTS.glob("*/Dockerfile"))
+
+
 def recipe_hash(recipe: Path, inputs: BuildInputs) -> str:
     """12 hexadecimal digits over the recipe's files, the base's name and the wheels' content."""
     digest = hashlib.sha256(f"base {inputs.base}\n".encode())
-    extras = [] if inputs.code_server is None else [inputs.code_server]
-    for path in [*_files(recipe), *_shared(recipe), *sorted(inputs.wheels), *extras]:
+    for path in [*_files(recipe), *_shared(recipe), *sorted(inputs.wheels)]:
         digest.update(f"{path.name} {path.stat().st_mode & 0o111:o}\n".encode())
         digest.update(hashlib.sha256(_stable_content(path)).digest())
     return digest.hexdigest()[:12]
 
 
-def sources_hash(recipe: Path) -> str:
+def sources_hash(*made_of: Path) -> str:
     """12 hexadecimal digits over what this release puts into the image, whatever base it is built on.
 
-    These are the recipe's files and those of Perijove that run in sessions.
+    These are the files of the recipe and its parts, and those of Perijove that run in sessions.
     """
-    digest = hashlib.sha256(recipe_hash(recipe, BuildInputs(base="")).encode())
+    digest = hashlib.sha256()
+    for folder in made_of:
+        digest.update(recipe_hash(folder, BuildInputs(base="")).encode())
     for name, path in sorted(session_files().items()):
         digest.update(f"{name}\n".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:12]
 
 
-def image_tag(recipe: Path, inputs: BuildInputs) -> str:
-    """``perijove/<recipe>:<hash>``."""
-    return f"{REPOSITORY}/{recipe.name}:{recipe_hash(recipe, inputs)}"
+def outdated(client: docker.DockerClient) -> dict[str, str]:
+    """Offered images of ours that this release would make of other files, and the words that do it."""
+    found: dict[str, str] = {}
+    for image in client.images.list(filters={"label": SOURCES_LABEL}):
+        for tag in image.tags:
+            name, _, version = tag.removeprefix(f"{REPOSITORY}/").partition(":")
+            recipe, *chosen = name.split("-")
+            ours = recipe in recipes() and set(chosen) <= set(parts())
+            if not ours or version != "latest":
+                continue
+            made_of = (RECIPES / recipe, *(PARTS / each for each in chosen))
+            if image.labels[SOURCES_LABEL] != sources_hash(*made_of):
+                options = "".join(f" --with {each}" for each in chosen)
+                found[tag] = f"perijove image build {recipe}{options}"
+    return found
+
+
+def image_tag(inputs: BuildInputs, *made_of: Path) -> str:
+    """``perijove/<recipe>[-<part>...]:<hash>``."""
+    name = "-".join(folder.name for folder in made_of)
+    return f"{REPOSITORY}/{name}:{recipe_hash(made_of[-1], inputs)}"
 
 
 def build_image(
-    client: docker.DockerClient, recipe: Path, inputs: BuildInputs, progress: Progress
+    client: docker.DockerClient,
+    recipe: Path,
+    inputs: BuildInputs,
+    progress: Progress,
+    chosen: Sequence[Path] = (),
 ) -> str:
-    """Build ``recipe`` unless its image is there; returns its tag. Raises ``BuildError``."""
-    tag = image_tag(recipe, inputs)
-    latest = f"{REPOSITORY}/{recipe.name}:latest"
+    """Build ``recipe``, and each of the ``chosen`` parts on what is below, unless the image is there.
+
+    Returns the last one's tag; only that one is offered. Raises ``BuildError``.
+    """
+    made_of: tuple[Path, ...] = (recipe,)
+    tag = _ensure(client, made_of, inputs, progress)
+    for part in sorted(chosen):
+        made_of = (*made_of, part)
+        tag = _ensure(client, made_of, replace(inputs, base=tag, wheels=()), progress)
+    client.images.get(tag).tag(f"{tag.rpartition(':')[0]}:latest")
+    return tag
+
+
+def _ensure(
+    client: docker.DockerClient, made_of: tuple[Path, ...], inputs: BuildInputs, progress: Progress
+) -> str:
+    """The tag of the image of the last of ``made_of`` on ``inputs.base``."""
+    tag = image_tag(inputs, *made_of)
     try:
-        present = client.images.get(tag)
+        client.images.get(tag)
         progress(f"{tag} is there already")
     except ImageNotFound:
         progress(f"building {tag} on {inputs.base}")
-        _run_build(client, recipe, inputs, tag, progress)
-        present = client.images.get(tag)
+        _run_build(client, made_of, inputs, tag, progress)
     except DockerException as error:
         raise BuildError(f"the Docker engine cannot be used: {error}") from error
-    present.tag(latest)
     return tag
 
 
 def _run_build(
-    client: docker.DockerClient, recipe: Path, inputs: BuildInputs, tag: str, progress: Progress
+    client: docker.DockerClient,
+    made_of: tuple[Path, ...],
+    inputs: BuildInputs,
+    tag: str,
+    progress: Progress,
 ) -> None:
     options: dict[str, Any] = {"network_mode": inputs.network} if inputs.network else {}
     build_id = uuid.uuid4().hex
+    arguments = {"BASE": inputs.base, "BUILD_ID": build_id}
+    if len(made_of) > 1:  # a part adds its name to that of what is below
+        arguments["LABEL"] = client.images.get(inputs.base).labels.get(LABEL, "")
     try:
         lines = client.api.build(
-            fileobj=_context(recipe, inputs),
+            fileobj=_context(made_of[-1], inputs),
             custom_context=True,
             tag=tag,
             rm=True,
             forcerm=True,
             decode=True,
-            buildargs={"BASE": inputs.base, "BUILD_ID": build_id},
+            buildargs=arguments,
             labels={
                 RECIPE_LABEL: tag.rpartition(":")[2],
-                SOURCES_LABEL: sources_hash(recipe),
-                **({VSCODE_LABEL: json.dumps(VSCODE)} if inputs.code_server else {}),
+                SOURCES_LABEL: sources_hash(*made_of),
             },
             **options,
         )
@@ -186,7 +224,7 @@ def _in_words(instruction: str, rest: str) -> str:
     if instruction == "RUN" and "apt-get install" in rest:
         return "installing system packages"
     if instruction == "RUN" and "pip install" in rest:
-        return "installing JupyterLab (this takes a while)"
+        return "installing Python packages (this may take a while)"
     return f"run {rest}"[:80] if instruction == "RUN" else ""
 
 
@@ -203,8 +241,8 @@ def _context(recipe: Path, inputs: BuildInputs) -> io.BytesIO:
             extras["ca-bundle.pem"] = inputs.ca_bundle
         if inputs.pip_conf is not None:
             extras["pip.conf"] = inputs.pip_conf
-        if inputs.code_server is not None:
-            extras["code-server.tar.gz"] = inputs.code_server
+        if inputs.npmrc is not None:
+            extras["npmrc"] = inputs.npmrc
         folder = tarfile.TarInfo("build")
         folder.type, folder.mode = tarfile.DIRTYPE, 0o755
         tar.addfile(folder)

@@ -20,8 +20,9 @@ HOST_PIP_CONFS = ("/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")
 """In pip's own order: later ones win."""
 PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "timeout", "retries", "proxy")
 """Those that say where packages come from; others, such as local folders, mean nothing in a build."""
+NPM_SETTINGS = ("registry", "proxy", "https-proxy", "noproxy", "strict-ssl")
 WITH_WHEELS = ("jupyterlab",)
-"""Recipes that install Perijove itself."""
+"""Recipes that install Perijove itself, and can have parts."""
 
 
 class ImageBuild(Command):
@@ -36,6 +37,7 @@ class ImageBuild(Command):
     examples = """
     perijove image build
     perijove image build --base nvidia/cuda:12.6.2-runtime-ubuntu24.04
+    perijove image build --with vscode --with tensorboard
     """
     arguments = ("RECIPE?",)
     base = Unicode("", help="Image to build on; any Debian or Ubuntu.").tag(config=True)
@@ -47,6 +49,10 @@ class ImageBuild(Command):
         help="""pip's settings during the build (they do not stay in the image). Default: where this
         machine's own settings take packages from.""",
     ).tag(config=True)
+    npmrc = Unicode(
+        help="""npm's settings during the build (they do not stay in the image). Default: where this
+        machine's own settings take packages from.""",
+    ).tag(config=True)
     network = Unicode(
         "", help="Network mode of the build, e.g. host where containers have no way out."
     ).tag(config=True)
@@ -55,10 +61,10 @@ class ImageBuild(Command):
         help="""Wheels to install besides the recipe's packages. Default: the part of
         Perijove that runs in sessions.""",
     ).tag(config=True)
-    code_server = Unicode(
-        "",
-        help="""Release archive (code-server-VERSION-linux-ARCH.tar.gz) of code-server: the image gets VS
-        Code in the browser.""",
+    parts = List(
+        Unicode(),
+        help="""What the image has besides: tensorboard, vscode. It is an image of its own, such as
+        perijove/jupyterlab-vscode, on that of the recipe.""",
     ).tag(config=True)
     aliases: dict[Any, Any] = {
         **Command.aliases,
@@ -66,7 +72,8 @@ class ImageBuild(Command):
         "ca-bundle": "ImageBuild.ca_bundle",
         "pip-conf": "ImageBuild.pip_conf",
         "network": "ImageBuild.network",
-        "code-server": "ImageBuild.code_server",
+        "npmrc": "ImageBuild.npmrc",
+        "with": "ImageBuild.parts",
         "wheel": "ImageBuild.wheels",
     }
 
@@ -76,11 +83,12 @@ class ImageBuild(Command):
     def act(self, *arguments: str) -> None:
         """Build it, one progress line per step."""
         from kernels.bootstrap import BootstrapError
-        from kernels.build import RECIPES, BuildError, BuildInputs, build_image, recipes
+        from kernels.build import PARTS, RECIPES, BuildError, BuildInputs, build_image, recipes
 
         name = arguments[0] if arguments else "jupyterlab"
         if name not in recipes():
             raise UsageError(f"there is no recipe {name!r}: choose one of {', '.join(recipes())}")
+        chosen = [PARTS / part for part in self._parts(name)]
         client = _docker_client()
         with tempfile.TemporaryDirectory(prefix="perijove-image-") as temporary:
             try:
@@ -90,12 +98,23 @@ class ImageBuild(Command):
                     ca_bundle=_existing("ca_bundle", self.ca_bundle),
                     pip_conf=_existing("pip_conf", self.pip_conf) or _pip_conf(Path(temporary)),
                     network=self.network or None,
-                    code_server=_existing("code_server", self.code_server),
+                    npmrc=_existing("npmrc", self.npmrc) or _npmrc(Path(temporary)),
                 )
-                tag = build_image(client, RECIPES / name, inputs, say)
+                tag = build_image(client, RECIPES / name, inputs, say, chosen)
             except (BuildError, BootstrapError) as error:
                 raise CommandError(str(error)) from error
         say(f"The image is {tag}")
+
+    def _parts(self, recipe: str) -> set[str]:
+        """The parts asked for. Raises ``UsageError`` for one that there is not, or not for the recipe."""
+        from kernels.build import parts
+
+        for part in self.parts:
+            if part not in parts():
+                raise UsageError(f"with: there is no {part!r}: choose among {', '.join(parts())}")
+            if recipe not in WITH_WHEELS:
+                raise UsageError(f"with: {part} needs the recipe {WITH_WHEELS[0]}, not {recipe}")
+        return set(self.parts)
 
     def _wheels(self, folder: Path) -> list[Path]:
         """The given wheels, or one of what runs in sessions."""
@@ -203,6 +222,24 @@ def _pip_conf(folder: Path) -> Path:
     path.touch(mode=0o600)  # index URLs may carry passwords
     with path.open("w") as file:
         ours.write(file)
+    return path
+
+
+def _npmrc(folder: Path) -> Path:
+    """A file in ``folder`` with where this machine's npm takes packages from."""
+    mine = Path(os.environ.get("NPM_CONFIG_USERCONFIG") or "~/.npmrc").expanduser()
+    lines = mine.read_text().splitlines() if mine.is_file() else []
+    kept = [
+        line
+        for line in lines
+        if (key := line.partition("=")[0].strip()) in NPM_SETTINGS or key.startswith(("//", "@"))
+    ]
+    for name in NPM_SETTINGS:
+        if given := os.environ.get("NPM_CONFIG_" + name.upper().replace("-", "_")):
+            kept.append(f"{name}={given}")
+    path = folder / "npmrc"
+    path.touch(mode=0o600)  # there may be tokens in it
+    path.write_text("".join(f"{line}\n" for line in kept))
     return path
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from hub.config.deployment import LOOPBACK
 from hub.supervision.supervisor import SupervisorError
@@ -20,8 +21,8 @@ class EngineChoice:
     reason: str
     image_missing: bool = False
     """Whether the image must be built before the agent starts."""
-    image_outdated: bool = False
-    """Whether the image was built from another recipe, extension or package than this release has."""
+    outdated: Mapping[str, str] = field(default_factory=dict)
+    """Images that were built from another recipe, extension or package than this release has, and what builds them."""
 
 
 def choose_engine(wanted: str) -> EngineChoice:
@@ -35,7 +36,7 @@ def choose_engine(wanted: str) -> EngineChoice:
     import docker
     from docker.errors import DockerException, ImageNotFound
 
-    from kernels.build import RECIPES, SOURCES_LABEL, sources_hash
+    from kernels.build import outdated
     from spawner.agent.engines.base import EngineError
     from spawner.agent.engines.docker import ensure_network
 
@@ -43,7 +44,8 @@ def choose_engine(wanted: str) -> EngineChoice:
         client = docker.from_env(timeout=20)
         try:
             gateway = ensure_network(client)
-            labels = client.images.get(IMAGE).labels
+            client.images.get(IMAGE)
+            told = outdated(client)
         except ImageNotFound:
             return EngineChoice("docker", gateway, "a Docker engine answers", image_missing=True)
         finally:
@@ -55,8 +57,7 @@ def choose_engine(wanted: str) -> EngineChoice:
                 f"{sentence}; put that right, or use --engine process for users who trust each other"
             ) from error
         return process_choice(sentence)
-    outdated = labels.get(SOURCES_LABEL) != sources_hash(RECIPES / "jupyterlab")
-    return EngineChoice("docker", gateway, "a Docker engine answers", image_outdated=outdated)
+    return EngineChoice("docker", gateway, "a Docker engine answers", outdated=told)
 
 
 def process_choice(reason: str) -> EngineChoice:

@@ -127,9 +127,9 @@ class Ensemble:
                 raise SupervisorError("the image could not be built; see the lines above")
             choice = process_choice("the image could not be built")
             show("up", f"engine of the local agent: process ({choice.reason})")
-        if choice.image_outdated:
+        for image, command in choice.outdated.items():
             told = "holds another recipe, extension or package than this release"
-            show("image", f"{IMAGE} {told}; `perijove image build` makes a new one")
+            show("image", f"{image} {told}; `{command}` makes a new one")
         daemon = Daemon(recipes.agent(choice.engine))
         await supervisor.bring_up(
             Member(daemon, ready=lambda: self._agent_ready(daemon), grace=15.0)

@@ -115,7 +115,9 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 90) -> Any:
     raise AssertionError(what)
 
 
-def session(owner: Client, name: str, script: str, image: str = "") -> str:
+def session(
+    owner: Client, name: str, script: str, image: str = "", mounts: tuple[str, ...] = ()
+) -> str:
     """A session that runs; ``script`` is run at its start."""
     body = {
         "name": name,
@@ -125,6 +127,7 @@ def session(owner: Client, name: str, script: str, image: str = "") -> str:
         "config": {
             "resources": {"cpu": "0.5", "mem": "1g"},
             "preopen_ports": [9000],
+            "mounts": mounts,
         },
     }
     status, made = owner.ask("POST", "/services/perijove/session", body)
@@ -278,7 +281,8 @@ def person(platform: Platform, browser: Browser, shots: Path) -> Iterator[Person
     try:
         person.log_in("admin", platform.password)
         yield person
-        person.shot("apps-last")
+        for number, page in enumerate(context.pages):
+            kept(page, shots, f"apps-last-{number}")
     finally:
         context.close()
 
@@ -350,23 +354,47 @@ def test_apps_of_an_image_in_a_browser(platform: Platform, person: Person, shots
     end(admin, made)
 
 
+PAINTED = {"terminal.integrated.gpuAcceleration": "off"}
+"""What VS Code's terminal prints is text of the page then, and not painted."""
+CODE = """
+import os
+print(os.environ["PERIJOVE_SESSION_NAME"], os.listdir("/home/work/numbers"))
+"""
+
+
 def test_vs_code_in_a_browser(platform: Platform, person: Person, shots: Path) -> None:
     admin = client(platform, "admin")
-    _, images = admin.ask("GET", "/services/perijove/images")
-    image = next((each["name"] for each in images["images"] if "vscode" in str(each)), None)
-    if image is None:
-        pytest.skip("no image here has VS Code: perijove image build --code-server FILE")
-    made = session(admin, "coding", "echo 'print(6 * 7)' > /home/work/answer.py\n", image)
+    assert admin.ask("POST", "/services/perijove/folders", {"name": "numbers"})[0] == 201
+    script = "cd /home/work; echo '# What is it?' > answer.py; touch numbers/one.csv\n"
+    script += f"mkdir .vscode; echo '{json.dumps(PAINTED)}' > .vscode/settings.json\n"
+    made = session(admin, "coding", script, ensure_web_image(), ("numbers",))
     page = opened(person, "VS Code of coding")
     page.locator(".monaco-workbench").wait_for()
-    page.get_by_role("button", name=re.compile("Yes, I trust")).click()
+
     page.get_by_text("answer.py").first.dblclick()
-    expect(page.locator(".view-lines").first).to_contain_text("print", timeout=SLOW)
+    lines = page.locator(".editor-instance .view-lines")
+    expect(lines).to_contain_text("What", timeout=SLOW)
+    lines.click()
+    page.keyboard.press("Control+End")
+    page.keyboard.insert_text(CODE)
+    expect(lines).to_contain_text("numbers", timeout=SLOW)
+    page.keyboard.press("Control+s")
+    on_disk = next((platform.state / "volumes").rglob("answer.py"))
+    whole = f"# What is it?\n{CODE}"
+    until(lambda: on_disk.read_text() == whole, "it was not saved")
+
     page.keyboard.press("Control+`")
-    # The terminal is drawn on a canvas; beside it stands a field for keys, with its name.
+    # The question whether the folder is to be trusted comes when the terminal is there already, and takes the keys.
+    page.get_by_role("dialog").get_by_role("button", name=re.compile("^Trust")).click()
     shell = page.get_by_role("textbox", name=re.compile("^Terminal 1"))
-    expect(shell).to_be_attached(timeout=SLOW)
+    expect(shell).to_be_focused(timeout=SLOW)
+    page.keyboard.type("python3 answer.py\n")
+    expect(page.locator(".xterm-rows")).to_contain_text("coding ['one.csv']", timeout=SLOW)
+    assert on_disk.read_text() == whole, "no key went to the editor"
     kept(page, shots, "apps-7-vscode")
+    page.emulate_media(color_scheme="dark")
+    expect(page.locator(".monaco-workbench.vs-dark")).to_be_visible(timeout=SLOW)
+    kept(page, shots, "apps-8-vscode-dark")
     end(admin, made)
 
 

@@ -1,19 +1,18 @@
-"""The image of the tests of web apps: that of sessions, with TensorBoard and a few apps that its labels tell of."""
+"""The image of the tests of web apps: that of sessions with all its parts, and a few apps that its labels tell of."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import docker
 from docker.errors import ImageNotFound
 
-from tests.integration.docker_engine import ensure_session_image, unavailable
+from kernels.build import parts
+from tests.integration.docker_engine import build_image
 
 SMALL_APP = Path(__file__).with_name("web_app.py")
 LAB = [
@@ -47,18 +46,15 @@ writer.close()
 
 def ensure_web_image() -> str:
     """Its name; it is built once for each state of this file and of the image below it."""
-    base = ensure_session_image()
+    dockerfile = _dockerfile(build_image(*parts()))
     client = docker.from_env(timeout=300)
     try:
-        below = client.images.get(base).id
-        dockerfile = _dockerfile(str(below))
         digest = hashlib.sha256(dockerfile.encode() + SMALL_APP.read_bytes()).hexdigest()[:12]
         tag = f"perijove/test-web:{digest}"
         try:
             client.images.get(tag)
         except ImageNotFound:
             with tempfile.TemporaryDirectory() as folder:
-                _fetch(Path(folder) / "wheels")
                 shutil.copy(SMALL_APP, folder)
                 (Path(folder) / "Dockerfile").write_text(dockerfile)
                 client.images.build(path=folder, tag=tag, rm=True)
@@ -67,21 +63,7 @@ def ensure_web_image() -> str:
     return tag
 
 
-def _fetch(wheels: Path) -> None:
-    """The container may not reach what this machine's pip does."""
-    command = [sys.executable, "-m", "pip", "download", "-q", "-d", str(wheels)]
-    command += ["--only-binary=:all:", "--python-version=3.11", "tensorboard>=2.18"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        unavailable(f"TensorBoard cannot be downloaded: {done.stderr[-500:]}")
-
-
 def _dockerfile(base: str) -> str:
     labels = {f"ai.perijove.app.{name}": json.dumps(start) for name, start in STARTS.items()}
-    labels["ai.backend.service-ports"] = "jupyterlab:http:8888,tensorboard:http:6006"
     told = " ".join(f"{name}={json.dumps(text)}" for name, text in labels.items())
-    return (
-        f"FROM {base}\nUSER root\nCOPY wheels /tmp/wheels\n"
-        "RUN PIP_USER=0 pip install -q --no-index --no-deps /tmp/wheels/*.whl && rm -r /tmp/wheels\n"
-        f"COPY web_app.py /opt/web_app.py\nLABEL {told}\nUSER 1000:1000\n"
-    )
+    return f"FROM {base}\nCOPY web_app.py /opt/web_app.py\nLABEL {told}\n"

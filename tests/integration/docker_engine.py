@@ -99,8 +99,16 @@ def ensure_session_image() -> str:
     finally:
         client.close()
     if not present or os.environ.get("CI"):
-        command = [sys.executable, "-m", "hub.app", "image", "build"]
-        build = subprocess.run(command, capture_output=True, text=True, check=False)
-        if build.returncode:
-            unavailable(f"{IMAGE} cannot be built:\n{build.stdout[-3000:]}{build.stderr[-3000:]}")
+        build_image()
     return IMAGE
+
+
+def build_image(*parts: str) -> str:
+    """Build the image of sessions of this very checkout with ``parts``, unless it is there; its tag."""
+    command = [sys.executable, "-m", "hub.app", "image", "build"]
+    command += [f"--with={part}" for part in parts]
+    build = subprocess.run(command, capture_output=True, text=True, check=False)
+    if build.returncode:
+        output = f"{build.stdout[-3000:]}{build.stderr[-3000:]}"
+        unavailable(f"the image of sessions cannot be built:\n{output}")
+    return build.stdout.split()[-1]

@@ -9,12 +9,15 @@ import docker
 import pytest
 from docker.errors import ImageNotFound
 
+from kernels import build
 from kernels.build import (
+    LABEL,
     SOURCES_LABEL,
     STAGE_LABEL,
     BuildError,
     BuildInputs,
     build_image,
+    outdated,
     sources_hash,
 )
 from tests.integration.docker_engine import ensure_test_image, running_engine
@@ -50,7 +53,7 @@ def base() -> Iterator[str]:
 def client(base: str) -> Iterator[docker.DockerClient]:
     made = docker.from_env(timeout=120)
     yield made
-    for image in made.images.list(name="perijove/tested-recipe"):
+    for image in made.images.list(name="perijove/tested*"):
         for tag in image.tags:
             made.images.remove(tag, force=True)
     made.close()
@@ -102,6 +105,46 @@ def test_an_image_is_built_once_and_keeps_no_secret(
     (recipe / "note").write_text("two")
     assert image.labels[SOURCES_LABEL] != sources_hash(recipe)
     assert build_image(client, recipe, inputs, told.append) != tag
+
+
+PART = """ARG BASE
+FROM ${BASE}
+COPY note /more
+ARG LABEL
+LABEL ai.perijove.label="${LABEL}, more"
+"""
+
+
+def test_parts_lie_on_the_image_of_the_recipe_and_are_told_outdated(
+    client: docker.DockerClient, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, part = tmp_path / "tested", tmp_path / "parts" / "more"
+    for folder, text in (
+        (recipe, f"ARG BASE\nFROM ${{BASE}}\nLABEL {LABEL}=Tested\n"),
+        (part, PART),
+    ):
+        folder.mkdir(parents=True)
+        (folder / "note").write_text("one")
+        (folder / "Dockerfile").write_text(text)
+    told: list[str] = []
+    tag = build_image(client, recipe, BuildInputs(base=base), told.append, [part])
+    assert client.images.get(tag).tags == [tag, "perijove/tested-more:latest"]
+    assert client.images.get(tag).labels[LABEL] == "Tested, more"
+    with pytest.raises(ImageNotFound):
+        client.images.get("perijove/tested:latest")
+    below = build_image(client, recipe, BuildInputs(base=base), told.append)
+    assert told[-1] == f"{below} is there already"
+    layers = client.images.get(tag).attrs["RootFS"]["Layers"]
+    assert layers[:-1] == client.images.get(below).attrs["RootFS"]["Layers"]
+
+    monkeypatch.setattr(build, "RECIPES", tmp_path)
+    monkeypatch.setattr(build, "PARTS", tmp_path / "parts")
+    assert outdated(client) == {}
+    (part / "note").write_text("two")
+    command = "perijove image build tested --with more"
+    assert outdated(client) == {"perijove/tested-more:latest": command}
+    (recipe / "note").write_text("two")
+    assert set(outdated(client)) == {"perijove/tested-more:latest", "perijove/tested:latest"}
 
 
 def test_a_build_that_fails_says_why_and_leaves_nothing(

@@ -11,7 +11,16 @@ import pytest
 
 from kernels import build
 from kernels.bootstrap import DEFAULT_MIRROR, apt_mirror
-from kernels.build import RECIPES, BuildError, BuildInputs, image_tag, recipe_hash, recipes
+from kernels.build import (
+    PARTS,
+    RECIPES,
+    BuildError,
+    BuildInputs,
+    image_tag,
+    parts,
+    recipe_hash,
+    recipes,
+)
 
 
 @pytest.fixture
@@ -56,28 +65,33 @@ def test_the_hash_ignores_times_and_what_serves_the_build_only(
         wheels=inputs.wheels, pip_conf=tmp_path / "pip.conf", ca_bundle=tmp_path / "pip.conf"
     )
     assert recipe_hash(recipe, private) == before
-    assert image_tag(recipe, private) == f"perijove/lab:{before}"
+    assert image_tag(private, recipe) == f"perijove/lab:{before}"
 
 
 def test_the_context_says_nothing_about_who_built_it(recipe: Path, tmp_path: Path) -> None:
     secret = tmp_path / "mine.conf"
     secret.write_text("x")
     inputs = BuildInputs(
-        pip_conf=secret, ca_bundle=secret, wheels=(wheel(tmp_path / "p.whl", "1", 2020),)
+        pip_conf=secret,
+        npmrc=secret,
+        ca_bundle=secret,
+        wheels=(wheel(tmp_path / "p.whl", "1", 2020),),
     )
     with tarfile.open(fileobj=io.BytesIO(build._context(recipe, inputs).getvalue())) as tar:
         members = tar.getmembers()
     names = {"Dockerfile", "start", "build", "build/pip.conf", "build/ca-bundle.pem", "build/p.whl"}
+    names.add("build/npmrc")
     assert {m.name for m in members} == names
     assert {(m.uid, m.uname, m.mtime) for m in members} == {(0, "", 0)}
 
 
 def test_every_recipe_hides_the_hosts_settings_in_a_stage_that_is_deleted() -> None:
     assert recipes() == ["jupyterlab", "plain"]
-    for name in ("jupyterlab",):
-        stages = (RECIPES / name / "Dockerfile").read_text().split("\nFROM ")
+    assert parts() == ["tensorboard", "vscode"]
+    for folder in (RECIPES / "jupyterlab", *(PARTS / name for name in parts())):
+        stages = (folder / "Dockerfile").read_text().split("\nFROM ")
         holders = [stage for stage in stages if "COPY build/" in stage]
-        assert holders, f"{name} installs something"
+        assert holders, f"{folder.name} installs something"
         assert stages[-1] not in holders, "the image itself never sees them"
         for stage in holders:
             label = stage.index(f"LABEL {build.STAGE_LABEL}=${{BUILD_ID}}")
@@ -98,7 +112,7 @@ def test_steps_are_told_in_words_and_trifles_are_not() -> None:
     assert told == [
         "step 1/5: from ${BASE}",
         "step 2/5: installing system packages",
-        "step 4/5: installing JupyterLab (this takes a while)",
+        "step 4/5: installing Python packages (this may take a while)",
         "collecting jupyterlab",
     ]
 
