@@ -1,7 +1,7 @@
 """Clusters that lost a part: what goes on without it, and what ends.
 
 A session runs on, degraded, while its main container runs and it is no batch session; it runs
-undegraded again when all its containers are there again. What ended is not started again.
+undegraded again when all its containers are there again. What ended is started again with its session only.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import select
 
+from spawner.sessions import retries, runs
 from spawner.sessions.states import FINAL, Status
 from spawner.sessions.tables import AgentRow, KernelRow, SessionRow
 from spawner.sessions.transitions import Change
@@ -69,6 +70,19 @@ async def let_go(
         if kernel.agent_id == agent_id and Status(kernel.status) not in GONE:
             await change.move_kernel(session, kernel, Status.TERMINATING, cause)
     return await follow(change, session, kernels)
+
+
+async def begin_anew(
+    change: Change, session: SessionRow, kernels: Sequence[KernelRow], cause: str
+) -> None:
+    """Bring all kernels back to the queue, the lost ones too: they start together or not at all."""
+    away = await _away(change, kernels)
+    await retries.requeue(change, session, kernels, retries.RESTARTED, cause)
+    for kernel in kernels:
+        if Status(kernel.status) in FINAL:
+            change.revive_kernel(session, kernel, cause)
+        elif kernel.agent_id in away:
+            await runs.leave(change, session, kernel, cause)
 
 
 async def _away(change: Change, kernels: Sequence[KernelRow]) -> frozenset[str]:

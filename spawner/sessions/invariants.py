@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.sessions import ledger
 from spawner.sessions.retries import attempt_of, policy_of, retries_of
-from spawner.sessions.states import FINAL, HOLDS, TRANSITIONS, Status, Target
+from spawner.sessions.states import FINAL, HOLDS, REVIVAL, TRANSITIONS, Status, Target
 from spawner.sessions.tables import (
     AgentDeviceRow,
     AllocationRow,
@@ -143,6 +143,11 @@ async def _sessions(db: AsyncSession) -> list[tuple[str, str]]:
     return found
 
 
+def _allowed(kind: str, before: Status, after: Status) -> bool:
+    revived = kind == "kernel" and before in FINAL and after is REVIVAL
+    return revived or after in TRANSITIONS[before]
+
+
 async def _history(db: AsyncSession) -> list[tuple[str, str]]:
     """Every object's story is one unbroken walk through the table that ends where the object is."""
     last: dict[str, str] = {}
@@ -152,7 +157,7 @@ async def _history(db: AsyncSession) -> list[tuple[str, str]]:
         before = last.get(row.object_id, Status.PENDING.value if row.kind == "kernel" else None)
         if row.from_status != before:
             found.append((f"{row.kind} {row.object_id}: a transition is missing", row.object_id))
-        elif before is not None and Status(row.to_status) not in TRANSITIONS[Status(before)]:
+        elif before is not None and not _allowed(row.kind, Status(before), Status(row.to_status)):
             found.append(
                 (f"{row.kind} {row.object_id}: {before} -> {row.to_status}", row.object_id)
             )

@@ -1,6 +1,7 @@
 """A restart of a running session: a new run of each kernel on the same node, devices and folders.
 
-The node ends the old run before it starts the new one; of what reports the old epoch only its output is kept.
+The node ends the old run before it starts the new one; of what reports the old epoch only its output is kept. A
+cluster that lost a part has no devices for it any more: all of it goes through the queue.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from sqlalchemy import update
 
 from authenticator.problems import BadRequest
-from spawner.sessions import retries, runs
+from spawner.sessions import degraded, retries, runs, steps
 from spawner.sessions.kinds import INTERACTIVE
 from spawner.sessions.states import Status, Target
 from spawner.sessions.tables import AllocationRow, KernelRow, SessionRow
@@ -26,6 +27,10 @@ async def restart(change: Change, session: SessionRow, kernels: Sequence[KernelR
     if session.origin.get("hub"):
         raise BadRequest("this session is a server of JupyterHub: stop and start it there")
     if session.status == Status.RESTARTING and session.target == Target.RUNNING:
+        return
+    if session.status == Status.RUNNING_DEGRADED and session.target == Target.RUNNING:
+        await degraded.begin_anew(change, session, kernels, CAUSE)
+        await steps.step(change, session, kernels)
         return
     if session.status != Status.RUNNING or session.target != Target.RUNNING:
         raise BadRequest(f"only running sessions can be restarted, this one is {session.status}")

@@ -90,6 +90,10 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 }
 
 
+REVIVAL = Status.PENDING
+"""Where a lost part of a cluster goes when its session restarts: the one way out of a final status."""
+
+
 class IllegalTransition(Exception):
     """A transition that the table does not have; carries the object's story."""
 

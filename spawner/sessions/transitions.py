@@ -18,7 +18,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.sessions import ledger
 from spawner.sessions.events import CALLBACK_EVENTS, KERNEL_EVENTS, SESSION_EVENTS, Event, EventBus
-from spawner.sessions.states import FINAL, HOLDS, IllegalTransition, Status, check_transition
+from spawner.sessions.states import (
+    FINAL,
+    HOLDS,
+    REVIVAL,
+    IllegalTransition,
+    Status,
+    check_transition,
+)
 from spawner.sessions.tables import CallbackRow, HistoryRow, KernelRow, SessionRow
 from spawner.sessions.wishes import wishes_of
 from store.database import Store
@@ -134,6 +141,14 @@ class Change:
         self._write("kernel", str(kernel.id), session.id, old, to, cause, about)
         if to in KERNEL_EVENTS:
             self.tell_kernel(session, kernel, KERNEL_EVENTS[to], reason or cause)
+
+    def revive_kernel(self, session: SessionRow, kernel: KernelRow, cause: str) -> None:
+        """A part that its cluster lost waits again, with the session that restarts."""
+        old = Status(kernel.status)
+        kernel.status, kernel.status_info = REVIVAL.value, cause
+        kernel.agent_id = kernel.container_id = kernel.url = kernel.started_at = None
+        kernel.terminated_at = kernel.exit_code = None
+        self._write("kernel", str(kernel.id), session.id, old, REVIVAL, cause, None)
 
     def note(self, session: SessionRow, message: str) -> None:
         """Tell the followers of ``session`` something without a change of status."""

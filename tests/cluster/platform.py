@@ -101,15 +101,16 @@ class Platform:
             self.url + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={
-                "Authorization": f"Bearer {self._secrets()['hub_secret']}",
-                "X-Perijove-User": user,
-                "Content-Type": "application/json",
-            },
+            headers={**self.headers(user), "Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=60) as response:
             raw = response.read()
         return json.loads(raw) if raw else None
+
+    def headers(self, user: str = USER) -> dict[str, str]:
+        """With which a request is one of ``user``."""
+        secret = self._secrets()["hub_secret"]
+        return {"Authorization": f"Bearer {secret}", "X-Perijove-User": user}
 
     def create(self, name: str, image: str, size: int, **more: object) -> str:
         """A session's id."""

@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 from collections.abc import Iterator
-from typing import Any
 
-import docker
 import pytest
-from docker.errors import ImageNotFound
 
-from kernels.bootstrap import bootstrap
-from tests.cluster.hosts import Host, running_hosts
-from tests.cluster.platform import Platform, running_platform, until
+from tests.cluster.platform import Platform, until
+from tests.cluster.swarm import IMAGE, containers, end, roles, run, running_swarm
 from tests.harness.recovery import timed
-from tests.integration.docker_engine import running_engine
 
 pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.timeout(240)]
 
-IMAGE = "perijove/test-mpi:latest"
-DOCKERFILE = """
-FROM {base}
-RUN apt-get update \\
-    && apt-get install -y --no-install-recommends openssh-server openssh-client python3-mpi4py openmpi-bin \\
-    && rm -rf /var/lib/apt/lists/* \\
-    && groupadd --gid 1000 work \\
-    && useradd --uid 1000 --gid 1000 --home-dir /home/work --create-home --shell /bin/bash work
-LABEL ai.perijove.image="test" ai.perijove.label="MPI for tests" \\
-      ai.backend.service-ports="web:http:8000" \\
-      ai.perijove.command="[\\"python3\\", \\"-m\\", \\"http.server\\", \\"8000\\"]"
-"""
 COLLECTIVE = """
 import os, socket
 from mpi4py import MPI
@@ -43,31 +25,10 @@ if world.rank == 0:
 """
 
 
-def ensure_image() -> None:
-    """The base image with MPI and SSH."""
-    client = docker.from_env(timeout=300)
-    try:
-        labels = client.images.get(IMAGE).labels
-        if "ai.backend.service-ports" in labels:
-            return
-        raise ImageNotFound("an older one")
-    except ImageNotFound:
-        dockerfile = io.BytesIO(DOCKERFILE.format(base=bootstrap(client, print)).encode())
-        client.images.build(fileobj=dockerfile, tag=IMAGE, rm=True)
-    finally:
-        client.close()
-
-
 @pytest.fixture(scope="module")
 def platform() -> Iterator[Platform]:
-    with running_engine():
-        ensure_image()
-        with running_hosts([IMAGE]) as hosts, running_platform(hosts) as made:
-            until(
-                made.agents, lambda found: all(IMAGE in each["images"] for each in found.values())
-            )
-            yield made
-            print(made.story())
+    with running_swarm() as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -75,52 +36,6 @@ def _audited(platform: Platform) -> Iterator[None]:
     """Nothing differs at the end of a test."""
     yield
     platform.audit()
-
-
-def containers(platform: Platform, session: str) -> dict[str, tuple[Host, str]]:
-    """Host and container id by host name of a session's containers."""
-    found: dict[str, tuple[Host, str]] = {}
-    for host in platform.hosts.all:
-        client = host.client
-        try:
-            for each in client.containers.list(filters={"label": f"ai.perijove.session={session}"}):
-                found[each.attrs["Config"]["Hostname"]] = (host, each.id)
-        finally:
-            client.close()
-    return found
-
-
-def run(where: tuple[Host, str], *command: str) -> tuple[int, str]:
-    """Exit code and output of a program in a container."""
-    host, container = where
-    client = host.client
-    try:
-        code, raw = client.containers.get(container).exec_run(list(command))
-        return int(code), raw.decode().strip()
-    finally:
-        client.close()
-
-
-def session_networks(platform: Platform) -> list[str]:
-    names: set[str] = set()
-    for host in platform.hosts.all:
-        client = host.client
-        found = client.networks.list(filters={"label": "ai.perijove.network=session"})
-        names.update(str(each.name) for each in found)
-        client.close()
-    return sorted(names)
-
-
-def end(platform: Platform, ref: str) -> None:
-    """End a session; no container and no network of it stays."""
-    platform.call("DELETE", f"/session/{ref}")
-    platform.wait(ref, "TERMINATED")
-    until(lambda: containers(platform, ref), lambda found: not found)
-    until(lambda: session_networks(platform), lambda names: not any(ref in n for n in names), 90)
-
-
-def roles(found: dict[str, Any]) -> dict[str, str]:
-    return {each["cluster_hostname"]: each["status"] for each in found["containers"]}
 
 
 def test_a_collective_over_three_hosts(platform: Platform) -> None:

@@ -308,6 +308,80 @@ async def test_a_part_that_stays_lost_is_let_go(plane: Rig) -> None:
     assert not holder.kernels
 
 
+async def test_a_restart_restarts_every_container_in_its_place(plane: Rig) -> None:
+    agent = await plane.agent(node(1, None))
+    ada = await user(plane)
+    found = await plane.run(ada, cluster_size=3)
+    before = specs(agent)
+    await plane.plane.sessions.restart(ada, str(found.session.id), REQUEST)
+
+    async def again() -> bool:
+        return [spec.epoch for spec in specs(agent).values()] == [2, 2, 2]
+
+    await until(again, bool)
+    await plane.wait(found, Status.RUNNING)
+    for name, spec in specs(agent).items():
+        assert (spec.cluster, spec.shares) == (before[name].cluster, before[name].shares)
+        assert spec.files == before[name].files
+    await plane.validate()
+
+
+async def test_a_restart_brings_a_lost_part_back(plane: Rig) -> None:
+    first, second = await swarm(plane)
+    ada = await user(plane)
+    found = await plane.run(ada, cluster_size=2, cluster_mode="multi-node")
+    old = {each.cluster for each in specs(first, second).values()}
+    sub = next(k for k in found.kernels if k.hostname == "sub1")
+    holder = next(a for a in (first, second) if "sub1" in specs(a))
+    holder.end(str(sub.id), 137, "oom-killed")
+    await plane.wait(found, DEGRADED)
+    told = await plane.plane.sessions.restart(ada, str(found.session.id), REQUEST)
+    assert told.status is Status.RESTARTING
+    assert [k.status for k in told.kernels] == ["TERMINATING", "PENDING"]
+    await plane.validate()
+    back = await plane.wait(found, Status.RUNNING)
+    assert back.occupied == {"cpu": 2_000_000, "mem": 2 * 2**30}
+    assert {each.epoch for each in specs(first, second).values()} == {2}
+    assert not old & {each.cluster for each in specs(first, second).values()}, "a new network"
+    attempts = await plane.plane.sessions.attempts(ada, str(found.session.id))
+    assert sorted(each.cause for each in attempts) == ["oom", "restarted"]
+    await plane.validate()
+
+
+async def test_a_restart_leaves_a_part_out_of_reach_behind(plane: Rig) -> None:
+    nodes = await swarm(plane, 3)
+    ada = await user(plane)
+    found = await plane.run(ada, cluster_size=2, cluster_mode="multi-node")
+    holder = next(a for a in nodes if "sub1" in specs(a))
+    others = [each for each in nodes if each is not holder]
+    holder.deaf = True
+    plane.clock.forward(plane.settings.agent_timeout + 1)
+    plane.plane.reconciler._leads_since = None
+
+    async def look() -> SessionDetail:
+        for each in others:
+            each.beat()
+        await plane.plane.reconciler.watch_agents()
+        return await status(plane, ada, found)
+
+    for each in others:
+        each.beat()
+    await until(look, lambda detail: detail.status is DEGRADED)
+    await plane.plane.sessions.restart(ada, str(found.session.id), REQUEST)
+    await until(look, lambda detail: detail.status is Status.RUNNING)
+    assert sorted(specs(*others)) == ["main1", "sub1"]
+    await plane.validate()
+    holder.deaf = False
+    holder.beat()
+
+    async def left() -> bool:
+        return not holder.kernels
+
+    await until(left, bool)
+    assert (await status(plane, ada, found)).status is Status.RUNNING
+    await plane.validate()
+
+
 async def test_all_or_nothing_while_starting(plane: Rig) -> None:
     agent = SlowAgent(agent_id="node-1", features={"clusters": True})
     await plane.agent(agent)
