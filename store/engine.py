@@ -18,6 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 BUSY_TIMEOUT_MS = 10_000
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+_QUIET: dict[str, Any] = {"hide_parameters": True}
+"""Rows hold secrets, and errors go to logs and monitors."""
 READERS = 4
 """Reading connections that stay open."""
 
@@ -80,7 +82,7 @@ def reading_engine(url: URL) -> AsyncEngine:
         return _sqlite_engine(url, begin="BEGIN", read_only=True, pool_size=READERS)
     # Whoever waits for a connection waits for others of this process: a burst is served late, not refused.
     engine = create_async_engine(
-        url, pool_size=READERS, max_overflow=8, pool_pre_ping=True, pool_timeout=30
+        url, pool_size=READERS, max_overflow=8, pool_pre_ping=True, pool_timeout=30, **_QUIET
     )
     return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
@@ -91,13 +93,15 @@ def writing_engine(url: URL, *, foreign_keys: bool = True) -> AsyncEngine:
         return _sqlite_engine(
             url, begin="BEGIN IMMEDIATE", read_only=False, pool_size=1, foreign_keys=foreign_keys
         )
-    return create_async_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True)
+    return create_async_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, **_QUIET)
 
 
 def _sqlite_engine(
     url: URL, *, begin: str, read_only: bool, pool_size: int, foreign_keys: bool = True
 ) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=pool_size, max_overflow=0, pool_timeout=10)
+    engine = create_async_engine(
+        url, pool_size=pool_size, max_overflow=0, pool_timeout=10, **_QUIET
+    )
 
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:

@@ -43,6 +43,9 @@ SERVICE_SCOPES = [scope for scope in USER_SCOPES if scope.startswith("custom:")]
 APPS_SCOPES = ["custom:perijove:sessions!user"]
 """Without ``admin``: what runs in an app's page is its owner's, and administrators are nobody's guests there."""
 
+ASKED_TO_END = "Received signal"
+"""What JupyterHub logs as critical when it is ended in good order."""
+
 
 def configure(c: Any, config: Config) -> None:
     """Fill JupyterHub's configuration ``c`` for the deployment that ``config`` describes.
@@ -75,6 +78,7 @@ def configure(c: Any, config: Config) -> None:
     monitors = Monitors(config=config).start("hub", generate_latest)
     atexit.register(monitors.close)
     if monitors.handler is not None:  # JupyterHub's own log does not reach the root logger's
+        monitors.handler.addFilter(lambda record: not str(record.msg).startswith(ASKED_TO_END))
         c.JupyterHub.extra_log_handlers = [monitors.handler]
 
 

@@ -70,11 +70,13 @@ async def run_agent(config: AgentConfig) -> None:
     async def asked() -> bytes:
         return text()
 
-    os.environ.pop("PERIJOVE_AGENT_TOKEN", None)  # sessions of the process engine inherit nothing
     async with (
         Monitors(parent=config).start("agent", of_loop(asked)),
         AgentMetricsEndpoint(parent=config).serve(text) as url,
     ):
+        os.environ.pop(
+            "PERIJOVE_AGENT_TOKEN", None
+        )  # sessions of the process engine inherit nothing
         if url:
             log.info("metrics are at %s", url)
         await _until_told(daemon)

@@ -7,6 +7,7 @@ nothing else: it may block, and what it raises is logged. ``spawner.monitors.con
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -51,6 +52,17 @@ class Monitor(Configurable):
 
     def close(self) -> None:
         """Hand on what is left, for a second or two at most."""
+
+
+class Repeats(logging.Filter):
+    """Of what a monitor's library logs again and again while its server is away, lets the first through."""
+
+    _last: object = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this is another message than the last one."""
+        last, self._last = self._last, record.msg
+        return bool(record.msg != last)
 
 
 class StatsMonitor(Monitor):

@@ -8,6 +8,7 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -23,6 +24,10 @@ MOST_WAITING = 1000
 """Errors that wait for a monitor; more are dropped."""
 PATIENCE = 3.0
 """Seconds that a monitor has to end."""
+TOLD = "_perijove_told"
+"""Attribute of exceptions that monitors got."""
+ACCESS = "log_request"
+"""Name of the function that writes a line for each request, in JupyterHub and here."""
 RENDER_WITHIN = 30.0
 """Seconds that reading all metrics of a process may take."""
 T = TypeVar("T", bound=Monitor)
@@ -229,8 +234,13 @@ class _Handler(logging.Handler):
         self._catchers = catchers
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Only queues."""
+        """Only queues. Whoever passes an exception on may log it too, and requests have a line besides."""
         exception = record.exc_info[1] if record.exc_info else None
+        if getattr(exception, TOLD, False) or (exception is None and record.funcName == ACCESS):
+            return
+        if exception is not None:
+            with suppress(AttributeError):  # of a class with slots
+                setattr(exception, TOLD, True)
         try:
             message = record.getMessage()
         except (TypeError, ValueError):  # a message that does not fit its arguments
@@ -238,3 +248,7 @@ class _Handler(logging.Handler):
         error = LoggedError(message, str(record.msg), record.name, exception)
         for catcher in self._catchers:
             catcher.put(error)
+
+    def __deepcopy__(self, memo: object) -> _Handler:
+        """There is one: JupyterHub gets it in its configuration, which is copied."""
+        return self

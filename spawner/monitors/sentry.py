@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import logging
+import os
+import re
 from typing import Any
 
 from traitlets import Float, Unicode
 
-from spawner.monitors.base import ErrorMonitor, LoggedError
+from spawner.monitors.base import ErrorMonitor, LoggedError, Repeats
+
+SHORTEST_SECRET = 8
+LONGEST_TEXT = 8192
+HIDDEN = "[hidden]"
+_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|COOKIE|_KEY|DSN", re.IGNORECASE)
+_SECRET_TEXT = re.compile(
+    r"""(?ix)
+    (\b(?:set-)?cookie["']?\s*[:=]\s*["']?) [^\r\n"']+           # a header
+    | (\b(?:[\w-]{0,40}session-id|(?:jupyterhub|service)-[\w-]+|_xsrf)=["']?) [^\s;"']+
+    | (\bcredential=) [^\s"',]+
+    | (\b(?:bearer|token)\s+) [\w.~+/=-]{8,}
+    | ((?:secret|token|passw(?:or)?d|signature|api_?key|secret_key)["']?\s*[:=]\s*["']?) [^\s"'&,;}]+
+    | (://[^/\s:@]*:) [^/\s@]+ (?=@)
+    """
+)
 
 
 class SentryMonitor(ErrorMonitor):
-    """Where errors are sent. Values of variables and contents of requests are not."""
+    """Where errors are sent. Values of variables and contents of requests are not, nor secrets in messages."""
 
     dsn = Unicode(help="DSN of the project. Default: the environment variable SENTRY_DSN.").tag(
         config=True
@@ -28,6 +46,7 @@ class SentryMonitor(ErrorMonitor):
         self._sdk: Any = None
         self._client: Any = None
         self._process = ""
+        self._secrets: re.Pattern[str] | None = None
 
     def open(self, process: str) -> None:
         """Make the client; nothing is sent yet."""
@@ -38,6 +57,10 @@ class SentryMonitor(ErrorMonitor):
                 "the package sentry-sdk is missing: install perijove[sentry]"
             ) from error
         self._process = process
+        logging.getLogger("urllib3.connectionpool").addFilter(Repeats())
+        found = {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+        secrets = [re.escape(value) for value in found if len(value) >= SHORTEST_SECRET]
+        self._secrets = re.compile("|".join(secrets)) if secrets else None
         try:
             self._client = self._sdk.Client(
                 dsn=self.dsn or None,
@@ -68,7 +91,20 @@ class SentryMonitor(ErrorMonitor):
                 )
                 event |= {"level": "error", "logger": error.logger}
             event["logentry"] = {"message": error.template, "formatted": error.message}
-            scope.capture_event(event)
+            scope.capture_event(self._without_secrets(event))
+
+    def _without_secrets(self, value: Any) -> Any:
+        """A copy of an event in which no text holds a secret of the environment, or what looks like one."""
+        if isinstance(value, dict):
+            return {key: self._without_secrets(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._without_secrets(each) for each in value]
+        if not isinstance(value, str):
+            return value
+        value = value[:LONGEST_TEXT]
+        if self._secrets is not None:
+            value = self._secrets.sub(HIDDEN, value)
+        return _SECRET_TEXT.sub(lambda found: f"{found[found.lastindex or 0]}{HIDDEN}", value)
 
     def close(self) -> None:
         """Waits for what is being sent."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from traitlets import Dict, Integer, Unicode
 
-from spawner.monitors.base import Sample, SampleKind, StatsMonitor
+from spawner.monitors.base import Repeats, Sample, SampleKind, StatsMonitor
 
 
 class StatsdMonitor(StatsMonitor):
@@ -41,6 +41,7 @@ class StatsdMonitor(StatsMonitor):
             library = importlib.import_module("datadog.dogstatsd.base")
         except ImportError as error:
             raise ValueError("the package datadog is missing: install perijove[statsd]") from error
+        library.log.addFilter(Repeats())
         self._client = library.DogStatsd(
             host=self.host,
             port=self.port,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -59,6 +60,16 @@ _JUPYTER: dict[str, dict[str, Any]] = {
     "ServerApp": {"jpserver_extensions": {"jupyter_lsp": False, "notebook_shim": False}},
 }
 """Settings of Jupyter servers: kernels talk over sockets, and what one person does not need stays off."""
+_KERNEL = {
+    "argv": [
+        *(sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"),
+        "--InteractiveShellApp.extra_extensions=perijove.programs",
+    ],
+    "display_name": "Python 3 (ipykernel)",
+    "language": "python",
+    "metadata": {"debugger": True},
+}
+"""The Python kernel of sessions: programs that are started with `!` may ask for input."""
 _LAB = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
 """Settings of JupyterLab's pages: the news would be asked of a server on the internet."""
 _HINT = "use the docker engine for that"
@@ -154,6 +165,7 @@ class ProcessEngine(Engine):
         environ["PATH"] = f"{Path(sys.executable).parent}:{environ.get('PATH', os.defpath)}"
         environ |= {"HOME": home, "SHELL": "/bin/bash"}
         environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_CONFIG_PATH": str(self._jupyter)}
+        environ["JUPYTER_PATH"] = str(self._jupyter)
         environ["JUPYTER_RUNTIME_DIR"] = str(process_leftovers.sockets(scratch.mark))
         environ |= {**tokens.environ(limits.environ), **limits.host_environ}
         environ |= {**tokens.environ(spec.environ), **limits.enforced}
@@ -476,3 +488,8 @@ def _configure_jupyter(folder: Path) -> None:
     (folder / "jupyter_server_config.json").write_text(json.dumps(settings))
     (folder / "labconfig").mkdir(exist_ok=True)
     (folder / "labconfig" / "page_config.json").write_text(json.dumps(_LAB))
+    package = importlib.util.find_spec("ipykernel")
+    if package is not None and package.origin is not None:
+        kernel = folder / "kernels" / "python3"
+        shutil.copytree(Path(package.origin).with_name("resources"), kernel, dirs_exist_ok=True)
+        (kernel / "kernel.json").write_text(json.dumps(_KERNEL))

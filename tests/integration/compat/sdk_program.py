@@ -155,9 +155,10 @@ def bring(session):
 
 
 def program(session):
-    """Code that asks."""
+    """Code that asks, and a program that it starts."""
     made = session.ComputeSession.get_or_create(IMAGE, name="sdk-code", resources=RESOURCES)
-    code, answers, told = "print('hello', input('who? '))", ["ada"], {"console": []}
+    code = "print('hello', input('who? '))\n!read more; echo and $more"
+    answers, told = ["ada", "bob"], {"console": []}
     answer = made.execute(None, code)
     while True:
         told["console"] += answer["console"]

@@ -121,7 +121,7 @@ def test_a_key_for_ssh_and_a_bootstrap_script(told: dict[str, Any]) -> None:
 
 def test_code_that_asks(told: dict[str, Any]) -> None:
     ran = told["program"]
-    assert "".join(text for kind, text in ran["console"]) == "who? hello ada\n"
+    assert "".join(text for kind, text in ran["console"]) == "who? hello ada\nand bob\r\n"
     assert ran["code"] == 0
     assert "print" in ran["completions"]
     assert ran["unknown"] == [400, "generic-bad-request"]

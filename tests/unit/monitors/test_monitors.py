@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gzip
-import http.server
 import json
 import logging
-import queue
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,6 +24,7 @@ from spawner.monitors.registry import MonitorError, Monitors
 from spawner.monitors.samples import Sampler
 from spawner.monitors.sentry import SentryMonitor
 from spawner.monitors.statsd import DatadogMonitor, StatsdMonitor
+from tests.harness.sentry import Sentry, receiving
 
 log = logging.getLogger("tests.monitors")
 PATIENCE = 10
@@ -156,42 +154,15 @@ def test_datadog_gets_labels_as_tags_at_the_interval(packets: Packets) -> None:
         assert set(tags.split(",")) == {"process:manager", "site:lab", "how:well"}
 
 
-class Sentry(http.server.BaseHTTPRequestHandler):
-    """Keeps the events of the envelopes that it gets."""
-
-    events: ClassVar[queue.Queue[tuple[str, dict[str, Any]]]]
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
-        lines = body.split(b"\n")
-        for head, content in zip(lines[1::2], lines[2::2], strict=False):
-            if json.loads(head).get("type") == "event":
-                self.events.put((self.path, json.loads(content)))
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def sentry() -> Iterator[str]:
-    """DSN of a server."""
-    Sentry.events = queue.Queue()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Sentry)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://key@127.0.0.1:{server.server_port}/7"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def sentry() -> Iterator[Sentry]:
+    with receiving() as made:
+        yield made
 
 
-def test_sentry_gets_what_is_logged_as_an_error(sentry: str) -> None:
+def test_sentry_gets_what_is_logged_as_an_error(sentry: Sentry) -> None:
     secret = "-".join(["not", "to", "be", "told"])
-    made = monitors(Monitors={"errors": ["sentry"]}, SentryMonitor={"dsn": sentry})
+    made = monitors(Monitors={"errors": ["sentry"]}, SentryMonitor={"dsn": sentry.dsn})
     with running(made):
         log.warning("no error")
         try:
@@ -199,7 +170,7 @@ def test_sentry_gets_what_is_logged_as_an_error(sentry: str) -> None:
         except RuntimeError:
             log.exception("pass %d failed", 3)
         log.error("node %s is lost", "n1")
-    events = [Sentry.events.get(timeout=PATIENCE) for _ in range(2)]
+    events = [sentry.events.get(timeout=PATIENCE) for _ in range(2)]
     path, first = events[0]
     assert path == "/api/7/envelope/"
     assert first["exception"]["values"][0]["type"] == "RuntimeError"
@@ -208,17 +179,57 @@ def test_sentry_gets_what_is_logged_as_an_error(sentry: str) -> None:
     assert first["release"].startswith("perijove@")
     assert secret not in json.dumps(first), "values of variables stay here"
     assert events[1][1]["logentry"]["formatted"] == "node n1 is lost"
-    assert Sentry.events.empty()
+    assert sentry.events.empty()
     log.error("after the end")
-    assert Sentry.events.empty()
+    assert sentry.events.empty()
 
 
-async def test_what_ends_the_process_is_told(sentry: str) -> None:
-    made = monitors(Monitors={"errors": ["sentry"]}, SentryMonitor={"dsn": sentry})
+def test_one_error_is_told_once(sentry: Sentry) -> None:
+    made = monitors(Monitors={"errors": ["sentry"]}, SentryMonitor={"dsn": sentry.dsn})
+    with running(made):
+        error = RuntimeError("once")
+        for where in ("here", "there"):
+            log.error("it failed %s", where, exc_info=error)
+
+        def log_request() -> None:
+            log.error("500 GET /")
+
+        log_request()
+        log.error("the last")
+    assert len(sentry.until("the last", PATIENCE)) == 2
+
+
+def test_secrets_are_taken_out(sentry: Sentry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "s3cret-of-the-environment")
+    made = monitors(Monitors={"errors": ["sentry"]}, SentryMonitor={"dsn": sentry.dsn})
+    told = (
+        "with s3cret-of-the-environment",
+        "Authorization: Bearer abcdef0123456789",
+        "{'Authorization': 'BackendAI signMethod=HMAC-SHA256, credential=AKIA:abcdef0123456789'}",
+        "Cookie: jupyterhub-session-id=abcdef0123456789; x=abcdef0123456789",
+        "GET http://127.0.0.1/x?a=1&token=abcdef0123456789",
+        "password='abcdef0123456789' token abcdef0123456789",
+        "postgresql://user:abcdef0123456789@db/x",
+        '{"secret_key": "abcdef0123456789"}',
+    )
+    with running(made):
+        for each in told:
+            log.error("it failed: %s", each, exc_info=RuntimeError(each))
+        log.error("the last")
+    events = sentry.until("the last", PATIENCE)
+    assert len(events) == len(told) + 1
+    text = json.dumps(events)
+    assert "abcdef0123456789" not in text
+    assert "s3cret" not in text
+    assert "GET http://127.0.0.1/x?a=1&token=" in text
+
+
+async def test_what_ends_the_process_is_told(sentry: Sentry) -> None:
+    made = monitors(Monitors={"errors": ["sentry"]}, SentryMonitor={"dsn": sentry.dsn})
     with pytest.raises(RuntimeError):
         async with made.start("agent", Metrics().text):
             raise RuntimeError("the end")
-    _, event = await asyncio.to_thread(Sentry.events.get, timeout=PATIENCE)
+    _, event = await asyncio.to_thread(sentry.events.get, timeout=PATIENCE)
     assert event["exception"]["values"][0]["value"] == "the end"
 
 
