@@ -124,7 +124,19 @@ async def test_a_timeout_counts_the_time_of_one_attempt(plane: Rig) -> None:
     assert ended.session.result == "failure"
     assert "run-time limit was reached; it was the last of 2" in ended.session.status_info
     runs = await plane.plane.sessions.attempts(ada, str(detail.session.id))
-    assert [run.cause for run in runs] == ["timeout", "ended"]
+    assert [run.cause for run in runs] == ["timeout", "timeout"]
+
+
+async def test_an_attempt_that_its_owner_ended_says_so_whatever_was_before(plane: Rig) -> None:
+    agent = await plane.agent()
+    ada = await plane.user()
+    detail = await plane.create(ada, **BATCH, **policy())
+    agent.end((await alive(agent, 1)).spec.kernel_id, 3)
+    await alive(agent, 2)
+    await plane.destroy(ada, await plane.wait(detail, Status.RUNNING))
+    await plane.wait(detail, *FINISHED)
+    runs = await plane.plane.sessions.attempts(ada, str(detail.session.id))
+    assert [run.cause for run in runs] == ["failure", "ended"]
 
 
 async def test_work_that_was_done_before_it_was_recalled_is_not_done_again(plane: Rig) -> None:
