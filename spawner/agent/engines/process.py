@@ -218,14 +218,13 @@ class ProcessEngine(Engine):
         scratch = self._of(identity)
         await self.stop(identity, grace=0)
         self._unwatch(scratch.mark)
-        run = scratch.read()
-        if run is not None:
-            self._ports.give_back(endpoint.port for endpoint in run.endpoints)
-            self._ports.give_back(scratch.ports().values())
+        run, ports = scratch.read(), scratch.ports().values()
         if self._groups is not None:
             await asyncio.to_thread(self._groups.remove, scratch.mark)
         await asyncio.to_thread(shutil.rmtree, _sockets(scratch.mark), ignore_errors=True)
         await asyncio.to_thread(scratch.delete)
+        if run is not None:  # now only: ``list`` keeps the ports of what is there
+            self._ports.give_back([*(endpoint.port for endpoint in run.endpoints), *ports])
 
     async def list(self) -> tuple[EngineState, ...]:
         """All runs that were created."""
