@@ -111,10 +111,11 @@ def next_attempt(session: SessionRow) -> None:
 
 
 def cause_of(session: SessionRow, report: KernelReport) -> str:
-    """Why a run ended, as far as its node can tell; ``ended`` when it was asked to."""
+    """Why a run ended, as far as its node can tell; ``ended`` when it was asked to, or left in peace."""
     if report.failure == "exited":
-        good = report.exit_code == 0
-        return (SUCCESS if good else FAILURE) if session.type == "batch" else FAILURE
+        if report.exit_code != 0 or session.type == "inference":
+            return FAILURE
+        return SUCCESS if session.type == "batch" else ENDED
     return _REPORTED.get(report.failure or "", ENDED)
 
 
