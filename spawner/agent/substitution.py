@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+BIND_PORT = "{bind_port}"
+
 
 @dataclass(frozen=True, slots=True)
 class Substitution:
@@ -23,7 +25,7 @@ class Substitution:
         """``value`` with its tokens replaced; other braces stay as they are."""
         for token, replacement in (
             ("{bind_host}", self.bind_host),
-            ("{bind_port}", str(self.bind_port)),
+            (BIND_PORT, str(self.bind_port)),
             ("{home}", self.home),
             ("{session_address}", self.session_address),
         ):

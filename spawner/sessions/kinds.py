@@ -115,14 +115,27 @@ def _service(checker: Checker) -> None:
         checker.draft.service_port = {
             "name": SERVICE, "container_port": port, "protocol": protocol,
         }  # fmt: skip
-    if given.get("start_timeout") is not None:
-        checker.draft.start_timeout = _number(
-            checker, "start_timeout", given["start_timeout"], seconds_of, 1.0, 86400.0
-        )
-    if given.get("health_check") is not None:
+    check = given.get("health_check")
+    patience = {"start_timeout": given.get("start_timeout")}
+    if isinstance(check, Mapping):
+        check = dict(check)
+        patience["health_check.initial_delay"] = check.pop("initial_delay", None)
+        check = check if _enabled(checker, check.pop("enable", True)) else None
+    for name, value in patience.items():
+        if value is not None:
+            checker.draft.start_timeout = _number(checker, name, value, seconds_of, 1.0, 86400.0)
+            break
+    if check is not None:
         if protocol != "http":
             checker.fault(f"{SERVICE}.health_check", "only services of protocol http have one")
-        checker.draft.health = _health(checker, given["health_check"])
+        checker.draft.health = _health(checker, check)
+
+
+def _enabled(checker: Checker, value: Any) -> bool:
+    if not isinstance(value, bool):
+        told = f"{str(value)[:_SHOWN]!r}: true or false"
+        checker.fault(f"{SERVICE}.health_check.enable", told)
+    return value is True
 
 
 def _health(checker: Checker, given: Any) -> dict[str, Any] | None:
@@ -132,7 +145,7 @@ def _health(checker: Checker, given: Any) -> dict[str, Any] | None:
         return None
     named = {_OTHER_NAMES.get(str(name), str(name)): value for name, value in given.items()}
     default = HealthCheck()
-    known = [*default.__struct_fields__, *_OTHER_NAMES]
+    known = [*default.__struct_fields__, *_OTHER_NAMES, "initial_delay", "enable"]
     for name in named:
         if name not in default.__struct_fields__:
             checker.fault(

@@ -155,8 +155,8 @@ async def _ended(
     kernel.last_stat = report.last_stat or kernel.last_stat
     kernel.last_log = report.log_tail[-LOG_TAIL:]
     why, cause = _why(kernel, report), retries.cause_of(session, report)
-    asked = session.status_data.get("retry", {}).get("cause")
-    told = asked if old is Status.TERMINATING and cause == retries.ENDED and asked else cause
+    recalled = old is Status.TERMINATING and cause == retries.ENDED
+    told = retries.told_cause(session) if recalled else cause
     if report.failure == REFUSED and old not in (Status.RUNNING, Status.TERMINATING):
         await _refused(change, session, kernel, why)
         await steps.step(change, session, kernels)

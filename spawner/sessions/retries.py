@@ -36,6 +36,8 @@ FIELDS = ("max_retries", "causes", "backoff", "backoff_limit")
 _REPORTED = {"oom-killed": OOM, "removed": REMOVED, "start-timeout": UNHEALTHY,
              "create-failed": START_FAILED, "fenced": NODE_LOST,
              "engine-restarted": ENGINE_RESTARTED}  # fmt: skip
+_ENDS = {"task-timeout": TIMEOUT, "preempted": PREEMPTED, "agent-termination": NODE_LOST}
+"""Causes by the reason for which a session ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +111,20 @@ def next_attempt(session: SessionRow) -> None:
 
 
 def cause_of(session: SessionRow, report: KernelReport) -> str:
-    """Why a run ended, as far as its node can tell; ``ended`` when it was asked to."""
+    """Why a run ended, as far as its node can tell; ``ended`` when it was asked to, or left in peace."""
     if report.failure == "exited":
-        good = report.exit_code == 0
-        return (SUCCESS if good else FAILURE) if session.type == "batch" else FAILURE
+        if report.exit_code != 0 or session.type == "inference":
+            return FAILURE
+        return SUCCESS if session.type == "batch" else ENDED
     return _REPORTED.get(report.failure or "", ENDED)
+
+
+def told_cause(session: SessionRow) -> str:
+    """Why a run was told to end: for another attempt, at a limit, for others, or because somebody wanted it."""
+    if session.target == Target.TERMINATED:
+        end: Mapping[str, Any] = session.status_data.get("end", {})
+        return _ENDS.get(str(end.get("reason")), ENDED)
+    return str(session.status_data.get("retry", {}).get("cause", ENDED))
 
 
 async def try_again(

@@ -18,7 +18,6 @@ import os
 import platform
 import shutil
 import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -42,6 +41,7 @@ from spawner.agent.engines.base import (
 )
 from spawner.agent.engines.cgroups import ControlGroups
 from spawner.agent.engines.execs import ProcessExec
+from spawner.agent.engines.host_ports import LOOPBACK, HostPorts
 from spawner.agent.engines.process_measuring import RunCounters
 from spawner.agent.engines.scratch import Run, Scratch
 from spawner.agent.logs import pack
@@ -50,7 +50,6 @@ from spawner.agent.substitution import Substitution
 
 IMAGE = "process"
 HOME_TARGET = "/home/work"
-LOOPBACK = "127.0.0.1"
 TICK = 1.0
 """Seconds between looks at memory and logs; ends of processes are noticed at once."""
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
@@ -92,7 +91,7 @@ class ProcessEngine(Engine):
         self._jupyter = Path()
         self._groups: ControlGroups | None = None
         self._children: dict[str, int] = {}
-        self._reserved: set[int] = set()
+        self._ports = HostPorts()
         self._changed = asyncio.Event()
         self._watched: dict[str, int] = {}
         self._counters = RunCounters()
@@ -154,8 +153,8 @@ class ProcessEngine(Engine):
             raise EngineError(f"the process engine has no seccomp profiles: {_HINT}")
         home = self._home(mounts)
         endpoints = tuple(
-            Endpoint(port.name, port.protocol, port.container_port, LOOPBACK, self._free_port())
-            for port in spec.ports
+            Endpoint(port.name, port.protocol, port.container_port, LOOPBACK, number)
+            for port, number in zip(spec.ports, self._ports.of(spec), strict=True)
         )
         tokens = Substitution(LOOPBACK, endpoints[0].port if endpoints else 0, home, LOOPBACK)
         cgroups: tuple[str, ...] = ()
@@ -230,16 +229,15 @@ class ProcessEngine(Engine):
         scratch = self._of(identity)
         await self.stop(identity, grace=0)
         self._unwatch(scratch.mark)
-        run = scratch.read()
-        if run is not None:
-            self._reserved.difference_update(endpoint.port for endpoint in run.endpoints)
-            self._reserved.difference_update(scratch.ports().values())
+        run, ports = scratch.read(), scratch.ports().values()
         if self._groups is not None:
             await asyncio.to_thread(self._groups.remove, scratch.mark)
         await asyncio.to_thread(
             shutil.rmtree, process_leftovers.sockets(scratch.mark), ignore_errors=True
         )
         await asyncio.to_thread(scratch.delete)
+        if run is not None:  # now only: ``list`` keeps the ports of what is there
+            self._ports.give_back([*(endpoint.port for endpoint in run.endpoints), *ports])
 
     async def list(self) -> tuple[EngineState, ...]:
         """All runs that were created."""
@@ -248,8 +246,8 @@ class ProcessEngine(Engine):
             run = scratch.read()
             if run is None:
                 continue  # removed while we looked
-            self._reserved.update(endpoint.port for endpoint in run.endpoints)
-            self._reserved.update(scratch.ports().values())
+            self._ports.keep(endpoint.port for endpoint in run.endpoints)
+            self._ports.keep(scratch.ports().values())
             state = self._state(scratch, run)
             if state.phase == "running":
                 self._watch(scratch)
@@ -331,7 +329,7 @@ class ProcessEngine(Engine):
         scratch, run = self._running(identity)
         ports = scratch.ports()
         if port not in ports:
-            ports[port] = self._free_port()
+            ports[port] = self._ports.free()
             scratch.write_ports(ports)
         return Substitution(LOOPBACK, ports[port], run.cwd, LOOPBACK)
 
@@ -434,16 +432,6 @@ class ProcessEngine(Engine):
         """JupyterLab behind its own token, for sessions that no hub asked for."""
         options = ("--no-browser", "--ip={bind_host}", "--port={bind_port}")
         return (sys.executable, "-m", "jupyterlab", *options, "--ServerApp.root_dir={home}")
-
-    def _free_port(self) -> int:
-        for _ in range(100):
-            with socket.socket() as probe:
-                probe.bind((LOOPBACK, 0))
-                port = int(probe.getsockname()[1])
-            if port not in self._reserved:
-                self._reserved.add(port)
-                return port
-        raise EngineError("no free port was found", retriable=True)
 
     def _watch(self, scratch: Scratch) -> None:
         """Wake ``events`` when the run's first process ends, whoever its parent is."""

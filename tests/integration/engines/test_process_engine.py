@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from spawner.agent.engines.base import BoundMount, Engine, EngineError, Limits
 from spawner.agent.engines.cgroups import ControlGroups
 from spawner.agent.engines.process import IMAGE, ProcessEngine
 from spawner.agent.engines.scratch import UNFINISHED
-from spawner.agent.protocol import File
+from spawner.agent.protocol import File, Port
 from tests.integration.engines.conformance import MIB, SERVE, EngineConformance, until
 
 pytestmark = pytest.mark.integration
@@ -51,6 +52,28 @@ class TestProcessEngine(EngineConformance):
         data = BoundMount(str(tmp_path), "/home/work/data", True)
         with pytest.raises(EngineError, match="read-only"):
             await engine.create(self.spec(image, SERVE), Limits(), (*mounts, data))
+
+    async def test_a_service_that_knows_its_port_gets_it_unless_somebody_has_it(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            number = int(probe.getsockname()[1])
+        serve = ("python3", "-m", "http.server", str(number), "--bind", "127.0.0.1")
+        kind = {"session_type": "inference", "ports": (Port("service", number),)}
+        state = await self.run(engine, self.spec(image, serve, **kind), mounts)
+        assert state.endpoints[0].port == number
+        with pytest.raises(
+            EngineError, match=rf"port {number} is in use .*listen on {{bind_port}}"
+        ):
+            await engine.create(self.spec(image, serve, **kind), Limits(), mounts)
+        asking = ("python3", "-m", "http.server", "{bind_port}")
+        other = await self.run(engine, self.spec(image, asking, **kind), mounts)
+        assert other.endpoints[0].port != number
+        await engine.remove(state.identity)
+        preopen = (Port("preopen", number, "preopen"),)
+        third = await self.run(engine, self.spec(image, ("sleep", "9"), ports=preopen), mounts)
+        assert third.endpoints[0].port == number
 
     async def test_a_half_made_scratch_folder_is_removed_at_the_next_start(
         self, engine: Engine, settings: Mapping[str, Any], tmp_path: Path

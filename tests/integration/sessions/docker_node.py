@@ -1,4 +1,4 @@
-"""A node of its own for a control plane: an agent process on the Docker engine, at the end of a cable.
+"""A node of its own for a control plane: an agent process, mostly on the Docker engine, at the end of a cable.
 
 The agent dials the manager's HTTP server through a relay that a test can cut; what runs is seen through the
 ``docker`` package, not through the agent.
@@ -21,6 +21,7 @@ from docker.errors import NotFound
 from docker.models.containers import Container
 
 from spawner.agent.engines.docker.manifest import LABEL
+from spawner.agent.engines.process import IMAGE
 from spawner.sessions.control import ControlSettings
 from spawner.sessions.states import FINAL, Status
 from spawner.sessions.tables import SessionRow
@@ -77,8 +78,9 @@ class Cable:
 class Site:
     """Manager, cable and node of one test module."""
 
-    def __init__(self, api: Api, state: Path, volume: Path) -> None:
+    def __init__(self, api: Api, state: Path, volume: Path, engine: str = "docker") -> None:
         self.api, self.state, self._volume = api, state, volume
+        self._engine, self._image = engine, TEST_IMAGE if engine == "docker" else IMAGE
         self.cable = Cable(api.port)
         self.docker = docker.from_env()
         self._agent: asyncio.subprocess.Process | None = None
@@ -89,7 +91,7 @@ class Site:
         environ = {**os.environ, "PERIJOVE_AGENT_TOKEN": TOKEN, "PERIJOVE_STATE": str(self.state)}
         with (self.state / "agent.log").open("ab") as log:
             self._agent = await asyncio.create_subprocess_exec(
-                *(PERIJOVE, "agent", "--engine=docker", "--agent-id=node-1"),
+                *(PERIJOVE, "agent", f"--engine={self._engine}", "--agent-id=node-1"),
                 f"--manager=http://127.0.0.1:{self.cable.port}",
                 f"--AgentConfig.volumes={{'local': '{self._volume}'}}",
                 "--AgentConfig.relist_interval=0.5",
@@ -123,7 +125,7 @@ class Site:
     async def submit(self, name: str, **fields: Any) -> str:
         """A new session; returns its id, which all questions below take."""
         resources = {"cpu": "0.5", "mem": "128m", **fields.pop("resources", {})}
-        body = {"name": name, "image": TEST_IMAGE, "enqueueOnly": True, **fields}
+        body = {"name": name, "image": self._image, "enqueueOnly": True, **fields}
         body["config"] = {"resources": resources, "resource_opts": {"shmem": "16m"}}
         created = await self.api.hub("POST", "/session", body, OWNER)
         assert created.status == 201, created.body
@@ -211,12 +213,12 @@ def epoch(container: Container) -> int:
 
 
 @asynccontextmanager
-async def site(folder: Path) -> AsyncIterator[Site]:
+async def site(folder: Path, engine: str = "docker") -> AsyncIterator[Site]:
     """A manager and a node that has joined it."""
     store = Store(sqlite_url(folder, folder))
     try:
         async with serving(store, folder, SETTINGS, agent=False) as api:
-            made = Site(api, folder / "node", folder / "volume")
+            made = Site(api, folder / "node", folder / "volume", engine)
             made.state.mkdir()
             try:
                 await made.cable.join()

@@ -90,6 +90,7 @@ async def test_results_and_causes_of_batch_sessions(node: Site) -> None:
     assert "used more than its 64" in ended["hungry"].status_info
     assert (await node.attempts(sessions["forgiving"])) == [(1, "success", 0)]
     assert "run-time limit" in ended["late"].status_info
+    assert (await node.attempts(sessions["late"]))[0][:2] == (1, "timeout")
     assert await node.logs(sessions["good"]) == "all is well"
     assert await node.logs(sessions["wrong"]) == "no good"
     assert "and now smaller" in await node.logs(sessions["forgiving"])

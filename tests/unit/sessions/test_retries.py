@@ -101,6 +101,7 @@ async def test_an_attempt_waits_for_its_pause(plane: Rig) -> None:
     assert 3500 < (found.session.starts_at - plane.clock()).total_seconds() <= 3600
     assert found.occupied == {}
     plane.clock.forward(3601)
+    agent.beat()  # it was there all the time
     plane.plane.scheduler.wake()
     await alive(agent, 2)
 
@@ -124,7 +125,19 @@ async def test_a_timeout_counts_the_time_of_one_attempt(plane: Rig) -> None:
     assert ended.session.result == "failure"
     assert "run-time limit was reached; it was the last of 2" in ended.session.status_info
     runs = await plane.plane.sessions.attempts(ada, str(detail.session.id))
-    assert [run.cause for run in runs] == ["timeout", "ended"]
+    assert [run.cause for run in runs] == ["timeout", "timeout"]
+
+
+async def test_an_attempt_that_its_owner_ended_says_so_whatever_was_before(plane: Rig) -> None:
+    agent = await plane.agent()
+    ada = await plane.user()
+    detail = await plane.create(ada, **BATCH, **policy())
+    agent.end((await alive(agent, 1)).spec.kernel_id, 3)
+    await alive(agent, 2)
+    await plane.destroy(ada, await plane.wait(detail, Status.RUNNING))
+    await plane.wait(detail, *FINISHED)
+    runs = await plane.plane.sessions.attempts(ada, str(detail.session.id))
+    assert [run.cause for run in runs] == ["failure", "ended"]
 
 
 async def test_work_that_was_done_before_it_was_recalled_is_not_done_again(plane: Rig) -> None:
@@ -277,6 +290,31 @@ async def test_an_unhealthy_service_says_so_and_recovers(plane: Rig) -> None:
     assert (await plane.wait(detail, *FINISHED)).status is Status.TERMINATED
 
 
+async def test_health_checks_as_a_model_definition_has_them(plane: Rig) -> None:
+    agent = await plane.agent()
+    ada = await plane.user()
+    check = {"enable": True, "initial_delay": 90.0, "max_retries": 4, "max_wait_time": 2.0}
+    for name, enable in (("with", True), ("without", False)):
+        service = {"port": 8000, "health_check": {**check, "enable": enable}}
+        await plane.run(ada, **{**SERVICE, "name": name, "service": service})
+    by_name = {kernel.spec.session_name: kernel.spec for kernel in agent.kernels.values()}
+    assert by_name["without"].health is None
+    asked = by_name["with"]
+    assert asked.health is not None
+    assert (asked.start_timeout, asked.health.max_failures, asked.health.timeout) == (90, 4, 2)
+
+
+async def test_a_program_of_people_that_ends_without_an_error_is_no_failure(plane: Rig) -> None:
+    agent = await plane.agent()
+    ada = await plane.user()
+    for code, cause in ((0, "ended"), (1, "failure")):
+        detail = await plane.run(ada)
+        agent.end(str(detail.main.id), code)
+        await plane.wait(detail, *FINISHED)
+        (run,) = await plane.plane.sessions.attempts(ada, str(detail.session.id))
+        assert run.cause == cause
+
+
 async def test_an_unhealthy_service_starts_again_where_its_policy_says_so(plane: Rig) -> None:
     agent = await plane.agent()
     ada = await plane.user()
@@ -383,6 +421,18 @@ WRONG = [
     ),
     ({"service": {"health_check": {"a": 0}}}, SERVICE, "service.health_check.a", "unknown"),
     ({"service": {"health_check": 1}}, SERVICE, "service.health_check", "an object"),
+    (
+        {"service": {"health_check": {"enable": 1}}},
+        SERVICE,
+        "service.health_check.enable",
+        "true or false",
+    ),
+    (
+        {"service": {"health_check": {"initial_delay": 0}}},
+        SERVICE,
+        "service.health_check.initial_delay",
+        "from 1",
+    ),
 ]
 
 
