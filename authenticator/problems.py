@@ -159,12 +159,6 @@ class AgentUnavailable(Problem):
     slug, status, title = "instance-not-available", 503, "There is no available instance."
 
 
-class NotOffered(Problem):
-    """Part of Backend.AI's interface that this manager does not offer (yet)."""
-
-    slug, status, title = "not-implemented", 503, "This API query is not implemented."
-
-
 class TooLarge(Problem):
     """The request body is longer than the manager reads."""
 

@@ -8,13 +8,11 @@ from hub.commands.base import Group, run_command
 
 
 class PerijoveApp(Group):
-    """Perijove: notebooks on a cluster's hardware, behind JupyterHub."""
+    """Perijove: notebooks on a cluster's hardware, behind JupyterHub.
+
+    `perijove up` runs a whole deployment on this machine."""
 
     name = "perijove"
-    description = (
-        "Perijove: notebooks on a cluster's hardware, behind JupyterHub.\n\n"
-        "`perijove up` runs a whole deployment on this machine."
-    )
     examples = """
     perijove up                        run everything here; Ctrl-C ends it
     perijove user add alice            add a user; the password is shown once

@@ -18,8 +18,6 @@ import msgspec
 
 FINAL = frozenset({"TERMINATED", "CANCELLED", "ERROR"})
 RUNNING = frozenset({"RUNNING", "RUNNING_DEGRADED"})
-RETRY_STATUSES = frozenset({502, 503, 504})
-"""Answers that say "not now": of a proxy in front of the manager, or of a manager that is starting."""
 MAX_LINE = 256 * 1024
 HEADER_SAFE = "!#$&'()*+,/:;=?@[]|~^`{}<>"
 """User names travel percent-encoded, so that every name, and only that name, survives a header."""

@@ -133,7 +133,7 @@ class SessionCheck(ApiHandler):
         """Takes what ``POST /session`` takes; nothing is made or reserved."""
         owner = await self.acting_for(given.owner_access_key)
         offers = self.services.control.offers
-        self.answer(views.check(await offers.rehearse(self.principal, owner, given.request())))
+        self.answer(await offers.rehearse(self.principal, owner, given.request()))
 
 
 class Session(ApiHandler):

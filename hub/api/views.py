@@ -14,7 +14,7 @@ from spawner.scheduler.slots import format_amount, human_amount
 from spawner.sessions.clusters import rank_of
 from spawner.sessions.idle_state import shown, warning
 from spawner.sessions.progress import percent
-from spawner.sessions.requests import AgentView, Check, Created, ProgressEvent, SessionDetail
+from spawner.sessions.requests import AgentView, Created, ProgressEvent, SessionDetail
 from spawner.sessions.retries import attempt_of
 from spawner.sessions.shares import Share
 from spawner.sessions.states import Status
@@ -77,17 +77,6 @@ def created(result: Created, status: str | None = None) -> dict[str, Any]:
         "servicePorts": ports,
         "service_ports": ports,
         "created": result.created,
-    }
-
-
-def check(found: Check) -> dict[str, Any]:
-    """The answer of a dry run."""
-    return {
-        "verdict": found.verdict,
-        "message": found.message,
-        "errors": found.errors,
-        "starts_at": found.starts_at,
-        "would_fit": found.would_fit,
     }
 
 
@@ -469,7 +458,8 @@ def volume_of(text: str | None) -> str | None:
     return text.removeprefix(f"{PROXY}:") if text else None
 
 
-def _folder(row: FolderRow, email: str) -> dict[str, Any]:
+def folder_created(row: FolderRow, email: str) -> dict[str, Any]:
+    """The answer to ``POST /folders``; every view of a folder has these fields."""
     return {
         "id": row.id.hex,
         "name": row.name,
@@ -487,15 +477,10 @@ def _folder(row: FolderRow, email: str) -> dict[str, Any]:
     }
 
 
-def folder_created(row: FolderRow, email: str) -> dict[str, Any]:
-    """The answer to ``POST /folders``."""
-    return _folder(row, email)
-
-
 def folder(row: FolderRow, email: str) -> dict[str, Any]:
     """A folder in ``GET /folders``."""
     return {
-        **_folder(row, email),
+        **folder_created(row, email),
         "created_at": row.created_at,
         "is_owner": True,
         "user_email": email,
@@ -509,7 +494,7 @@ def folder(row: FolderRow, email: str) -> dict[str, Any]:
 def folder_info(row: FolderRow, usage: Usage, *, is_owner: bool) -> dict[str, Any]:
     """The answer to ``GET /folders/{f}``; the absent project is the text that clients expect."""
     return {
-        **_folder(row, ""),
+        **folder_created(row, ""),
         "numFiles": usage.files,
         "num_files": usage.files,
         "used_bytes": usage.used_bytes,

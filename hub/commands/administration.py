@@ -216,8 +216,6 @@ class RecordRemove(RecordCommand):
 class MemberAdd(RecordCommand):
     """Take a user into a project."""
 
-    name = "perijove project join"
-    description = "Take a user into a project."
     arguments = ("PROJECT", "USER")
     member = True
 
@@ -232,10 +230,8 @@ class MemberAdd(RecordCommand):
 
 
 class MemberRemove(MemberAdd):
-    """Take a user out of a project."""
+    """Take a user out of a project; sessions that run go on."""
 
-    name = "perijove project leave"
-    description = "Take a user out of a project; sessions that run go on."
     member = False
 
 
@@ -249,26 +245,17 @@ def _commands(word: str, plural: str, what: str) -> type[Group]:
         "remove": (RecordRemove, "Delete one that nothing uses."),
     }
     title = word.title().replace("-", "")
-    subcommands: dict[str, Any] = {}
+    commands: dict[str, type[Command]] = {}
     for verb, (base, text) in offered.items():
-        members = {
-            "__module__": __name__,
-            "__doc__": text,
-            "name": f"perijove {word} {verb}",
-            "description": text,
-            "plural": plural,
-        }
-        subcommands[verb] = (type(f"{title}{verb.title()}", (base,), members), text)
+        members = {"__module__": __name__, "__doc__": text, "plural": plural}
+        commands[verb] = type(f"{title}{verb.title()}", (base,), members)
     if plural == "projects":
-        subcommands["join"] = (MemberAdd, "Take a user into a project.")
-        subcommands["leave"] = (MemberRemove, "Take a user out of a project.")
-    text = f"Administer {what}. Works on the manager's host."
+        commands |= {"join": MemberAdd, "leave": MemberRemove}
     group = {
         "__module__": __name__,
-        "__doc__": text,
+        "__doc__": f"Administer {what}. Works on the manager's host.",
         "name": f"perijove {word}",
-        "description": text,
-        "subcommands": subcommands,
+        "commands": commands,
     }
     return type(f"{title}Group", (Group,), group)
 

@@ -13,14 +13,13 @@ from spawner.monitors.registry import Monitors
 
 
 class AgentCommand(Command):
-    """Run the agent of this node."""
-
-    name = "perijove agent"
-    description = """Run the agent of this node: it dials the manager and runs the sessions given to it.
+    """Run the agent of this node: it dials the manager and runs the sessions given to it.
 
     Its token is in the environment variable PERIJOVE_AGENT_TOKEN or in the file --token-file;
     `perijove token create --agent` on the manager's host makes one. It is needed once: the credential that the
     agent gets for it is kept in the state folder. Sessions go on when the agent ends."""
+
+    name = "perijove agent"
     examples = """
     perijove agent --manager-url https://manager.example.org:8090 --token-file /etc/perijove/token
     """

@@ -21,14 +21,15 @@ Row = tuple[str, str, str]
 
 
 class Audit(Command):
-    """Compare the database with agents, engines and the proxy."""
+    """Compare the database with what really runs.
 
-    name = "perijove audit"
-    description = """Compare the database with what agents drive, what their engines have (containers, control groups,
-    networks, ports) and where the proxy's routes lead, and check the database by itself. Works on the manager's host.
+    That is what agents drive, what their engines have (containers, control groups, networks, ports) and where
+    the proxy's routes lead. The database is checked by itself as well. Works on the manager's host.
 
     What is under way may differ for a moment: told is what differed in every look. Ends with status 1 if there
     is anything."""
+
+    name = "perijove audit"
     within = Float(10.0, min=0, help="Seconds within which what differs may come right.").tag(
         config=True
     )
@@ -38,11 +39,6 @@ class Audit(Command):
     manager_url = Unicode(help="URL of the manager. Default: the deployment's own.").tag(
         config=True
     )
-    aliases: dict[Any, Any] = {
-        **Command.aliases,
-        "within": "Audit.within",
-        "manager-url": "Audit.manager_url",
-    }
     flags = {
         **Command.flags,
         "no-routes": ({"Audit": {"routes": False}}, "Do not ask the proxy for its routes."),

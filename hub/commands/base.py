@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from traitlets import Bool, Unicode
+from traitlets import Bool, TraitType, Unicode
 from traitlets.config import Application, Configurable
 from traitlets.utils.importstring import import_item
 
@@ -62,8 +62,24 @@ class Command(Application):
         ),
     }
     classes = [Deployment]
+    description = ""  # so that help shows the docstring
     arguments: ClassVar[tuple[str, ...]] = ()
     """Names of the positional arguments; a trailing ``?`` marks an optional one."""
+
+    def __init_subclass__(cls) -> None:
+        """Each setting that a command declares is an option of its name, unless it has another."""
+        super().__init_subclass__()
+        aliases, flags = dict(cls.aliases), dict(cls.flags)
+        for name, trait in vars(cls).items():
+            if not isinstance(trait, TraitType) or not trait.metadata.get("config"):
+                continue
+            option, path = name.replace("_", "-"), f"{cls.__name__}.{name}"
+            if isinstance(trait, Bool):
+                if not trait.default_value:
+                    flags.setdefault(option, ({cls.__name__: {name: True}}, trait.help))
+            elif path not in aliases.values():
+                aliases[option] = path
+        cls.aliases, cls.flags = aliases, flags
 
     def _log_format_default(self) -> str:
         return LOG_FORMAT
@@ -167,6 +183,20 @@ class Command(Application):
 
 class Group(Command):
     """A command that only has subcommands."""
+
+    commands: ClassVar[dict[str, type[Command]]] = {}
+    """They are named after the group; help of it shows the first line of their docstrings."""
+
+    def __init_subclass__(cls) -> None:
+        """Give traitlets what it wants to know of ``commands``."""
+        super().__init_subclass__()
+        for verb, command in cls.commands.items():
+            command.name = f"{cls.name} {verb}"
+        if cls.commands:
+            cls.subcommands = {
+                verb: (command, (command.__doc__ or "").partition("\n")[0])
+                for verb, command in cls.commands.items()
+            }
 
     def act(self, *arguments: str) -> None:
         """Without a subcommand, say which there are."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import ClassVar
 
 from hub.commands.base import Command, CommandError, Group, say
 
 
 class DbUpgrade(Command):
-    """Bring the database to the newest schema."""
-
-    name = "perijove db upgrade"
-    description = """Bring the database to the newest schema and create what a new one lacks.
+    """Bring the database to the newest schema and create what a new one lacks.
 
     Stop the managers first; a backup of a SQLite file is a copy of it."""
 
@@ -33,10 +30,7 @@ class DbUpgrade(Command):
 
 
 class DbStatus(Command):
-    """Say whether the database has the newest schema."""
-
-    name = "perijove db status"
-    description = "Say whether the database has the newest schema; exit status 1 if not."
+    """Say whether the database has the newest schema; exit status 1 if not."""
 
     def act(self, *arguments: str) -> None:
         """Compare revisions."""
@@ -51,10 +45,7 @@ class DbStatus(Command):
 
 
 class DbRepair(Command):
-    """Recompute what is used from what runs."""
-
-    name = "perijove db repair"
-    description = """Recompute what devices give from the sessions that hold them.
+    """Recompute what devices give from the sessions that hold them.
 
     The manager does the same by itself all the time; nothing is changed when all is well."""
 
@@ -73,12 +64,7 @@ class DbRepair(Command):
 
 
 class DbGroup(Group):
-    """The manager's database."""
+    """The manager's database: its schema and its accounts."""
 
     name = "perijove db"
-    description = "The manager's database: its schema and its accounts."
-    subcommands: dict[str, Any] = {
-        "upgrade": (DbUpgrade, "Bring the database to the newest schema."),
-        "status": (DbStatus, "Say whether the database has the newest schema."),
-        "repair": (DbRepair, "Recompute what is used from what runs."),
-    }
+    commands: ClassVar = {"upgrade": DbUpgrade, "status": DbStatus, "repair": DbRepair}

@@ -14,14 +14,13 @@ from spawner.monitors.registry import MonitorError, Monitors
 
 
 class ManagerCommand(Command):
-    """Run the manager alone."""
-
-    name = "perijove manager"
-    description = """Run the manager alone: session API, scheduler, reconciler.
+    """Run the manager alone: session API, scheduler, reconciler.
 
     Its secrets come from the environment (PERIJOVE_HUB_SECRET, PERIJOVE_SERVICE_TOKEN,
     PERIJOVE_AGENT_TOKEN), those missing there from secrets.json in the state folder. Several
     managers may share one PostgreSQL database. Sessions go on when it ends."""
+
+    name = "perijove manager"
     examples = """
     perijove manager --state-dir /srv/perijove --bind 0.0.0.0:8090
     """

@@ -6,7 +6,7 @@ The manager notices at once on PostgreSQL, within half a minute on SQLite.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from traitlets import Bool, Unicode
 
@@ -41,10 +41,7 @@ class NodeCommand(Command):
 
 
 class NodeList(NodeCommand):
-    """List the nodes."""
-
-    name = "perijove node list"
-    description = "List the nodes with what is in use on them."
+    """List the nodes with what is in use on them."""
 
     def act(self, *arguments: str) -> None:
         """One line each."""
@@ -68,10 +65,8 @@ class NodeList(NodeCommand):
 
 
 class NodeCordon(NodeCommand):
-    """Close a node to new sessions."""
+    """Close a node to new sessions; those that run there go on."""
 
-    name = "perijove node cordon"
-    description = "Close a node to new sessions; those that run there go on."
     arguments = ("NODE",)
     schedulable = False
 
@@ -84,24 +79,20 @@ class NodeCordon(NodeCommand):
 
 
 class NodeUncordon(NodeCordon):
-    """Open a node for new sessions."""
+    """Open a node for new sessions again; it is emptied no more."""
 
-    name = "perijove node uncordon"
-    description = "Open a node for new sessions again; it is emptied no more."
     schedulable = True
 
 
 class NodeDrain(NodeCommand):
-    """Empty a node."""
+    """Empty a node.
 
-    name = "perijove node drain"
-    description = """Empty a node: no new session comes, batch sessions go back to the queue at once, and others
-    are ended after the grace."""
+    No new session comes, batch sessions go back to the queue at once, and others are ended after the grace."""
+
     arguments = ("NODE",)
     grace = Unicode("1h", help="Duration, or `none`: sessions may run as long as they like.").tag(
         config=True
     )
-    aliases: dict[Any, Any] = {**Command.aliases, "grace": "NodeDrain.grace"}
 
     def act(self, *arguments: str) -> None:
         """Say what is left on it."""
@@ -112,17 +103,12 @@ class NodeDrain(NodeCommand):
 
 
 class NodeRemove(NodeCommand):
-    """Take a node out of the cluster."""
+    """Take an empty node out of the cluster: its credential is worth nothing any more.
 
-    name = "perijove node remove"
-    description = """Take an empty node out of the cluster: its credential is worth nothing any more. With --forced
-    one that is lost for ever, whose sessions are ended."""
+    With --forced one that is lost for ever, whose sessions are ended."""
+
     arguments = ("NODE",)
-    forced = Bool(False, help="Whether sessions on a lost node are ended.").tag(config=True)
-    flags = {
-        **Command.flags,
-        "forced": ({"NodeRemove": {"forced": True}}, "End the sessions of a lost node."),
-    }
+    forced = Bool(False, help="End the sessions of a lost node.").tag(config=True)
 
     def act(self, *arguments: str) -> None:
         """There is no way back but joining again."""
@@ -135,14 +121,13 @@ class NodeRemove(NodeCommand):
 
 
 class NodeGroup(Group):
-    """Nodes of the cluster."""
+    """List, close, open, empty and remove the nodes. Works on the manager's host."""
 
     name = "perijove node"
-    description = "List, close, open, empty and remove the nodes. Works on the manager's host."
-    subcommands: dict[str, Any] = {
-        "list": (NodeList, "List the nodes."),
-        "cordon": (NodeCordon, "Close a node to new sessions."),
-        "uncordon": (NodeUncordon, "Open a node for new sessions."),
-        "drain": (NodeDrain, "Empty a node."),
-        "remove": (NodeRemove, "Take a node out of the cluster."),
+    commands: ClassVar = {
+        "list": NodeList,
+        "cordon": NodeCordon,
+        "uncordon": NodeUncordon,
+        "drain": NodeDrain,
+        "remove": NodeRemove,
     }

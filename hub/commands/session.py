@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hub.commands.base import Command, CommandError, Group, say, table
 
@@ -32,10 +32,7 @@ class SessionCommand(Command):
 
 
 class SessionHistory(SessionCommand):
-    """Show what became of a session."""
-
-    name = "perijove session history"
-    description = """Show every status that a session had, and every attempt to schedule it that failed.
+    """Show every status that a session had, and every attempt to schedule it that failed.
 
     SESSION is an id, or a name: then the newest session of that name."""
 
@@ -64,10 +61,7 @@ class SessionHistory(SessionCommand):
 
 
 class SessionWhy(SessionCommand):
-    """Show why a session waits."""
-
-    name = "perijove session why"
-    description = """Show why a session waits, as the last pass of the scheduler found it.
+    """Show why a session waits, as the last pass of the scheduler found it.
 
     SESSION is an id, or a name: then the newest session of that name."""
 
@@ -116,11 +110,7 @@ def _steps(steps: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 class SessionGroup(Group):
-    """Sessions, as the database knows them."""
+    """The story of a session, and why it waits. Works on the manager's host."""
 
     name = "perijove session"
-    description = "The story of a session, and why it waits. Works on the manager's host."
-    subcommands: dict[str, Any] = {
-        "history": (SessionHistory, "Show what became of a session."),
-        "why": (SessionWhy, "Show why a session waits."),
-    }
+    commands: ClassVar = {"history": SessionHistory, "why": SessionWhy}

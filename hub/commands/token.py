@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from typing import Any
+from typing import ClassVar
 
 from traitlets import Bool, Unicode
 
 from hub.commands.base import Command, Group, UsageError, say, table
-
-AGENT_FLAG = ({"TokenCommand": {"agent": True}}, "Tokens with which agents dial in.")
 
 
 class TokenCommand(Command):
     """What the token commands share."""
 
     agent = Bool(False, help="Work on agent tokens instead of key pairs of users.").tag(config=True)
-    flags = {**Command.flags, "agent": AGENT_FLAG}
 
 
 class TokenCreate(TokenCommand):
-    """Create a key pair of a user, or an agent token."""
-
-    name = "perijove token create"
-    description = """Create a key pair for the user NAME, who signs with it from then on (the former one signs no more).
+    """Create a key pair for the user NAME, who signs with it from then on (the former one signs no more).
 
     With --agent: create a token with which one node joins; NAME (optional) binds it to that agent id. The agent
     gets a credential of its own for it, and the token is worth nothing afterwards. With --standing: a token
     with which agents dial as often as they like."""
+
     arguments = ("NAME?",)
     note = Unicode("", help="What the agent token is for.").tag(config=True)
     lifetime = Unicode("1d", help="How long a node may take to join with the token.").tag(
@@ -37,15 +32,6 @@ class TokenCreate(TokenCommand):
     standing = Bool(False, help="Whether the agent token may be used again and again.").tag(
         config=True
     )
-    aliases: dict[Any, Any] = {
-        **Command.aliases,
-        "note": "TokenCreate.note",
-        "lifetime": "TokenCreate.lifetime",
-    }
-    flags = {
-        **TokenCommand.flags,
-        "standing": ({"TokenCreate": {"standing": True}}, "May be used again and again."),
-    }
 
     def act(self, *arguments: str) -> None:
         """Create it and show the secret once."""
@@ -81,12 +67,8 @@ class TokenCreate(TokenCommand):
 
 
 class TokenList(TokenCommand):
-    """List key pairs or agent tokens."""
+    """List the key pairs (of the user NAME, if given), or with --agent the agent tokens."""
 
-    name = "perijove token list"
-    description = (
-        "List the key pairs (of the user NAME, if given), or with --agent the agent tokens."
-    )
     arguments = ("NAME?",)
 
     def act(self, *arguments: str) -> None:
@@ -133,12 +115,8 @@ class TokenList(TokenCommand):
 
 
 class TokenRevoke(TokenCommand):
-    """Revoke a key pair or an agent token."""
+    """Revoke the key pair with access key KEY, or with --agent the agent token with id KEY."""
 
-    name = "perijove token revoke"
-    description = (
-        "Revoke the key pair with access key KEY, or with --agent the agent token with id KEY."
-    )
     arguments = ("KEY",)
 
     def act(self, *arguments: str) -> None:
@@ -159,15 +137,10 @@ class TokenRevoke(TokenCommand):
 
 
 class TokenGroup(Group):
-    """Key pairs of users and tokens of agents."""
+    """Create, list and revoke key pairs of users and tokens of agents."""
 
     name = "perijove token"
-    description = "Create, list and revoke key pairs of users and tokens of agents."
-    subcommands: dict[str, Any] = {
-        "create": (TokenCreate, "Create a key pair or an agent token."),
-        "list": (TokenList, "List key pairs or agent tokens."),
-        "revoke": (TokenRevoke, "Revoke a key pair or an agent token."),
-    }
+    commands: ClassVar = {"create": TokenCreate, "list": TokenList, "revoke": TokenRevoke}
 
 
 def _day(moment: dt.datetime | None) -> str:

@@ -12,15 +12,14 @@ from hub.commands.base import Command, CommandError
 
 
 class Up(Command):
-    """Run proxy, hub, manager and one agent on this machine, and keep them running."""
-
-    name = "perijove up"
-    description = """Run proxy, hub, manager and one agent on this machine, and keep them running.
+    """Run proxy, hub, manager and one agent on this machine, and keep them running.
 
     Ctrl-C ends all sessions and everything else. SIGTERM ends the four processes and leaves the
     sessions running; the next `perijove up` takes them over. What still runs after a crash is
     taken over too. Logs are in the folder logs/ of the state folder.
     """
+
+    name = "perijove up"
     examples = """
     perijove up                                       http://127.0.0.1:8000, Docker if it answers
     perijove up --port 9000 --state-dir /srv/perijove
@@ -41,11 +40,6 @@ class Up(Command):
         "ip": "Deployment.ip",
         "port": "Deployment.port",
         "base-url": "Deployment.base_url",
-        "engine": "Up.engine",
-    }
-    flags = {
-        **Command.flags,
-        "verbose": ({"Up": {"verbose": True}}, "Show every line of the logs."),
     }
 
     def _log_level_default(self) -> int:

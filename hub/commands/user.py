@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
 from traitlets import Bool, Unicode
 
@@ -11,29 +11,16 @@ from hub.commands.base import Command, Group, say, table
 
 
 class UserAdd(Command):
-    """Add a user."""
-
-    name = "perijove user add"
-    description = """Add a user with a generated password, which is shown once.
+    """Add a user with a generated password, which is shown once.
 
     With --ask the password is asked for on the terminal (or read from standard input)."""
+
     arguments = ("NAME",)
     email = Unicode("", help="E-mail address; default NAME@localhost.").tag(config=True)
     full_name = Unicode("", help="The person's name.").tag(config=True)
     admin = Bool(False, help="Make the user an administrator.").tag(config=True)
     ask = Bool(False, help="Ask for the password.").tag(config=True)
     external = Bool(False, help="No password: the user logs in elsewhere.").tag(config=True)
-    aliases: dict[Any, Any] = {
-        **Command.aliases,
-        "email": "UserAdd.email",
-        "full-name": "UserAdd.full_name",
-    }
-    flags = {
-        **Command.flags,
-        "admin": ({"UserAdd": {"admin": True}}, "Make the user an administrator."),
-        "ask": ({"UserAdd": {"ask": True}}, "Ask for the password."),
-        "external": ({"UserAdd": {"external": True}}, "No password: log-in happens elsewhere."),
-    }
 
     def act(self, *arguments: str) -> None:
         """Create the row, show what is shown once."""
@@ -61,9 +48,6 @@ class UserAdd(Command):
 class UserList(Command):
     """List the users."""
 
-    name = "perijove user list"
-    description = "List the users."
-
     def act(self, *arguments: str) -> None:
         """One line each."""
         from hub.commands.records import with_identity
@@ -77,18 +61,12 @@ class UserList(Command):
 
 
 class UserPassword(Command):
-    """Set a user's password."""
-
-    name = "perijove user password"
-    description = """Set a user's password: asked for on the terminal, or read from standard input.
+    """Set a user's password: asked for on the terminal, or read from standard input.
 
     With --generate a new one is made and shown once."""
+
     arguments = ("NAME",)
     generate = Bool(False, help="Generate the password and show it once.").tag(config=True)
-    flags = {
-        **Command.flags,
-        "generate": ({"UserPassword": {"generate": True}}, "Generate it and show it once."),
-    }
 
     def act(self, *arguments: str) -> None:
         """Ask or generate, then store the hash."""
@@ -107,12 +85,10 @@ class UserPassword(Command):
 
 
 class UserDisable(Command):
-    """Disable a user."""
-
-    name = "perijove user disable"
-    description = """Disable a user: no log-in and no API call any more.
+    """Disable a user: no log-in and no API call any more.
 
     Sessions that run go on; an administrator ends them."""
+
     arguments = ("NAME",)
     status = "inactive"
 
@@ -130,22 +106,14 @@ class UserDisable(Command):
 class UserEnable(UserDisable):
     """Enable a disabled user."""
 
-    name = "perijove user enable"
-    description = "Enable a disabled user."
     status = "active"
 
 
 class UserAdmin(Command):
-    """Make a user an administrator."""
+    """Make a user an administrator; with --revoke, an ordinary user again."""
 
-    name = "perijove user admin"
-    description = "Make a user an administrator; with --revoke, an ordinary user again."
     arguments = ("NAME",)
     revoke = Bool(False, help="Take the administrator's rights away.").tag(config=True)
-    flags = {
-        **Command.flags,
-        "revoke": ({"UserAdmin": {"revoke": True}}, "Take the administrator's rights away."),
-    }
 
     def act(self, *arguments: str) -> None:
         """Set the role."""
@@ -159,42 +127,35 @@ class UserAdmin(Command):
 
 
 class UserShow(RecordShow):
-    """Show a user with all fields."""
+    """Show a user with all fields: who it is, limits, policies."""
 
-    name = "perijove user show"
-    description = "Show a user with all fields: who it is, limits, policies."
     plural = "users"
 
 
 class UserSet(RecordSet):
-    """Change fields of a user."""
+    """Change fields of a user, such as limits and policies: KEY=VALUE..."""
 
-    name = "perijove user set"
-    description = "Change fields of a user, such as limits and policies: KEY=VALUE..."
     plural = "users"
 
 
 class UserRemove(RecordRemove):
-    """Delete a user who left nothing behind."""
+    """Delete a user who never had a session or folder; others can be disabled."""
 
-    name = "perijove user remove"
-    description = "Delete a user who never had a session or folder; others can be disabled."
     plural = "users"
 
 
 class UserGroup(Group):
-    """The people of this deployment."""
+    """Add, list and change users. Works on the manager's host."""
 
     name = "perijove user"
-    description = "Add, list and change users. Works on the manager's host."
-    subcommands: dict[str, Any] = {
-        "add": (UserAdd, "Add a user."),
-        "list": (UserList, "List the users."),
-        "show": (UserShow, "Show a user with all fields."),
-        "set": (UserSet, "Change fields of a user: KEY=VALUE..."),
-        "remove": (UserRemove, "Delete a user who left nothing behind."),
-        "password": (UserPassword, "Set a user's password."),
-        "disable": (UserDisable, "Disable a user."),
-        "enable": (UserEnable, "Enable a disabled user."),
-        "admin": (UserAdmin, "Make a user an administrator, or no more."),
+    commands: ClassVar = {
+        "add": UserAdd,
+        "list": UserList,
+        "show": UserShow,
+        "set": UserSet,
+        "remove": UserRemove,
+        "password": UserPassword,
+        "disable": UserDisable,
+        "enable": UserEnable,
+        "admin": UserAdmin,
     }

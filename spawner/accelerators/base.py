@@ -9,14 +9,18 @@ import abc
 import asyncio
 import contextlib
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from spawner.accelerators.measures import Measure
 from spawner.accelerators.specification import DeviceSpec
+from spawner.accelerators.sysfs import ROOT, Sysfs, entries
 from spawner.agent.protocol import DeviceReport, Share, SlotMetadata
+from spawner.scheduler.slots import human_amount, parse_amount
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -82,6 +86,29 @@ class AcceleratorPlugin(abc.ABC):
     async def measure(self) -> Sequence[Measure]:
         """Readings of the devices now; quantities that cannot be read are left out."""
         return ()
+
+
+class HostPlugin(AcceleratorPlugin):
+    """What every node has: one device, whose slot has the name of the plug-in."""
+
+    def __init__(self, *, total: int, reserved: int) -> None:
+        self._total, self._reserved = total, reserved
+        self._sysfs = Sysfs()
+
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """``reserved``: kept for the node itself; ``total``: to count with (amounts); ``root`` of ``sys``."""
+        only_settings(config, "reserved", "total", "root")
+        self._sysfs = Sysfs(Path(str(config.get("root", ROOT))))
+        if "total" in config:
+            self._total = parse_amount(self.name, config["total"])
+        if "reserved" in config:
+            self._reserved = parse_amount(self.name, config["reserved"])
+        if self._reserved >= self._total:
+            kept = human_amount(self.name, self._reserved)
+            raise ValueError(f"reserved is {kept}: nothing would be left")
+
+    def _numa_nodes(self) -> list[tuple[re.Match[str], Path]]:
+        return entries(self._sysfs.sys / "devices/system/node", r"node(\d+)")
 
 
 @dataclass(slots=True)

@@ -5,40 +5,26 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from spawner.accelerators.base import AcceleratorPlugin, only_settings
+from spawner.accelerators.base import HostPlugin
 from spawner.accelerators.measures import Measure, MeasureKind, Reading
 from spawner.accelerators.specification import DeviceSpec
-from spawner.accelerators.sysfs import ROOT, Sysfs, entries, text
+from spawner.accelerators.sysfs import text
 from spawner.agent.protocol import DeviceReport, Share, SlotMetadata
-from spawner.scheduler.slots import MICRO, kind_of, parse_amount
+from spawner.scheduler.slots import MICRO, kind_of
 
 
-class CpuPlugin(AcceleratorPlugin):
+class CpuPlugin(HostPlugin):
     """Slot ``cpu``, enforced as a share of CPU time. Settings: ``reserved``, ``total`` (amounts)."""
 
     name = "cpu"
 
     def __init__(self) -> None:
-        self._reserved = 0
-        self._total = len(os.sched_getaffinity(0)) * MICRO
-        self._sysfs = Sysfs()
-
-    def configure(self, config: Mapping[str, Any]) -> None:
-        """``reserved``: CPUs kept for the node itself; ``total``: CPUs to count with; ``root`` of ``sys``."""
-        only_settings(config, "reserved", "total", "root")
-        self._sysfs = Sysfs(Path(str(config.get("root", ROOT))))
-        if "total" in config:
-            self._total = parse_amount("cpu", config["total"])
-        if "reserved" in config:
-            self._reserved = parse_amount("cpu", config["reserved"])
-        if self._reserved >= self._total:
-            raise ValueError(f"reserved is {config.get('reserved')!r}: nothing would be left")
+        super().__init__(total=len(os.sched_getaffinity(0)) * MICRO, reserved=0)
 
     def slots(self) -> Sequence[SlotMetadata]:
         """Tenths of a CPU."""
@@ -87,7 +73,7 @@ class CpuPlugin(AcceleratorPlugin):
         return [Measure("cpu_used", MeasureKind.ACCUMULATION, "seconds", reading)]
 
     def _topology(self) -> dict[str, str]:
-        nodes = entries(self._sysfs.sys / "devices/system/node", r"node(\d+)")
+        nodes = self._numa_nodes()
         lists = {match.group(1): text(folder / "cpulist") for match, folder in nodes}
         return {node: cpus for node, cpus in lists.items() if cpus}
 

@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import psutil
 
-from spawner.accelerators.base import AcceleratorPlugin, only_settings
+from spawner.accelerators.base import HostPlugin
 from spawner.accelerators.measures import Measure, MeasureKind, Reading
 from spawner.accelerators.specification import DeviceSpec
-from spawner.accelerators.sysfs import ROOT, Sysfs, entries, text
+from spawner.accelerators.sysfs import text
 from spawner.agent.protocol import DeviceReport, Share, SlotMetadata
-from spawner.scheduler.slots import human_bytes, parse_amount
 
 ALIGNMENT = 16 * 1024 * 1024
 DEFAULT_RESERVED = 1024**3
 
 
-class MemPlugin(AcceleratorPlugin):
+class MemPlugin(HostPlugin):
     """Slot ``mem``. Settings: ``reserved`` (default 1 GiB), ``total`` (default: all of the node's)."""
 
     name = "mem"
 
     def __init__(self) -> None:
-        self._total = int(psutil.virtual_memory().total)
-        self._reserved = min(DEFAULT_RESERVED, self._total // 4)
-        self._sysfs = Sysfs()
-
-    def configure(self, config: Mapping[str, Any]) -> None:
-        """``reserved``: bytes kept for the node itself; ``total``: bytes to count with; ``root`` of ``sys``."""
-        only_settings(config, "reserved", "total", "root")
-        self._sysfs = Sysfs(Path(str(config.get("root", ROOT))))
-        if "total" in config:
-            self._total = parse_amount("mem", config["total"])
-        if "reserved" in config:
-            self._reserved = parse_amount("mem", config["reserved"])
-        if self._reserved >= self._total:
-            raise ValueError(f"reserved is {human_bytes(self._reserved)}: nothing would be left")
+        total = int(psutil.virtual_memory().total)
+        super().__init__(total=total, reserved=min(DEFAULT_RESERVED, total // 4))
 
     def slots(self) -> Sequence[SlotMetadata]:
         """Bytes."""
@@ -81,7 +66,7 @@ class MemPlugin(AcceleratorPlugin):
 
     def _topology(self) -> dict[str, int]:
         found: dict[str, int] = {}
-        for match, folder in entries(self._sysfs.sys / "devices/system/node", r"node(\d+)"):
+        for match, folder in self._numa_nodes():
             total = re.search(r"MemTotal:\s*(\d+) kB", text(folder / "meminfo") or "")
             if total is not None:
                 found[match.group(1)] = int(total.group(1)) * 1024

@@ -56,14 +56,9 @@ class Census:
                 peers = alike[key, total] = kinds.setdefault((key, tuple(sorted(total))), [])
             peers.append(node)
         self.bunches = [Bunch(number, some) for number, some in enumerate(kinds.values())]
-        self._bunch_of = {node.index: bunch for bunch in self.bunches for node in bunch.nodes}
         self._single: dict[str, Bunch] = {}
         self._present: dict[tuple[int, ...], tuple[Node, ...]] = {}
         self._best: dict[tuple[tuple[int, ...], str], tuple[int, tuple[Node, ...]]] = {}
-
-    def bunch_of(self, node: Node) -> Bunch:
-        """The bunch that ``node`` is in."""
-        return self._bunch_of[node.index]
 
     def of_kind(self, shape: Shape, removed: dict[str, int]) -> list[Bunch]:
         """Bunches that pass the filters of kind; how many nodes each took out is added to ``removed``."""

@@ -79,14 +79,8 @@ def amount_of(device: Device, kind: SlotKind, step: int) -> tuple[int, int]:
     return capacity, free
 
 
-def stock_of(devices: Sequence[Device]) -> dict[str, list[DeviceStock]]:
-    """Devices that are given out by slot, in a fixed order that counts ``2`` before ``10``."""
-    peers, steps = by_slot(devices)
-    return {slot: slot_stock(some, steps.get(slot)) for slot, some in peers.items()}
-
-
 def slot_stock(peers: Sequence[Device], step: int | None = None) -> list[DeviceStock]:
-    """The same of one slot, which is cut in ``step``; None: as its kind says."""
+    """Devices of one slot, which is cut in ``step`` (None: as its kind says), ``2`` before ``10``."""
     kind = kind_of(peers[0].slot)
     step = step or kind.quantum
     if len(peers) > 1:

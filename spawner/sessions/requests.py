@@ -143,7 +143,7 @@ class ProgressEvent:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The answer of ``Offers.dry_run``: ``verdict`` is ``now``, ``wait`` or ``never``."""
+    """The answer of ``Offers.dry_run``, as clients see it: ``verdict`` is ``now``, ``wait`` or ``never``."""
 
     verdict: str
     message: str

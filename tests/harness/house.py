@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import gc
 import importlib
 import inspect
 import os
@@ -87,20 +88,31 @@ def tree_of(root: Path, path: Path) -> ast.Module:
 
 @cache
 def _parsed(text: str, path: str) -> ast.Module:
-    return ast.parse(text, path)
+    gc.disable()  # trees are kept: looking through them again and again takes five times the parsing
+    try:
+        return ast.parse(text, path)
+    finally:
+        gc.enable()
 
 
+@cache
+def nodes(tree: ast.Module) -> list[ast.AST]:
+    """All nodes of the tree: several rules look at each of them."""
+    return list(ast.walk(tree))
+
+
+@cache
 def imports(tree: ast.Module) -> list[tuple[int, str]]:
     """Every module a file imports anywhere, but for type checking only: ``(line, dotted name)``."""
     typing_only = {
         id(node)
-        for block in ast.walk(tree)
+        for block in nodes(tree)
         if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
         for statement in block.body
         for node in ast.walk(statement)
     }
     found: list[tuple[int, str]] = []
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.Import):
@@ -183,7 +195,7 @@ def sizes(root: Path, *, file: int = 600, function: int = 60, klass: int = 400) 
             findings.append(f"{path}: {lines} lines, at most {file}")
         if path.suffix != ".py":
             continue
-        for node in ast.walk(tree_of(root, path)):
+        for node in nodes(tree_of(root, path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 most = klass if isinstance(node, ast.ClassDef) else function
                 long = (node.end_lineno or node.lineno) - node.lineno + 1
@@ -200,7 +212,7 @@ def pure_scheduler(root: Path) -> list[str]:
     for path in sources(root, ".py"):
         if PURE not in path.parents:
             continue
-        for node in ast.walk(tree_of(root, path)):
+        for node in nodes(tree_of(root, path)):
             if isinstance(node, ast.Name) and node.id in PURE_BANNED_CALLS:
                 findings.append(f"{path}:{node.lineno}: uses {node.id}")
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -234,7 +246,7 @@ def blind_excepts(root: Path, boundaries: frozenset[str] | set[str] = BOUNDARIES
     for path in sources(root, ".py"):
         if path.parts[0] not in (*ROOMS, "benchmarks"):
             continue
-        for node in ast.walk(tree_of(root, path)):
+        for node in nodes(tree_of(root, path)):
             if not isinstance(node, ast.ExceptHandler) or not _is_blind(node):
                 continue
             where = f"{path}:{node.lineno}"
@@ -270,7 +282,7 @@ def lost_cancellations(root: Path) -> list[str]:
         f"{path}:{node.lineno}: calls wait_for"
         for path in sources(root, ".py")
         if path.parts[0] in ROOMS
-        for node in ast.walk(tree_of(root, path))
+        for node in nodes(tree_of(root, path))
         if isinstance(node, ast.Attribute) and node.attr == "wait_for"
     ]
 

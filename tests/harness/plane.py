@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import shutil
+import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -243,14 +244,23 @@ async def rig(
 
 
 async def wipe(store: Store) -> None:
-    """Empty all tables, so that the next test can use the store (and its compiled statements) again."""
+    """Empty all tables, so that the next test can use the store (and its compiled statements) again.
 
-    async def work(db: AsyncSession) -> None:
-        for table in reversed(Base.metadata.sorted_tables):
-            await db.execute(table.delete())
-
+    On a connection of its own, which looks at no foreign keys, and in one go: a hop to the driver's thread
+    for each statement costs more than the statement. A write that goes on without its caller ends first.
+    """
     await store.open()
-    await store.write(work)
+    await asyncio.to_thread(_delete_all, store)
+
+
+def _delete_all(store: Store) -> None:
+    assert store.path is not None, "only databases of SQLite are used again"
+    with closing(sqlite3.connect(store.path, timeout=PATIENCE, isolation_level=None)) as db:
+        db.execute("PRAGMA synchronous = OFF")
+        db.execute("BEGIN IMMEDIATE")
+        for table in Base.metadata.tables:
+            db.execute(f"DELETE FROM {table}")
+        db.execute("COMMIT")
 
 
 def request(**fields: Any) -> NewSession:

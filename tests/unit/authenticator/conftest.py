@@ -1,26 +1,16 @@
-"""A clock that the test sets, quick password hashes, and identity on a database of its own."""
+"""A clock that the test sets, quick password hashes, and identity on an empty database."""
 
 import datetime as dt
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from argon2 import PasswordHasher
-from sqlalchemy.ext.asyncio import AsyncSession
 
-import authenticator.tables
 from authenticator.identity import IdentityService
 from authenticator.keypairs import KeyPairService
 from authenticator.passwords import Passwords
-from store.base import Base
 from store.database import Store
-
-TABLES = [
-    Base.metadata.tables[row.__tablename__]
-    for row in vars(authenticator.tables).values()
-    if isinstance(row, type) and issubclass(row, Base) and row is not Base
-]
 
 
 @dataclass
@@ -46,21 +36,7 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = Store(f"sqlite:///{tmp_path / 'identity.sqlite'}")
-    await opened.open()
-
-    async def make_tables(session: AsyncSession) -> None:
-        connection = await session.connection()
-        await connection.run_sync(lambda sync: Base.metadata.create_all(sync, tables=TABLES))
-
-    await opened.write(make_tables)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def identity(store: Store, clock: Clock) -> IdentityService:
     service = IdentityService(store, clock, quick_hasher())
     await service.bootstrap()

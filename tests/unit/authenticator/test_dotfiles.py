@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -28,7 +29,7 @@ from authenticator.sshkeys import SshKeyService, new_pair
 from store.database import Store
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def ada(identity: IdentityService) -> Principal:
     await identity.create_user("ada")
     return await identity.principal_by_username("ada", Via.KEYPAIR)

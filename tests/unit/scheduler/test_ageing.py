@@ -111,7 +111,7 @@ def test_no_stream_of_higher_bands_starves_a_lower_one(
         group,
         until,
         pause=0.0,
-        tick=10.0,
+        tick=20.0,
     ).run()
     lives = {life.job.request.session_id: life for life in result.lives}
     for number in range(ahead + 1):

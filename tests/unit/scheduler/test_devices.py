@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spawner.scheduler.devices import DeviceStock, stock_of, take, usable
+from spawner.scheduler.devices import DeviceStock, slot_stock, take, usable
 from spawner.scheduler.model import DeviceShare
 from spawner.scheduler.slots import MICRO
 from tests.harness.snapshots import agent, session, snapshot
@@ -50,10 +50,8 @@ def test_only_whole_quanta_are_usable() -> None:
 
 def test_devices_are_counted_2_before_10() -> None:
     node = agent(has={"cuda.device": 12})
-    assert [device.device_id for device in stock_of(node.devices)["cuda.device"]][1:3] == [
-        "cuda1",
-        "cuda2",
-    ]
+    peers = [device for device in node.devices if device.slot == "cuda.device"]
+    assert [device.device_id for device in slot_stock(peers)][1:3] == ["cuda1", "cuda2"]
 
 
 @pytest.mark.parametrize("cores", [False, True])

@@ -25,7 +25,7 @@ from spawner.sessions.control import ControlSettings
 from spawner.sessions.states import Status
 from spawner.sessions.tables import CallbackRow
 from store.database import Store
-from tests.harness.plane import PATIENCE, Rig, rig, until, wipe
+from tests.harness.plane import PATIENCE, Rig, rig, until
 
 LOOPBACK = CallbackRules.read(["127.0.0.0/8"])
 
@@ -86,15 +86,12 @@ async def hooked() -> AsyncIterator[Hook]:
 async def calling(
     store: Store, folder: Path, rules: CallbackRules = LOOPBACK
 ) -> AsyncIterator[tuple[Rig, Hook]]:
-    try:
-        async with hooked() as hook, rig(store, folder, ControlSettings(callbacks=rules)) as plane:
-            yield plane, hook
-    finally:
-        await wipe(store)
+    async with hooked() as hook, rig(store, folder, ControlSettings(callbacks=rules)) as plane:
+        yield plane, hook
 
 
-async def test_the_life_of_a_session_is_told(engine_store: Store, tmp_path: Path) -> None:
-    async with calling(engine_store, tmp_path) as (plane, hook):
+async def test_the_life_of_a_session_is_told(store: Store, tmp_path: Path) -> None:
+    async with calling(store, tmp_path) as (plane, hook):
         agent = await plane.agent()
         ada = await plane.user()
         batch = {"type": "batch", "startup_command": "true"}
@@ -114,11 +111,11 @@ async def test_the_life_of_a_session_is_told(engine_store: Store, tmp_path: Path
 
 
 async def test_passing_faults_are_tried_again_and_redirects_are_not_followed(
-    engine_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     monkeypatch.setattr(callbacks, "FIRST_PAUSE", 0.0)
     monkeypatch.setattr(callbacks, "MOST_TRIES", 3)
-    async with calling(engine_store, tmp_path) as (plane, hook):
+    async with calling(store, tmp_path) as (plane, hook):
         hook.statuses += [500, 429, 204, 302, 500, 500, 500]
         await plane.agent()
         ada = await plane.user()
@@ -152,10 +149,10 @@ async def waiting(plane: Rig) -> int:
 
 
 async def test_a_manager_that_died_leaves_its_callbacks_to_the_next(
-    engine_store: Store, tmp_path: Path
+    store: Store, tmp_path: Path
 ) -> None:
     """They are told in order, and those that nobody takes are given up after a time."""
-    async with calling(engine_store, tmp_path) as (plane, hook):
+    async with calling(store, tmp_path) as (plane, hook):
         hook.statuses += [503] * 2
         await plane.agent()
         ada = await plane.user()
@@ -178,7 +175,7 @@ async def test_a_manager_that_died_leaves_its_callbacks_to_the_next(
 
 
 async def test_a_name_is_called_by_the_address_that_was_checked(
-    engine_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     """Nobody is asked for the address between the check and the call."""
     monkeypatch.setattr(callbacks, "MOST_TRIES", 1)
@@ -194,7 +191,7 @@ async def test_a_name_is_called_by_the_address_that_was_checked(
 
     monkeypatch.setattr(loop, "getaddrinfo", rebinding)
     rules = CallbackRules.read(["127.0.0.1"])
-    async with calling(engine_store, tmp_path, rules) as (plane, hook):
+    async with calling(store, tmp_path, rules) as (plane, hook):
         await plane.agent()
         ada = await plane.user()
         good = await plane.create(ada, callback_url=hook.url.replace("127.0.0.1", "good.example"))
@@ -223,13 +220,11 @@ async def test_without_rules_a_callback_is_refused(plane: Rig) -> None:
     }
 
 
-async def test_a_server_that_does_not_answer_holds_up_nobody(
-    engine_store: Store, tmp_path: Path
-) -> None:
+async def test_a_server_that_does_not_answer_holds_up_nobody(store: Store, tmp_path: Path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        async with calling(engine_store, tmp_path) as (plane, hook):
+        async with calling(store, tmp_path) as (plane, hook):
             await plane.agent()
             ada = await plane.user()
             url = f"http://127.0.0.1:{silent.getsockname()[1]}/"

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from spawner.sessions import retention
 from spawner.sessions.states import Status
 from spawner.sessions.tables import HistoryRow, SessionRow
-from tests.harness.plane import Rig
+from tests.harness.plane import Rig, until
 
 KEEP = dt.timedelta(days=90)
 
@@ -52,6 +52,7 @@ async def prune(plane: Rig) -> int:
 async def test_the_newest_of_a_living_session_are_kept(plane: Rig, kind: str) -> None:
     await plane.agent()
     detail = await plane.create(await plane.user(), cpu="900")
+    await until(lambda: kept(plane), lambda rows: rows["progress"] > 0)  # a pass has told it why
     await crowd(plane, detail.session.id, kind, retention.MOST + 7)
     assert await prune(plane) >= 7
     assert await prune(plane) == 0

@@ -3,13 +3,12 @@
 import asyncio
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from sqlalchemy.ext.asyncio import AsyncSession
 
-import spawner.sessions.tables  # noqa: F401 - the schema below holds all tables
 from authenticator.principals import Principal, Role, Via
 from authenticator.problems import (
     FolderAlreadyExists,
@@ -20,7 +19,6 @@ from authenticator.problems import (
     Unavailable,
 )
 from authenticator.tables import DomainRow, KeyPairPolicyRow, KeyPairRow, UserPolicyRow, UserRow
-from store.base import Base
 from store.database import Store
 from vfolder.folders import FolderService, volume_path
 from vfolder.tables import FolderRow
@@ -56,20 +54,6 @@ async def add_user(store: Store, name: str, max_folders: int | None = None) -> P
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = Store(f"sqlite+aiosqlite:///{tmp_path / 'test.sqlite'}")
-    await opened.open()
-
-    async def create(session: AsyncSession) -> None:
-        connection = await session.connection()
-        await connection.run_sync(Base.metadata.create_all)
-
-    await opened.write(create)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
 def volume(tmp_path: Path) -> LocalVolume:
     return LocalVolume("local", tmp_path / "volume")
 
@@ -79,12 +63,12 @@ def folders(store: Store, volume: LocalVolume) -> FolderService:
     return FolderService(store, [volume], lambda: NOW)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def alice(store: Store) -> Principal:
     return await add_user(store, "alice", max_folders=2)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def bob(store: Store) -> Principal:
     return await add_user(store, "bob")
 
