@@ -20,6 +20,8 @@ BUSY_TIMEOUT_MS = 10_000
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 _QUIET: dict[str, Any] = {"hide_parameters": True}
 """Rows hold secrets, and errors go to logs and monitors."""
+IDLE_TRANSACTION_MS = 15_000
+"""PostgreSQL gives up a transaction in which nothing is asked for so long: a suspended process holds locks."""
 READERS = 4
 """Reading connections that stay open."""
 
@@ -93,7 +95,15 @@ def writing_engine(url: URL, *, foreign_keys: bool = True) -> AsyncEngine:
         return _sqlite_engine(
             url, begin="BEGIN IMMEDIATE", read_only=False, pool_size=1, foreign_keys=foreign_keys
         )
-    return create_async_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, **_QUIET)
+    settings = {"idle_in_transaction_session_timeout": str(IDLE_TRANSACTION_MS)}
+    return create_async_engine(
+        url,
+        pool_size=1,
+        max_overflow=0,
+        pool_pre_ping=True,
+        connect_args={"server_settings": settings},
+        **_QUIET,
+    )
 
 
 def _sqlite_engine(

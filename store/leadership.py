@@ -1,8 +1,9 @@
 """Which of several managers leads: an advisory lock that its holder can see being lost.
 
 On PostgreSQL it is a session-level advisory lock on a connection of its own; on SQLite, where all managers run
-on one machine, an ``flock`` on a file beside the database. Both vanish with their process. A lock is a hint:
-what must never happen twice is guarded by conditional updates besides.
+on one machine, an ``flock`` on a file beside the database. Both vanish with their process; on PostgreSQL one that
+does not check for ``LEASE_SECONDS`` (it is suspended) is ousted. What a holder writes it writes behind ``fence``, in
+the same transaction: once another one holds the lock, nothing of the former is committed any more.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from typing import Self
 
 from sqlalchemy import URL, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from store.engine import StoreUnavailable, is_unavailable, sqlite_path
@@ -26,7 +27,13 @@ from store.engine import StoreUnavailable, is_unavailable, sqlite_path
 CHECK_SECONDS = 1.0
 ANSWER_SECONDS = 5.0
 """A database that does not answer a holder for so long has lost it."""
+LEASE_SECONDS = 10.0
+"""A holder that does not ask the database for so long is ousted by whoever else wants the lock."""
 log = logging.getLogger(__name__)
+
+
+class LeadershipLost(StoreUnavailable):
+    """Another manager leads: nothing was changed."""
 
 
 class Leadership(ABC):
@@ -66,6 +73,15 @@ class Leadership(ABC):
                 # Nobody leads while nobody can say who does: ask again.
                 log.debug("leadership %s: %s", self.name, error)
             await asyncio.sleep(self.check_seconds)
+
+    async def fence(self, db: AsyncSession) -> None:
+        """Keep the transaction of ``db`` from being committed after another one holds the lock.
+
+        Raises ``LeadershipLost``.
+        """
+        if not self.held or not await self._fenced(db):
+            self.lost.set()
+            raise LeadershipLost(f"this process does not hold the lock {self.name!r} any more")
 
     async def release(self) -> None:
         """Give the lock up; harmless when it is not held."""
@@ -113,6 +129,10 @@ class Leadership(ABC):
     async def _drop(self) -> None:
         """Let go of everything."""
 
+    async def _fenced(self, db: AsyncSession) -> bool:
+        """Whether the lock is ours, and stays so until the transaction ends; nobody ousts the holder of a file."""
+        return True
+
 
 class FileLeadership(Leadership):
     """``flock`` on ``<database>.<name>.lock``."""
@@ -148,24 +168,46 @@ class FileLeadership(Leadership):
             self._file = None
 
 
-class PostgresLeadership(Leadership):
-    """``pg_try_advisory_lock`` on a connection that is used for nothing else."""
+_HOLDERS = """
+    FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted AND objsubid = 1
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND ((classid::bigint << 32) | objid::bigint) = :key
+"""
+_OUST = text(
+    f"SELECT pg_terminate_backend(pid) {_HOLDERS}"
+    " AND clock_timestamp() - state_change > make_interval(secs => :lease)"
+)
+_HELD = text(f"SELECT 1 {_HOLDERS} AND pid = :pid")
 
-    def __init__(self, url: URL, name: str, check_seconds: float = CHECK_SECONDS) -> None:
+
+class PostgresLeadership(Leadership):
+    """``pg_try_advisory_lock`` on a connection that is used for nothing else.
+
+    Behind it stands a second lock, which every fenced transaction shares until it ends: a new holder waits
+    for all of them before it begins.
+    """
+
+    def __init__(
+        self,
+        url: URL,
+        name: str,
+        check_seconds: float = CHECK_SECONDS,
+        lease: float = LEASE_SECONDS,
+    ) -> None:
         super().__init__(name, check_seconds)
         self._engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         digest = hashlib.sha256(f"perijove:{name}".encode()).digest()
-        self._key = int.from_bytes(digest[:8], "big", signed=True)
+        self._key, self._fence = (
+            int.from_bytes(part, "big", signed=True) for part in (digest[:8], digest[8:16])
+        )
+        self._lease, self._pid = lease, 0
         self._connection: AsyncConnection | None = None
 
     async def _take(self) -> bool:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 self._connection = await self._engine.connect()
-                answer = await self._connection.execute(
-                    text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}
-                )
-                taken = bool(answer.scalar_one())
+                taken = await self._lock(self._connection)
         except Exception as error:
             await self._drop()
             if is_unavailable(error):
@@ -175,11 +217,29 @@ class PostgresLeadership(Leadership):
             await self._drop()
         return taken
 
+    async def _lock(self, connection: AsyncConnection) -> bool:
+        """Take the lock and wait for what its last holder still writes, or oust one that went silent."""
+        key, fence = {"key": self._key}, {"key": self._fence}
+        answer = await connection.execute(text("SELECT pg_try_advisory_lock(:key)"), key)
+        if not answer.scalar_one():
+            await connection.execute(_OUST, {**key, "lease": self._lease})
+            return False
+        for step in ("pg_advisory_lock", "pg_advisory_unlock"):
+            await connection.execute(text(f"SELECT {step}(:key)"), fence)
+        self._pid = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+        return True
+
     async def _still_ours(self) -> bool:
         if self._connection is None:
             return False
         await self._connection.execute(text("SELECT 1"))
         return True
+
+    async def _fenced(self, db: AsyncSession) -> bool:
+        shared = text("SELECT pg_advisory_xact_lock_shared(:key)")
+        await db.execute(shared, {"key": self._fence})
+        found = await db.execute(_HELD, {"key": self._key, "pid": self._pid})
+        return found.first() is not None
 
     async def _drop(self) -> None:
         if self._connection is not None:

@@ -33,9 +33,10 @@ from spawner.sessions.scheduling import SchedulerLoop
 from spawner.sessions.service import SessionService
 from spawner.sessions.snapshot import read_groups
 from spawner.sessions.tokens import AgentTokens
-from spawner.sessions.transitions import Change, Journal
+from spawner.sessions.transitions import Change, Fence, Journal
 from store.database import Store
 from store.hints import HintListener, can_hint
+from store.leadership import Leadership
 from vfolder.folders import FolderService
 
 LEADERSHIP = "scheduler"
@@ -103,13 +104,14 @@ class ControlPlane:
         self.offers = Offers(
             self.journal, self.agents, now, policies, folders, self.settings.callbacks
         )
-        self.scheduler = SchedulerLoop(self.journal, self.metrics, self.settings.tick, policies)
+        leading = self.journal.behind(self._fence)
+        self.scheduler = SchedulerLoop(leading, self.metrics, self.settings.tick, policies)
         self.extensions = Extensions(self.journal)
         interval = self.settings.agent_timeout / WATCH_SHARE
         self.reconciler = Reconciler(
-            self.journal,
+            leading,
             self.metrics,
-            IdleWatch(self.journal, self.agents.statistics, interval),
+            IdleWatch(leading, self.agents.statistics, interval),
             tick=self.settings.tick,
             agent_timeout=self.settings.agent_timeout,
             history=self.settings.history,
@@ -119,6 +121,7 @@ class ControlPlane:
         self.administration = Administration(self.journal, policies, self.reconciler.repair)
         self.leads = asyncio.Event()
         """Set while this manager schedules and reconciles."""
+        self._leadership: Leadership | None = None
         self.journal.listen(self._committed)
         self.hints = HintListener(store.url, self._hinted) if can_hint(store.url) else None
         """What other processes on the database tell this one."""
@@ -197,10 +200,15 @@ class ControlPlane:
             try:
                 async with self._store.leadership(LEADERSHIP) as leadership:
                     log.info("this manager schedules now")
+                    self._leadership = leadership
                     await self._lead(leadership.lost)
             except Exception as error:
                 log.exception("the loops stopped, starting them again: %s", error)
                 await asyncio.sleep(RETRY)
+
+    def _fence(self) -> Fence | None:
+        """While this manager leads: what its loops write is committed by the leader, or not at all."""
+        return self._leadership.fence if self._leadership and self.leads.is_set() else None
 
     async def _lead(self, lost: asyncio.Event) -> None:
         self.leads.set()

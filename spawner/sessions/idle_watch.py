@@ -90,7 +90,7 @@ class IdleWatch:
         self._looking = asyncio.Lock()
 
     def begin(self) -> None:
-        """This manager leads from now on: what it knew may be old."""
+        """This manager watches from now on, or again: what it knew may be old."""
         self._states.clear()
         self._looked_at = None
 

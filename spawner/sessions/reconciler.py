@@ -37,6 +37,8 @@ PRUNE_EVERY = dt.timedelta(hours=1)
 ENDED = [status.value for status in FINAL]
 WATCH_SHARE = 8.0
 """Agents are looked at this many times within their timeout."""
+MISSED = 3.0
+"""Looks that must have failed to come before the manager counts as having been suspended."""
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +64,12 @@ class Reconciler:
         self._leads_since: dt.datetime | None = None
         self._history = history
         self._pruned: dt.datetime | None = None
+        self.longest_pause = dt.timedelta(seconds=MISSED * agent_timeout / WATCH_SHARE)
+        """Between two looks at agents and limits; after a longer one ``resume`` is called."""
 
     async def run(self) -> None:
         """Work until cancelled."""
-        self._leads_since = self._journal.now()
-        self.idle.begin()
+        self.resume()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._work_forever())
@@ -74,6 +77,14 @@ class Reconciler:
                 group.create_task(self._watch_forever())
         finally:
             self.queue.close()
+
+    def resume(self) -> None:
+        """Begin to watch, at first or after this process was suspended or its clock set: all it knew is old.
+
+        Nothing is given up before whoever could not be heard meanwhile had the time to be heard of.
+        """
+        self._leads_since = self._journal.now()
+        self.idle.begin()
 
     async def sweep(self) -> None:
         """Repair the ledger, forget old history, then look at every session that has not ended."""
@@ -126,20 +137,23 @@ class Reconciler:
         await usage.settle(change.db, change.now, half_lives)
 
     async def watch_agents(self) -> None:
-        """Mark agents LOST that were not heard of; end what waits for them beyond ``lost_after``."""
+        """Mark agents LOST that were not heard of; end what waits for them beyond ``lost_after``.
+
+        Neither before this manager has listened to them for as long as they may be silent.
+        """
         now = self._journal.now()
         limit = now - dt.timedelta(seconds=self._timeout)
-        grace = self._leads_since is None or self._leads_since <= limit
+        heard = self._leads_since is None or self._leads_since <= limit
         agents, rules = await self._journal.store.read(_watched)
         for agent in agents:
-            if agent.status == registration.ALIVE and agent.last_seen <= limit and grace:
+            if agent.status == registration.ALIVE and agent.last_seen <= limit and heard:
                 agent_id = agent.id
                 lost = await self._journal.write(
                     REQUEST_ID, partial(registration.lose, agent_id=agent_id, not_seen_since=limit)
                 )
                 if lost:
                     log.warning("agent %s is lost: last seen %s", agent_id, agent.last_seen)
-            elif agent.lost_at is not None and rules:
+            elif agent.lost_at is not None and rules and heard:
                 await self._give_up(agent, rules, now)
         for agent_id in await self._journal.store.read(nodes.drained):
             await self._journal.write(REQUEST_ID, partial(_empty, agent_id=agent_id))
@@ -189,8 +203,13 @@ class Reconciler:
             await asyncio.sleep(self._tick)
 
     async def _watch_forever(self) -> None:
+        looked = self._journal.now()
         while True:
             await asyncio.sleep(self._timeout / WATCH_SHARE)
+            before, looked = looked, self._journal.now()
+            if not dt.timedelta() <= looked - before <= self.longest_pause:
+                log.warning("%s without a look at the agents: beginning anew", looked - before)
+                self.resume()
             try:
                 await self.watch_agents()
                 await self.end_overdue()

@@ -6,6 +6,7 @@ history row and gathers the events and wake-ups that ``Journal`` hands out after
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import json
 import uuid
@@ -256,6 +257,10 @@ class Change:
         )
 
 
+Fence = Callable[[AsyncSession], Awaitable[None]]
+"""Raises in a transaction that must not be committed."""
+
+
 class Journal:
     """Runs changes: one durable write each, then its events and wake-ups."""
 
@@ -265,6 +270,13 @@ class Journal:
         """Who sends its hints, so that it can leave out its own."""
         self._hints = can_hint(store.url)
         self._listeners: list[Callable[[Change], None]] = []
+        self._fence: Callable[[], Fence | None] = lambda: None
+
+    def behind(self, fence: Callable[[], Fence | None]) -> Journal:
+        """The same journal, each of whose writes begins with what ``fence`` gives when it is asked for."""
+        fenced = copy.copy(self)
+        fenced._fence = fence
+        return fenced
 
     def listen(self, listener: Callable[[Change], None]) -> None:
         """Call ``listener`` (which must not fail or wait) with each committed change."""
@@ -273,9 +285,12 @@ class Journal:
     async def write(self, request_id: str, work: Callable[[Change], Awaitable[T]]) -> T:
         """Run ``work``; events are published when it is on disk, and not at all when it raises."""
         change: Change | None = None
+        fence = self._fence()
 
         async def run(db: AsyncSession) -> T:
             nonlocal change
+            if fence is not None:
+                await fence(db)
             change = Change(db, self.now(), request_id)
             result = await work(change)
             if self._hints and (

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from docker.errors import NotFound
@@ -19,11 +23,16 @@ SMALL = {"cpu": "0.1", "mem": "48m"}
 
 
 @contextlib.contextmanager
-def one_node(disks: Mapping[str, str] | None = None) -> Iterator[Platform]:
+def one_node(
+    disks: Mapping[str, str] | None = None, database: str | None = None
+) -> Iterator[Platform]:
     """A platform on one host that has the test's image; ``disks`` as ``running_hosts`` takes them."""
     with running_engine():
         ensure_test_image()
-        with running_hosts([TEST_IMAGE], 1, disks) as hosts, running_platform(hosts) as made:
+        with (
+            running_hosts([TEST_IMAGE], 1, disks) as hosts,
+            running_platform(hosts, database) as made,
+        ):
             until(made.agents, lambda found: all(TEST_IMAGE in a["images"] for a in found.values()))
             yield made
 
@@ -94,3 +103,20 @@ def used(platform: Platform) -> list[tuple[str, str, str]]:
 def engine_health(platform: Platform) -> str | None:
     found: str | None = platform.agents()["h1"]["unwell"]
     return found
+
+
+@contextlib.contextmanager
+def creations(platform: Platform, report: Path) -> Iterator[Counter[str]]:
+    """How many containers were created for each session inside the block, as the engine tells; known at its end."""
+    found: Counter[str] = Counter()
+    shown = f'{{{{index .Actor.Attributes "{LABEL}.session"}}}}'
+    command = ["docker", "-H", host_of(platform).socket, "events", "--since", f"{time.time():.6f}",
+               "--filter", "type=container", "--filter", "event=create", "--format", shown]  # fmt: skip
+    with report.open("wb") as file:
+        following = subprocess.Popen(command, stdout=file)
+    try:
+        yield found
+    finally:
+        following.terminate()
+        following.wait(10)
+        found.update(report.read_text().split())

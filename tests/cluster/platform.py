@@ -37,10 +37,10 @@ def until(look: Callable[[], T], good: Callable[[T], object], seconds: float = 6
 class Platform:
     """Everything that is Perijove's on the hosts."""
 
-    def __init__(self, hosts: Hosts) -> None:
+    def __init__(self, hosts: Hosts, database: str | None = None) -> None:
         self.hosts, self.state = hosts, hosts.folder / "state"
-        self.port = free_port()
-        self.url = f"http://{hosts.gateway}:{self.port}"
+        self._environ = {} if database is None else {"PERIJOVE_DB_URL": database}
+        self.url = f"http://{hosts.gateway}:{free_port()}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
@@ -57,12 +57,12 @@ class Platform:
             self.start_agent(host)
         until(self.agents, lambda found: len(found) == len(self.hosts.all))
 
-    def start_manager(self, agent_timeout: float = 8) -> None:
-        """The manager, until it answers."""
-        self._start("manager", [*PROGRAM, "manager", "--state-dir", str(self.state),
-            "--bind", f"{self.hosts.gateway}:{self.port}", "--ManagerConfig.heartbeat_interval=1",
+    def start_manager(self, agent_timeout: float = 8, name: str = "manager") -> None:
+        """A manager at ``url``, until it answers."""
+        self._start(name, [*PROGRAM, "manager", "--state-dir", str(self.state),
+            "--bind", self.url.removeprefix("http://"), "--ManagerConfig.heartbeat_interval=1",
             f"--ManagerConfig.agent_timeout={agent_timeout}", "--ManagerConfig.tick=2"])  # fmt: skip
-        until(self._answers, bool)
+        until(lambda: self._answers(name), bool)
 
     def start_agent(
         self,
@@ -140,7 +140,8 @@ class Platform:
 
     def audit(self) -> str:
         """What ``perijove audit`` says; nothing differs."""
-        return audit(self.state, "--no-routes", "--manager-url", self.url)
+        where = [f"--db-url={url}" for url in self._environ.values()]
+        return audit(self.state, "--no-routes", "--manager-url", self.url, *where)
 
     def kill(self, name: str) -> None:
         """``kill -9`` one of the processes."""
@@ -152,8 +153,8 @@ class Platform:
         logs = sorted(self.state.glob("*.log"))
         return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs)
 
-    def _answers(self) -> bool:
-        assert self.processes["manager"].poll() is None, self.story()
+    def _answers(self, name: str) -> bool:
+        assert self.processes[name].poll() is None, self.story()
         with contextlib.suppress(OSError):
             return bool(self.call("GET", "/health"))
         return False
@@ -161,7 +162,8 @@ class Platform:
     def command(self, *words: str) -> None:
         """Run a ``perijove`` command on the manager's host."""
         command = [*PROGRAM, *words, "--state-dir", str(self.state)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        environ = {**os.environ, **self._environ}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ)
         assert done.returncode == 0, done.stderr
 
     def _secrets(self) -> dict[str, str]:
@@ -172,14 +174,17 @@ class Platform:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("PERIJOVE_")}
         with (self.state / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**inherited, **(environ or {})}
+                command,
+                stdout=log,
+                stderr=log,
+                env={**inherited, **self._environ, **(environ or {})},
             )
 
 
 @contextlib.contextmanager
-def running_platform(hosts: Hosts) -> Iterator[Platform]:
-    """A platform inside the block."""
-    made = Platform(hosts)
+def running_platform(hosts: Hosts, database: str | None = None) -> Iterator[Platform]:
+    """A platform inside the block, on a SQLite file where no ``database`` is given."""
+    made = Platform(hosts, database)
     try:
         made.start()
         yield made

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import subprocess
 import time
 import urllib.error
 from collections import Counter
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.one_node import LABEL, SMALL, host_of, submit
+from tests.cluster.one_node import LABEL, SMALL, creations, host_of, submit
 from tests.cluster.platform import Platform, until
 from tests.cluster.relay import Relay
 from tests.harness.recovery import note, timed
@@ -64,23 +63,6 @@ def test_a_bad_network_makes_nothing_happen_twice(platform: Platform) -> None:
         attempts = platform.call("GET", f"/session/{ref}/attempts")["attempts"]
         assert [(each["attempt"], each["cause"]) for each in attempts] == [(1, "success")]
         assert [each for each in made.values() if each[0] == ref] == [(ref, "1")]
-
-
-@contextlib.contextmanager
-def creations(platform: Platform, report: Path) -> Iterator[Counter[str]]:
-    """How many containers were created for each session inside the block, as the engine tells; known at its end."""
-    found: Counter[str] = Counter()
-    shown = f'{{{{index .Actor.Attributes "{LABEL}.session"}}}}'
-    command = ["docker", "-H", host_of(platform).socket, "events", "--since", str(int(time.time())),
-               "--filter", "type=container", "--filter", "event=create", "--format", shown]  # fmt: skip
-    with report.open("wb") as file:
-        following = subprocess.Popen(command, stdout=file)
-    try:
-        yield found
-    finally:
-        following.terminate()
-        following.wait(10)
-        found.update(report.read_text().split())
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ CONFIG = f"""
 c.JupyterHub.services.append({{"name": "probe", "api_token": "{TOKEN}"}})
 c.JupyterHub.load_roles.append({{
     "name": "probe", "services": ["probe"],
-    "scopes": ["admin:users", "admin:servers", "access:servers", "list:users", "proxy"],
+    "scopes": ["admin:users", "admin:servers", "access:servers", "list:users", "proxy", "tokens"],
 }})
 """
 WITHIN = 10.0
@@ -59,15 +59,15 @@ COUNTER = (
 class Rest:
     """The hub's REST API and servers behind it, through the proxy."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, token: str = TOKEN) -> None:
+        self.url, self.token = url, token
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         request = urllib.request.Request(
             self.url + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"token {TOKEN}", "Content-Type": "application/json"},
+            headers={"Authorization": f"token {self.token}", "Content-Type": "application/json"},
         )
         try:
             with urllib.request.urlopen(request, timeout=20) as answer:

@@ -108,6 +108,7 @@ class Rig:
         self.folders = FolderService(self.store, [volume], self.clock)
         self.plane = ControlPlane(self.store, self.folders, self.clock, self.settings)
         self.folders.in_use = self.plane.sessions.mounted
+        self.plane.reconciler.longest_pause = dt.timedelta.max  # tests move the clock by more
         await self.plane.start()
         await asyncio.wait_for(self.plane.leads.wait(), PATIENCE)
 

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from store import schema
 from store.database import Store, StoreUnavailable
 from store.engine import parse_url
-from store.leadership import PostgresLeadership
+from store.leadership import LeadershipLost, PostgresLeadership
 from tests.declared_tables import declared_tables
 from tests.integration.postgres_server import PostgresServer
 
@@ -203,3 +203,75 @@ async def test_a_killed_leader_is_followed_by_the_next(postgres_url: str) -> Non
     await asyncio.wait_for(follower.acquire(), 10)
     assert time.monotonic() - start < 5
     await follower.release()
+
+
+async def test_a_silent_leader_is_ousted_and_commits_nothing_more(
+    postgres_url: str, store: Store
+) -> None:
+    url = parse_url(postgres_url)
+    silent = PostgresLeadership(url, "scheduler", check_seconds=60)
+    other = PostgresLeadership(url, "scheduler", check_seconds=0.05, lease=0.2)
+    assert await silent.try_acquire()
+    began, release = asyncio.Event(), asyncio.Event()
+
+    async def begun_before(session: AsyncSession) -> None:
+        await silent.fence(session)
+        began.set()
+        await release.wait()
+        await session.execute(text("INSERT INTO notes VALUES ('in time')"))
+
+    async def late(session: AsyncSession) -> None:
+        await silent.fence(session)
+        await session.execute(text("INSERT INTO notes VALUES ('late')"))
+
+    writing = asyncio.create_task(store.write(begun_before))
+    await began.wait()
+    following = asyncio.create_task(other.acquire())
+    while await store.read(_holds_lock):
+        assert not following.done(), "it leads while the other one still writes"
+    release.set()
+    await writing
+    await asyncio.wait_for(following, 30)
+    with pytest.raises(LeadershipLost, match="'scheduler'"):
+        await store.write(late)
+    assert silent.lost.is_set()
+    assert not silent.held
+    await store.write(other.fence)
+    assert await names(store) == ["in time"]
+    await silent.release()
+    await other.release()
+
+
+async def _holds_lock(session: AsyncSession) -> bool:
+    """Whether both locks, that of the leader and that of its writes, are held by other than who follows."""
+    query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    return not (await session.execute(text(query))).scalar_one()
+
+
+async def test_a_transaction_of_a_suspended_process_lets_go_of_its_locks(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("store.engine.IDLE_TRANSACTION_MS", 200)
+    suspended, alive = Store(postgres_url), Store(postgres_url)
+    await suspended.open()
+    await alive.open()
+    await alive.write(lambda db: db.execute(text("CREATE TABLE IF NOT EXISTS rows (n int)")))
+    await alive.write(lambda db: db.execute(text("INSERT INTO rows VALUES (1)")))
+    held, release = asyncio.Event(), asyncio.Event()
+    lock = text("UPDATE rows SET n = n + 1")
+
+    async def hold(session: AsyncSession) -> None:
+        await session.execute(lock)
+        held.set()
+        await release.wait()
+
+    holding = asyncio.create_task(suspended.write(hold))
+    await held.wait()
+    await asyncio.wait_for(alive.write(lambda db: db.execute(lock)), 30)
+    release.set()
+    with pytest.raises(StoreUnavailable):
+        await holding
+    read = await alive.read(lambda db: db.execute(text("SELECT n FROM rows")))
+    assert read.scalar_one() == 2
+    await suspended.close()
+    await alive.close()

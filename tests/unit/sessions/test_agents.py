@@ -64,11 +64,7 @@ async def test_lost_after_ends_sessions_but_their_devices_stay_accounted(plane: 
     agent = await plane.agent()
     ada = await plane.user()
     detail = await plane.run(ada)
-
-    async def policy(db: AsyncSession) -> None:
-        (await db.scalars(select(ResourceGroupRow))).one().options = {"lost_after": 600}
-
-    await plane.store.write(policy)
+    await plane.store.write(_lost_after)
     await agent.disconnect()
     plane.clock.forward(60)
     await plane.plane.reconciler.watch_agents()
@@ -89,6 +85,30 @@ async def test_lost_after_ends_sessions_but_their_devices_stay_accounted(plane: 
 
     await until(held, lambda amounts: amounts == {})
     assert agent.kernels == {}
+
+
+async def test_a_manager_that_was_suspended_listens_before_it_gives_up_anybody(plane: Rig) -> None:
+    agent, ada = await plane.agent(), await plane.user()
+    detail = await plane.run(ada)
+    await plane.store.write(_lost_after)
+    watch = plane.plane.reconciler
+    await agent.disconnect()
+    plane.clock.forward(60)
+    await watch.watch_agents()
+    assert (await plane.agent_row()).status == "LOST"
+    plane.clock.forward(5000)
+    watch.resume()
+    await watch.watch_agents()
+    assert (await plane.wait(detail)).status is Status.RUNNING
+    await plane.connect(agent)
+    plane.clock.forward(3600)
+    watch.resume()
+    await watch.watch_agents()
+    assert (await plane.agent_row()).status == "ALIVE"
+    plane.clock.forward(60)
+    await watch.watch_agents()
+    assert (await plane.agent_row()).status == "LOST"
+    assert (await plane.wait(detail)).status is Status.RUNNING
 
 
 async def test_a_silent_agent_that_answers_again_without_reconnecting(plane: Rig) -> None:
@@ -304,3 +324,7 @@ async def test_an_agent_whose_engine_is_unwell_takes_nothing_new(plane: Rig) -> 
     agent.beat(features={})
     assert (await plane.wait(waiting)).status is Status.RUNNING
     assert await unwell() is None
+
+
+async def _lost_after(db: AsyncSession) -> None:
+    (await db.scalars(select(ResourceGroupRow))).one().options = {"lost_after": 600}
