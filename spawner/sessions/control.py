@@ -87,7 +87,12 @@ class ControlPlane:
             call_timeout=self.settings.call_timeout,
         )
         self.sessions = SessionService(
-            self.journal, self.agents, folders, now, self.settings.callbacks
+            self.journal,
+            self.agents,
+            folders,
+            now,
+            self.settings.callbacks,
+            self.settings.apps_path,
         )
         self.callbacks = Callbacks(store, self.bus, self.settings.callbacks, now)
         self.nodes = NodeService(self.journal, self.agents.is_connected)

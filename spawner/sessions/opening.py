@@ -15,7 +15,7 @@ from authenticator.problems import AgentUnavailable, BadRequest, InvalidParamete
 from spawner.agent import preamble
 from spawner.sessions import queries
 from spawner.sessions.agents import AgentRegistry
-from spawner.sessions.apps import BASE_PATH
+from spawner.sessions.apps import BASE_PATH, JUPYTER_TOKEN, base_path
 from spawner.sessions.states import Status
 from spawner.sessions.tables import KernelRow
 from store.database import Store
@@ -46,6 +46,8 @@ class Opened:
     protocol: str
     keeps_path: bool
     """It knows the path that browsers have it under, which its proxy leaves in place."""
+    authorization: str | None = None
+    """What it asks of everybody, and its proxy says for the owner."""
 
 
 class AppService:
@@ -59,7 +61,7 @@ class AppService:
 
     def base_path(self, session_id: uuid.UUID, name: str, port: int | None = None) -> str:
         """Where browsers find one app, with slashes around; ``port``: if it was named."""
-        return f"{self.path}{session_id}/{name if port is None else f'{name}:{port}'}/"
+        return base_path(self.path, session_id, name, port)
 
     async def start(self, principal: Principal, ref: str, wish: Wish) -> Opened:
         """Make an app run.
@@ -81,12 +83,14 @@ class AppService:
         call = {**app, "argv": [*argv, *wish.arguments], "environ": dict(wish.environ or {})}
         params = {"kernel_id": str(kernel.id), "app": call}
         answer = await self._agents.call(kernel.agent_id, "start_app", params, START_TIMEOUT)
+        own = bool(app.get("own"))
         return Opened(
             str(answer["host"]),
             int(answer["port"]),
             str(answer["token"]),
             str(answer["protocol"]),
-            argv != app["argv"],
+            own or argv != app["argv"],
+            _authorization(kernel) if own else None,
         )
 
     async def stop(self, principal: Principal, ref: str, name: str) -> None:
@@ -126,3 +130,9 @@ class AppService:
         if kernel.status != Status.RUNNING:
             raise BadRequest(f"the session does not run: it is {kernel.status}")
         return kernel
+
+
+def _authorization(kernel: KernelRow) -> str | None:
+    """What the session's own Jupyter server asks for."""
+    token = str(kernel.spec.get("environ", {}).get(JUPYTER_TOKEN, ""))
+    return f"token {token}" if token and token.isascii() and token.isprintable() else None
