@@ -54,13 +54,17 @@ class _AppHandler(Base):
         self.doors: AppDoors = self.settings["app_doors"]
 
     async def prepare(self) -> None:
-        """Find out who comes; browsers are sent to log in."""
+        """Find out who comes; browsers are sent to log in.
+
+        A browser has the cookie, and what an app's page says besides is meant for the app.
+        """
+        cookie = self.get_secure_cookie(self.hub_auth.cookie_name)
         token = bearer(self.request.headers.get("Authorization", ""))
-        if token is None:
+        if cookie is not None or token is None:
             self._refuse_other_sites()
-            cookie = self.get_secure_cookie(self.hub_auth.cookie_name)
-            token = None if cookie is None else cookie.decode("ascii", "replace")
-        model = None if token is None else await self._known(token)
+        model = None if cookie is None else await self._known(cookie.decode("ascii", "replace"))
+        if model is None and token is not None:
+            model = await self._known(token)
         if model is None:
             if not self.navigates:
                 raise AuthFailed("Unauthorized access")
@@ -125,10 +129,13 @@ class _AppHandler(Base):
         path = f"{base}{rest}" if opened.keeps_path else f"/{rest}"
         return URL(f"{scheme}://{host}:{opened.port}{path}", encoded=True)
 
-    def asked(self) -> Headers:
+    def asked(self, opened: Opened) -> Headers:
         """The request's headers for the app."""
         client = self.request.remote_ip or ""
-        return to_app(self.request.headers.get_all(), self.split[0], self.origin, client)
+        headers = to_app(self.request.headers.get_all(), self.split[0], self.origin, client)
+        if opened.authorization is not None:
+            headers.append(("Authorization", opened.authorization))
+        return headers
 
     async def opened(self) -> Opened:
         """The app, which is started if need be. Raises ``Problem``."""
@@ -244,7 +251,7 @@ class AppProxy(_AppHandler):
         asking = self.doors.client.request(
             self.request.method or "GET",
             self.address(opened),
-            headers=self.asked(),
+            headers=self.asked(opened),
             data=body,
             allow_redirects=False,
         )
@@ -299,7 +306,7 @@ class AppSocket(_AppHandler, WebSocketHandler):
         try:
             self._theirs = await self.doors.client.ws_connect(
                 self.address(opened),
-                headers=self.asked(),
+                headers=self.asked(opened),
                 protocols=protocols,
                 max_msg_size=MAX_MESSAGE,
             )

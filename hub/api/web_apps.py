@@ -10,7 +10,7 @@ from spawner.sessions.apps import WEB
 from spawner.sessions.requests import SessionDetail
 
 JUPYTERLAB = "jupyterlab"
-"""As a session's own command nobody told it its path, so it cannot be below one."""
+"""As a session's own command it cannot be below a path unless its image lets it be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def web_apps(detail: SessionDetail, services: Services) -> list[Link]:
         name, own = str(app["name"]), app["port"] == main
         if own and server is not None:
             url = _server(services.hub_prefix, detail.owner, server)
-        elif app["protocol"] in WEB and not (own and name == JUPYTERLAB):
+        elif app["protocol"] in WEB and (app.get("own") or not (own and name == JUPYTERLAB)):
             url = services.control.apps.base_path(row.id, name)
         else:
             continue

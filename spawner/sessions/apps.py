@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,15 +17,18 @@ APP_LABEL = "ai.perijove.app."
 PORTS_LABEL = "ai.backend.service-ports"
 ENDPOINTS_LABEL = "ai.backend.endpoint-ports"
 ACCELERATORS_LABEL = "ai.backend.accelerators"
+COMMAND_LABEL = "ai.perijove.command"
 RUNTIME_LABEL = "ai.backend.runtime-path"
 MINIMUM_LABEL = "ai.backend.resource.min."
 PROTOCOLS = ("http", "https", "tcp", "preopen", "vnc", "rdp", "internal", "pty")
 WEB = ("http", "https", "preopen")
 """Protocols of apps that browsers can open."""
+JUPYTER_TOKEN = "JUPYTER_TOKEN"  # noqa: S105 - a name
+"""In the environment of a session that no hub asked for: what its own server asks for."""
 ROLES = ("COMPUTE", "INFERENCE", "SYSTEM", "SERVICE")
 TERMINAL = "terminal"
 BASE_PATH = "{base_path}"
-"""In the start of an app: the path under which browsers find it, with slashes around."""
+"""In the start of an app, and in an image's own command: the path under which browsers find it, with slashes around."""
 SSHD_PORT = 2200
 _ITEM = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9_.-]{0,63}):([a-z]+):(\d+|\[\d+(?:,\d+)*\])\s*")
 SSH_FOLDER = r"""
@@ -138,6 +142,28 @@ def apps_of(labels: Mapping[str, str], preopened: Iterable[int], main: int) -> l
     if "sshd" not in {app["name"] for app in apps}:
         apps.append(_app("sshd", "tcp", SSHD_PORT, KNOWN["sshd"]))
     return apps + [_app(str(port), "preopen", port) for port in preopened]
+
+
+def own_command(labels: Mapping[str, str]) -> list[str]:
+    """The image's own command if it can be told under which path browsers find it; empty if not."""
+    try:
+        words = json.loads(labels.get(COMMAND_LABEL, "[]"))
+    except ValueError:
+        return []  # the engine says so when it starts
+    is_told = isinstance(words, list) and any(BASE_PATH in str(word) for word in words)
+    return [str(word) for word in words] if is_told else []
+
+
+def base_path(path: str, session_id: uuid.UUID, name: str, port: int | None = None) -> str:
+    """Where browsers find an app below ``path``, with slashes around; ``port``: if it was named."""
+    return f"{path}{session_id}/{name if port is None else f'{name}:{port}'}/"
+
+
+def placed(spec: Mapping[str, Any], path: str, session_id: uuid.UUID) -> dict[str, Any]:
+    """A kernel's ``spec`` whose own command knows where browsers find it below ``path``."""
+    ports = spec["ports"] or [{"name": ""}]
+    base = base_path(path, session_id, ports[0]["name"])
+    return {**spec, "command": [word.replace(BASE_PATH, base) for word in spec["command"]]}
 
 
 def label_warnings(labels: Mapping[str, str]) -> list[str]:

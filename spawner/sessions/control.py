@@ -89,7 +89,12 @@ class ControlPlane:
             call_timeout=self.settings.call_timeout,
         )
         self.sessions = SessionService(
-            self.journal, self.agents, folders, now, self.settings.callbacks
+            self.journal,
+            self.agents,
+            folders,
+            now,
+            self.settings.callbacks,
+            self.settings.apps_path,
         )
         self.callbacks = Callbacks(
             self.journal, self.metrics, self.settings.callbacks, self.settings.tick

@@ -25,10 +25,12 @@ from spawner.scheduler.slots import human_amount, human_bytes, parse_amount
 from spawner.sessions import clusters, execution
 from spawner.sessions.apps import (
     ACCELERATORS_LABEL,
+    JUPYTER_TOKEN,
     PORTS_LABEL,
     apps_of,
     labelled_ports,
     labelled_services,
+    own_command,
 )
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.facts import Facts
@@ -486,8 +488,9 @@ def _spec(new: NewSession, draft: Draft, mounts: Iterable[FolderMount]) -> dict[
     if (
         new.hub is None and draft.ports
     ):  # a server of its own must not be open to whoever finds the port
-        environ.setdefault("JUPYTER_TOKEN", secrets.token_urlsafe(32))
-    apps = _apps(draft)
+        environ.setdefault(JUPYTER_TOKEN, secrets.token_urlsafe(32))
+    own = own_command(draft.labels) if new.hub is None and not draft.command else []
+    apps = _apps(draft, own=bool(own))
     if any(app["name"] == execution.APP for app in apps):
         environ[execution.KEY] = secrets.token_urlsafe(32)
     more: dict[str, Any] = {} if draft.health is None else {"health": draft.health}
@@ -499,7 +502,7 @@ def _spec(new: NewSession, draft: Draft, mounts: Iterable[FolderMount]) -> dict[
         more["seccomp"] = draft.seccomp
     return {
         **more,
-        "command": draft.command,
+        "command": draft.command or own,
         "environ": environ,
         "mounts": [
             {"volume": m.volume, "path": m.path, "target": m.target, "read_only": m.read_only}
@@ -512,12 +515,13 @@ def _spec(new: NewSession, draft: Draft, mounts: Iterable[FolderMount]) -> dict[
     }
 
 
-def _apps(draft: Draft) -> list[dict[str, Any]]:
-    """What can be opened in the session; its own command listens on the first port."""
+def _apps(draft: Draft, *, own: bool) -> list[dict[str, Any]]:
+    """What can be opened in the session; its own command listens on the first port, and may know its path."""
     main = draft.ports[0]["container_port"] if draft.ports else 0
     opened = [port["container_port"] for port in draft.ports if port["protocol"] == "preopen"]
     named = {name for name, *_ in labelled_services(draft.labels.get(PORTS_LABEL, ""))[0]}
-    return apps_of(draft.labels, (n for n in opened if str(n) not in named), main)
+    apps = apps_of(draft.labels, (n for n in opened if str(n) not in named), main)
+    return [{**app, "own": True} if own and app["port"] == main else app for app in apps]
 
 
 def _port(name: str, number: int, protocol: str = "http") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from spawner.agent import preamble
 from spawner.agent.programs import PROTOCOL
 from spawner.sessions import queries
 from spawner.sessions.agents import AgentRegistry
-from spawner.sessions.apps import BASE_PATH
+from spawner.sessions.apps import BASE_PATH, JUPYTER_TOKEN, base_path
 from spawner.sessions.states import Status
 from spawner.sessions.tables import KernelRow
 from store.database import Store
@@ -51,6 +51,8 @@ class Opened:
     protocol: str
     keeps_path: bool
     """It knows the path that browsers have it under, which its proxy leaves in place."""
+    authorization: str | None = None
+    """What it asks of everybody, and its proxy says for the owner."""
 
 
 class AppService:
@@ -64,7 +66,7 @@ class AppService:
 
     def base_path(self, session_id: uuid.UUID, name: str, port: int | None = None) -> str:
         """Where browsers find one app, with slashes around; ``port``: if it was named."""
-        return f"{self.path}{session_id}/{name if port is None else f'{name}:{port}'}/"
+        return base_path(self.path, session_id, name, port)
 
     async def start(self, principal: Principal, ref: str, wish: Wish) -> Opened:
         """Make an app run.
@@ -84,10 +86,17 @@ class AppService:
         base = self.base_path(kernel.session_id, wish.name, wish.port)
         argv = [word.replace(BASE_PATH, base) for word in app["argv"]]
         call = {**app, "argv": [*argv, *wish.arguments], "environ": dict(wish.environ or {})}
-        return await self._start(kernel, call, keeps_path=argv != app["argv"])
+        own = bool(app.get("own"))
+        keeps_path = own or argv != app["argv"]
+        authorization = _authorization(kernel) if own else None
+        return await self._start(kernel, call, keeps_path, authorization)
 
     async def _start(
-        self, kernel: KernelRow, app: Mapping[str, Any], *, keeps_path: bool = False
+        self,
+        kernel: KernelRow,
+        app: Mapping[str, Any],
+        keeps_path: bool = False,
+        authorization: str | None = None,
     ) -> Opened:
         params = {"kernel_id": str(kernel.id), "app": app}
         answer = await self._agents.call(kernel.agent_id, "start_app", params, START_TIMEOUT)
@@ -97,6 +106,7 @@ class AppService:
             str(answer["token"]),
             str(answer["protocol"]),
             keeps_path,
+            authorization,
         )
 
     async def stop(self, principal: Principal, ref: str, name: str) -> None:
@@ -148,3 +158,9 @@ class AppService:
         if kernel.status != Status.RUNNING:
             raise BadRequest(f"the session does not run: it is {kernel.status}")
         return kernel
+
+
+def _authorization(kernel: KernelRow) -> str | None:
+    """What the session's own Jupyter server asks for."""
+    token = str(kernel.spec.get("environ", {}).get(JUPYTER_TOKEN, ""))
+    return f"token {token}" if token and token.isascii() and token.isprintable() else None

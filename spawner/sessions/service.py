@@ -16,6 +16,7 @@ from authenticator.principals import Principal, Scope, require
 from authenticator.problems import BadRequest, InvalidParameters, NotFound, SessionAlreadyExists
 from spawner.sessions import admission, creation, progress, queries, restarts, retries, runs, steps
 from spawner.sessions.agents import AgentRegistry
+from spawner.sessions.apps import placed
 from spawner.sessions.callbacks import CallbackRules
 from spawner.sessions.events import Event, EventBus
 from spawner.sessions.facts import Facts, read_facts
@@ -50,9 +51,10 @@ class SessionService:
         folders: FolderService,
         now: Callable[[], dt.datetime],
         callbacks: CallbackRules,
+        apps_path: str,
     ) -> None:
         self._journal, self._agents, self._folders, self._now = journal, agents, folders, now
-        self._callbacks = callbacks
+        self._callbacks, self._apps_path = callbacks, apps_path
         self._store = journal.store
 
     @property
@@ -92,6 +94,7 @@ class SessionService:
             await change.db.flush()
             for kernel in kernels:
                 kernel.session_id = session_id
+                kernel.spec = placed(kernel.spec, self._apps_path, session_id)
             change.db.add_all(kernels)
             change.enter_session(session, "submitted")
             await change.db.flush()

@@ -354,6 +354,32 @@ def test_apps_of_an_image_in_a_browser(platform: Platform, person: Person, shots
     end(admin, made)
 
 
+def test_jupyterlab_of_a_session_that_no_hub_asked_for(
+    platform: Platform, person: Person, shots: Path
+) -> None:
+    admin = client(platform, "admin")
+    made = session(admin, "by-program", "", ensure_web_image())
+    path = f"/services/perijove-apps/{made}/jupyterlab/"
+    lab = Person(opened(person, "JupyterLab of by-program"), platform.url, shots)
+    lab.page.wait_for_url(re.compile(rf"{path}lab"), timeout=SLOW)
+    lab.page.locator(".jp-LauncherCard").first.wait_for(timeout=SLOW)
+    lab.open_notebook()
+    lab.run_cell("print(6 * 7)", "42")
+    lab.open_terminal("echo $PERIJOVE_SESSION_NAME > named.txt")
+    named = f"{platform.url}{path}api/contents/named.txt"
+    asked = lab.page.request.get
+    until(lambda: "by-program" in asked(named).text(), "nothing was typed into the terminal")
+    lab.shot("apps-9-jupyterlab-of-a-program")
+    # Its server takes all that comes with its token, which the proxy gives to nobody but the owner's own pages.
+    elsewhere = {"Origin": "http://elsewhere.example"}
+    refused = lab.page.request.post(f"{platform.url}{path}api/contents", headers=elsewhere)
+    assert refused.status == 403
+    assert Client(platform, "wrong").ask("GET", f"{path}api/status")[0] == 401
+    assert client(platform, "eve").ask("GET", f"{path}api/status")[0] == 404
+    assert admin.ask("GET", f"{path}api/status")[0] == 200
+    end(admin, made)
+
+
 PAINTED = {"terminal.integrated.gpuAcceleration": "off"}
 """What VS Code's terminal prints is text of the page then, and not painted."""
 CODE = """
@@ -399,4 +425,7 @@ def test_vs_code_in_a_browser(platform: Platform, person: Person, shots: Path) -
 
 
 def end(owner: Client, session_id: str) -> None:
-    assert owner.ask("DELETE", f"/services/perijove/session/{session_id}")[0] == 200
+    """End a session, and see its container go: Chromium drops requests when a network interface comes or goes."""
+    path = f"/services/perijove/session/{session_id}"
+    assert owner.ask("DELETE", path)[0] == 200
+    until(lambda: owner.ask("GET", path)[1].get("status") == "TERMINATED", "it never ended")

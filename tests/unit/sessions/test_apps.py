@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 
 from spawner.sessions.apps import (
@@ -10,6 +12,8 @@ from spawner.sessions.apps import (
     label_warnings,
     labelled_ports,
     labelled_services,
+    own_command,
+    placed,
 )
 
 
@@ -99,3 +103,22 @@ def test_programs_of_python_run_in_the_interpreter_that_the_image_names() -> Non
     assert starts["vscode"] == list(KNOWN["vscode"])
     labels["ai.backend.runtime-path"] = "/usr/bin/R"
     assert apps_of(labels, (), 0)[1]["argv"] == list(KNOWN["jupyter"])
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ('["lab", "{bind_port}", "{base_path}"]', ["lab", "{bind_port}", "{base_path}"]),
+        ('["lab", "{bind_port}"]', []),  # it cannot be below a path
+        ("{}", []),
+        ("[", []),
+    ],
+)
+def test_an_images_own_command_is_told_its_path_where_it_wants_to_know(
+    label: str, words: list[str]
+) -> None:
+    assert own_command({"ai.perijove.command": label}) == words
+    session_id = uuid.uuid4()
+    spec = {"command": words, "ports": [{"name": "jupyterlab"}], "apps": []}
+    command = placed(spec, "/apps/", session_id)["command"]
+    assert command == ["lab", "{bind_port}", f"/apps/{session_id}/jupyterlab/"][: len(words)]
