@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from spawner.agent import preamble
 
 CHUNK = 65536
+MOST_STRANGERS = 256
+"""Connections of a relay that have not said their token yet; further ones are closed at once."""
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 """Serves a connection that was let in; says ``ok`` or a refusal first."""
 log = logging.getLogger(__name__)
@@ -22,6 +24,7 @@ class Relay:
         self.token = token
         self.connections = 0
         self._serve = serve
+        self._strangers = 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -41,13 +44,21 @@ class Relay:
             await self._server.wait_closed()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._strangers >= MOST_STRANGERS:
+            writer.transport.abort()
+            return
+        self._strangers += 1
         task = asyncio.create_task(self._handle(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if not await self._admits(reader):
+            try:
+                admitted = await self._admits(reader)
+            finally:
+                self._strangers -= 1
+            if not admitted:
                 log.warning("somebody without the token of an app was refused")
                 writer.write(preamble.refusal("wrong token"))
                 return

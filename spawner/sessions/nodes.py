@@ -14,7 +14,7 @@ from authenticator.principals import Principal, Scope, require
 from authenticator.problems import BadRequest, InvalidParameters, NotFound
 from authenticator.tables import UserRow
 from spawner.agent.protocol import UNWELL
-from spawner.sessions import steps
+from spawner.sessions import degraded, steps
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.registration import ALIVE, LOST, REMOVED, sessions_on
 from spawner.sessions.requests import AgentSession, AgentView
@@ -97,7 +97,8 @@ class NodeService:
     ) -> None:
         """Take a node out of the cluster: its tokens are worth nothing, it comes back with a new one only.
 
-        Raises ``BadRequest`` while it holds sessions; ``forced`` ends those of a node that is lost for ever.
+        Raises ``BadRequest`` while it holds sessions; ``forced`` ends those of a node that is lost for ever, but
+        clusters that can do without their part there.
         """
         require(principal, Scope.ADMIN)
 
@@ -112,6 +113,9 @@ class NodeService:
                 raise BadRequest(f"{len(kernels)} containers are on {agent_id}: {hint}")
             cause = f"its node was removed by {principal.username}"
             for session in held:
+                loaded = await steps.load(change.db, session.id)
+                if loaded is not None and await degraded.let_go(change, *loaded, agent_id, cause):
+                    continue
                 steps.ask_to_end(session, steps.AGENT_TERMINATED, cause)
                 await steps.advance(change, session.id)
             for kernel in await _held(change.db, agent_id):
@@ -173,7 +177,7 @@ async def empty(change: Change, row: AgentRow) -> None:
             continue
         held, kernels = loaded
         movable = held.type == "batch" and wishes_of(held.scheduling).preemptible
-        if any(kernel.status == Status.TERMINATING for kernel in kernels):
+        if any(k.status == Status.TERMINATING and k.agent_id == row.id for k in kernels):
             continue  # it is on its way already
         if movable or held.status not in (Status.RUNNING, Status.RUNNING_DEGRADED):
             cause = "put back to the queue: its node is being emptied"

@@ -16,29 +16,32 @@ from tests.cluster.platform import Platform, running_platform, until
 from tests.integration.docker_engine import running_engine
 
 IMAGE = "perijove/test-mpi:latest"
+LABEL = "MPI and Dask for tests"
 DOCKERFILE = """
 FROM {base}
 RUN apt-get update \\
     && apt-get install -y --no-install-recommends openssh-server openssh-client python3-mpi4py openmpi-bin \\
+       python3-distributed \\
     && rm -rf /var/lib/apt/lists/* \\
     && groupadd --gid 1000 work \\
     && useradd --uid 1000 --gid 1000 --home-dir /home/work --create-home --shell /bin/bash work
-LABEL ai.perijove.image="test" ai.perijove.label="MPI for tests" \\
+LABEL ai.perijove.image="test" ai.perijove.label="{label}" \\
       ai.backend.service-ports="web:http:8000" \\
       ai.perijove.command="[\\"python3\\", \\"-m\\", \\"http.server\\", \\"8000\\"]"
 """
 
 
 def ensure_image() -> None:
-    """The base image with MPI and SSH."""
+    """The base image with MPI, Dask and SSH."""
     client = docker.from_env(timeout=300)
     try:
-        labels = client.images.get(IMAGE).labels
-        if "ai.backend.service-ports" in labels:
+        if client.images.get(IMAGE).labels.get("ai.perijove.label") == LABEL:
             return
         raise ImageNotFound("an older one")
     except ImageNotFound:
-        dockerfile = io.BytesIO(DOCKERFILE.format(base=bootstrap(client, print)).encode())
+        dockerfile = io.BytesIO(
+            DOCKERFILE.format(base=bootstrap(client, print), label=LABEL).encode()
+        )
         client.images.build(fileobj=dockerfile, tag=IMAGE, rm=True)
     finally:
         client.close()

@@ -14,6 +14,16 @@ from tests.harness.recovery import timed
 
 pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.timeout(240)]
 
+DASK = """
+import socket
+from distributed import Client
+with Client() as client:
+    client.wait_for_workers(2, timeout=60)
+    total = sum(client.gather(client.map(lambda n: n * n, range(100))))
+    names = sorted(client.run(socket.gethostname).values())
+    print('total', total, 'of', client.scheduler.address, 'on', *names, flush=True)
+    client.shutdown()
+"""
 COLLECTIVE = """
 import os, socket
 from mpi4py import MPI
@@ -47,6 +57,18 @@ def test_a_collective_over_three_hosts(platform: Platform) -> None:
     assert roles(ended) == dict.fromkeys(("main1", "sub1", "sub2"), "TERMINATED")
     assert json.loads(ended["occupiedSlots"]) == {}
     until(lambda: containers(platform, ref), lambda found: not found)
+
+
+def test_dask_over_three_hosts(platform: Platform) -> None:
+    command = (
+        "python3 -m dask scheduler --no-dashboard & for host in sub1 sub2; do"
+        " ssh $host python3 -m dask worker --no-nanny --no-dashboard tcp://main1:8786 & done;"
+        f' python3 -c "{DASK}"; wait'
+    )
+    ref = platform.create("dask", IMAGE, 3, type="batch", startupCommand=command)
+    platform.wait(ref, "TERMINATED", seconds=120)
+    log = platform.call("GET", f"/session/{ref}/logs")["result"]["logs"]
+    assert "total 328350 of tcp://main1:8786 on sub1 sub2" in log, log
 
 
 def test_ssh_a_partition_and_the_way_back(platform: Platform) -> None:

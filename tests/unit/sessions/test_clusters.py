@@ -382,6 +382,51 @@ async def test_a_restart_leaves_a_part_out_of_reach_behind(plane: Rig) -> None:
     await plane.validate()
 
 
+async def test_nodes_that_are_emptied_or_removed_while_a_part_is_lost(plane: Rig) -> None:
+    first, second = await swarm(plane)
+    root = await plane.user("root", role=ROOT)
+    await plane.plane.administration.update(
+        root, "resource-groups", "default", {"options": {"lost_after": "100s"}}, REQUEST
+    )
+    ada = await user(plane)
+    found = await plane.run(ada, cluster_size=2, cluster_mode="multi-node")
+    holder = next(a for a in (first, second) if "sub1" in specs(a))
+    other = first if holder is second else second
+    await holder.disconnect()
+    plane.plane.reconciler._leads_since = None
+    plane.clock.forward(1000)
+
+    async def look() -> SessionDetail:
+        other.beat()
+        await plane.plane.reconciler.watch_agents()
+        return await status(plane, ada, found)
+
+    await until(look, lambda detail: detail.kernels[1].status == "TERMINATING")
+    nodes = plane.plane.nodes
+    await nodes.remove(root, holder.agent_id, forced=True, request_id=REQUEST)
+    left = await status(plane, ada, found)
+    assert (left.status, left.kernels[1].status) == (DEGRADED, "TERMINATED")
+    assert left.occupied["cpu"] == 1_000_000
+    await plane.validate()
+    await plane.destroy(ada, left)
+    await until(look, lambda detail: detail.status is Status.TERMINATED)
+
+    third = await plane.agent(node(3, amounts={"cpu": "1", "mem": "2g"}))
+    again = await plane.run(ada, cluster_size=2, cluster_mode="multi-node")
+    away, stays = (third, other) if "sub1" in specs(third) else (other, third)
+    await away.disconnect()
+    plane.clock.forward(1000)
+
+    async def seen() -> SessionDetail:
+        stays.beat()
+        await plane.plane.reconciler.watch_agents()
+        return await status(plane, ada, again)
+
+    await until(seen, lambda detail: detail.kernels[1].status == "TERMINATING")
+    await nodes.drain(root, stays.agent_id, "0s", REQUEST)
+    await until(seen, lambda detail: detail.kernels[0].status == "TERMINATED")
+
+
 async def test_all_or_nothing_while_starting(plane: Rig) -> None:
     agent = SlowAgent(agent_id="node-1", features={"clusters": True})
     await plane.agent(agent)
