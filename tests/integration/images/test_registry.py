@@ -182,16 +182,38 @@ async def test_a_pull_goes_on_when_the_registry_is_back(
     client.close()
 
 
-async def test_only_the_approved_digest_is_taken(engine: DockerEngine, absent: str) -> None:
-    with pytest.raises(EngineError, match="not the one that was approved"):
-        async for _ in engine.ensure_image(
-            absent, ImagePull("puller", PASSWORD, f"sha256:{'0' * 64}")
-        ):
-            pass
+async def test_only_the_approved_digest_is_taken(
+    registry: Registry, engine: DockerEngine, absent: str, docker_image: str
+) -> None:
+    """Also when the tag is another image's in the registry by now."""
+    _ = [sentence async for sentence in engine.ensure_image(absent, RIGHT)]
     (report,) = [each for each in await engine.images() if each.name in (absent, TEST_IMAGE)]
-    assert report.digest is not None
-    right = ImagePull("puller", PASSWORD, report.digest)
-    assert [sentence async for sentence in engine.ensure_image(absent, right)] == []
+    approved = ImagePull("puller", PASSWORD, report.digest)
+    assert [sentence async for sentence in engine.ensure_image(absent, approved)] == []
+    client = docker.from_env(timeout=120)
+    try:
+        made = client.api.create_container(docker_image, ["true"])["Id"]
+        repository, _, tag = absent.rpartition(":")
+        client.api.commit(made, repository, tag, changes=["LABEL other=1"])
+        client.api.remove_container(made)
+        for line in client.api.push(
+            absent,
+            stream=True,
+            decode=True,
+            auth_config={"username": "puller", "password": PASSWORD},
+        ):
+            assert "error" not in line, line
+        other = str(client.images.get(absent).id)
+        assert [sentence async for sentence in engine.ensure_image(absent, approved)] != []
+        assert client.images.get(absent).id != other, "the approved one has the name again"
+        wrong = ImagePull("puller", PASSWORD, f"sha256:{'0' * 64}")
+        with pytest.raises(EngineError, match="of the approved digest sha256:000") as refused:
+            _ = [sentence async for sentence in engine.ensure_image(absent, wrong)]
+        assert not refused.value.retriable
+        client.api.tag(docker_image, repository, tag)
+        client.images.remove(other, force=True)
+    finally:
+        client.close()
 
 
 def spec(image: str, command: tuple[str, ...], **facts: object) -> KernelSpec:
