@@ -293,6 +293,31 @@ async def test_an_image_of_a_session_has_its_files_and_nothing_of_the_session(
         client.close()
 
 
+async def test_an_image_that_is_made_again_replaces_the_one_before(
+    engine: DockerEngine, writable: str, tmp_path: Path
+) -> None:
+    """Nothing is left of the first one, nor of the making of either."""
+    identity = await run(engine, spec(writable, ("sleep", "600")), tmp_path / "home")
+    made, mark = f"perijove.invalid/ada/{uuid.uuid4().hex}:latest", uuid.uuid4().hex
+    client = docker.from_env(timeout=120)
+    labelled = {"label": f"ai.perijove.test={mark}"}
+    try:
+        ids = []
+        for _ in range(2):
+            await engine.commit(identity, made, {"ai.perijove.test": mark})
+            ids.append(client.images.get(made).id)
+        assert ids[0] != ids[1]
+        tagged = [each.id for each in client.images.list(filters=labelled)]
+        assert tagged == ids[1:]
+        everything = client.images.list(all=True, filters=labelled)
+        assert len(everything) == 2, "the image and what it is built on"
+        assert client.containers.list(all=True, filters=labelled) == []
+        await engine.remove_image(made)
+        assert client.images.list(all=True, filters=labelled) == []
+    finally:
+        client.close()
+
+
 async def test_a_read_only_session_makes_no_image_and_says_why(
     engine: DockerEngine, docker_image: str, tmp_path: Path
 ) -> None:
