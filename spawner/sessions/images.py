@@ -54,6 +54,8 @@ from spawner.sessions.transitions import Change, Journal
 NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 NAME_RULE = "1 to 64 lower-case letters and digits, with single '.', '_' and '-' between them"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+LONGEST = dt.timedelta(hours=1)
+"""After it, a commit of which its node has told nothing holds up no other."""
 LABEL_LABEL = "ai.perijove.label"
 ENDED = [status.value for status in FINAL]
 _SHOWN = 80
@@ -214,10 +216,10 @@ class ImageService:
             kernel = await _main_kernel(change.db, session)
             if kernel.status != Status.RUNNING or kernel.agent_id is None:
                 raise BadRequest("an image can be made of a running session only")
-            if await _ongoing(change.db, session.id) is not None:
+            if await _ongoing(change.db, session.id, change.now) is not None:
                 raise BadRequest("an image of this session is being made already")
             image = own_name(session.owner_id, name or _name_of(session.name))
-            await _check_count(change.db, session, image)
+            await _check_count(change.db, session, image, change.now)
             row = CommitRow(
                 id=uuid.uuid4(),
                 session_id=session.id,
@@ -265,7 +267,9 @@ class ImageService:
         asked = await self._ask([row.agent_id], "image_tasks", {"name": row.image})
         tasks = asked[row.agent_id]
         if isinstance(tasks, dict):  # its node cannot be asked now
-            return row
+            if row.created_at > self._now() - LONGEST:
+                return row
+            return await self._fail(row.id, "its node has not told how it went", request_id)
         task = next((each for each in tasks if each["what"] == "commit"), None)
         if task is not None and task["state"] != FAILED:
             return row
@@ -321,12 +325,14 @@ async def _newest(db: AsyncSession, session_id: uuid.UUID) -> CommitRow | None:
     return (await db.scalars(newest)).one_or_none()
 
 
-async def _ongoing(db: AsyncSession, session_id: uuid.UUID) -> CommitRow | None:
+async def _ongoing(db: AsyncSession, session_id: uuid.UUID, now: dt.datetime) -> CommitRow | None:
     newest = await _newest(db, session_id)
-    return newest if newest is not None and newest.status == ONGOING else None
+    if newest is None or newest.status != ONGOING or newest.created_at <= now - LONGEST:
+        return None
+    return newest
 
 
-async def _check_count(db: AsyncSession, session: SessionRow, image: str) -> None:
+async def _check_count(db: AsyncSession, session: SessionRow, image: str, now: dt.datetime) -> None:
     """Raise ``QuotaExceeded`` when the owner may have no further image."""
     limit = await db.scalar(
         select(UserPolicyRow.max_customized_image_count)
@@ -338,7 +344,9 @@ async def _check_count(db: AsyncSession, session: SessionRow, image: str) -> Non
     images = await db.scalars(select(ImageRow.name).where(ImageRow.owner_id == session.owner_id))
     ongoing = await db.scalars(
         select(CommitRow.image).where(
-            CommitRow.owner_id == session.owner_id, CommitRow.status == ONGOING
+            CommitRow.owner_id == session.owner_id,
+            CommitRow.status == ONGOING,
+            CommitRow.created_at > now - LONGEST,
         )
     )
     held = {*images, *ongoing}

@@ -60,14 +60,6 @@ def _grouped(groups: ControlGroups, mark: str) -> counters.Usage | None:
 def _summed(pids: Sequence[int]) -> counters.Usage | None:
     if not pids:
         return None
-    read = written = 0
-    for pid in pids:
-        try:
-            lines = counters.text(f"/proc/{pid}/io").splitlines()
-            facts = dict(line.split(": ") for line in lines)
-            read += int(facts["read_bytes"])
-            written += int(facts["write_bytes"])
-        except (OSError, KeyError, ValueError):  # gone, or not ours to look at
-            continue
+    read, written = counters.disk_traffic(pids)
     memory = process_table.resident_bytes(list(pids))
     return counters.Usage(process_table.cpu_seconds(pids), memory, read, written, len(pids))

@@ -182,16 +182,38 @@ async def test_a_pull_goes_on_when_the_registry_is_back(
     client.close()
 
 
-async def test_only_the_approved_digest_is_taken(engine: DockerEngine, absent: str) -> None:
-    with pytest.raises(EngineError, match="not the one that was approved"):
-        async for _ in engine.ensure_image(
-            absent, ImagePull("puller", PASSWORD, f"sha256:{'0' * 64}")
-        ):
-            pass
+async def test_only_the_approved_digest_is_taken(
+    registry: Registry, engine: DockerEngine, absent: str, docker_image: str
+) -> None:
+    """Also when the tag is another image's in the registry by now."""
+    _ = [sentence async for sentence in engine.ensure_image(absent, RIGHT)]
     (report,) = [each for each in await engine.images() if each.name in (absent, TEST_IMAGE)]
-    assert report.digest is not None
-    right = ImagePull("puller", PASSWORD, report.digest)
-    assert [sentence async for sentence in engine.ensure_image(absent, right)] == []
+    approved = ImagePull("puller", PASSWORD, report.digest)
+    assert [sentence async for sentence in engine.ensure_image(absent, approved)] == []
+    client = docker.from_env(timeout=120)
+    try:
+        made = client.api.create_container(docker_image, ["true"])["Id"]
+        repository, _, tag = absent.rpartition(":")
+        client.api.commit(made, repository, tag, changes=["LABEL other=1"])
+        client.api.remove_container(made)
+        for line in client.api.push(
+            absent,
+            stream=True,
+            decode=True,
+            auth_config={"username": "puller", "password": PASSWORD},
+        ):
+            assert "error" not in line, line
+        other = str(client.images.get(absent).id)
+        assert [sentence async for sentence in engine.ensure_image(absent, approved)] != []
+        assert client.images.get(absent).id != other, "the approved one has the name again"
+        wrong = ImagePull("puller", PASSWORD, f"sha256:{'0' * 64}")
+        with pytest.raises(EngineError, match="of the approved digest sha256:000") as refused:
+            _ = [sentence async for sentence in engine.ensure_image(absent, wrong)]
+        assert not refused.value.retriable
+        client.api.tag(docker_image, repository, tag)
+        client.images.remove(other, force=True)
+    finally:
+        client.close()
 
 
 def spec(image: str, command: tuple[str, ...], **facts: object) -> KernelSpec:
@@ -268,6 +290,31 @@ async def test_an_image_of_a_session_has_its_files_and_nothing_of_the_session(
             await engine.stop(state.identity, 0)
             await engine.remove(state.identity)
         await engine.remove_image(made)
+        client.close()
+
+
+async def test_an_image_that_is_made_again_replaces_the_one_before(
+    engine: DockerEngine, writable: str, tmp_path: Path
+) -> None:
+    """Nothing is left of the first one, nor of the making of either."""
+    identity = await run(engine, spec(writable, ("sleep", "600")), tmp_path / "home")
+    made, mark = f"perijove.invalid/ada/{uuid.uuid4().hex}:latest", uuid.uuid4().hex
+    client = docker.from_env(timeout=120)
+    labelled = {"label": f"ai.perijove.test={mark}"}
+    try:
+        ids = []
+        for _ in range(2):
+            await engine.commit(identity, made, {"ai.perijove.test": mark})
+            ids.append(client.images.get(made).id)
+        assert ids[0] != ids[1]
+        tagged = [each.id for each in client.images.list(filters=labelled)]
+        assert tagged == ids[1:]
+        everything = client.images.list(all=True, filters=labelled)
+        assert len(everything) == 2, "the image and what it is built on"
+        assert client.containers.list(all=True, filters=labelled) == []
+        await engine.remove_image(made)
+        assert client.images.list(all=True, filters=labelled) == []
+    finally:
         client.close()
 
 

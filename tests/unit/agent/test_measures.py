@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spawner.agent.engines import counters
 from spawner.agent.engines.connections import (
     Counted,
     Incoming,
@@ -144,3 +145,30 @@ def test_every_metric_is_documented() -> None:
     for metric in METRICS.values():
         stats = ", ".join(STATS[metric.kind])
         assert f"| `{metric.name}` | {metric.kind} | {metric.unit} | {stats} |" in page
+
+
+def test_where_no_control_group_counts_disks_processes_are_asked(tmp_path: Path) -> None:
+    group, proc = tmp_path / "group", tmp_path / "proc"
+    (group / "below").mkdir(parents=True)
+    for name, content in (
+        ("cpuacct.usage", "1000000000\n"),
+        ("memory.usage_in_bytes", "4096\n"),
+        ("memory.stat", "total_inactive_file 0\n"),
+        ("blkio.throttle.io_service_bytes_recursive", "Total 0\n"),
+        ("cgroup.procs", "7\n8\n"),
+        ("below/cgroup.procs", "9\n"),
+    ):
+        (group / name).write_text(content)
+    for pid, read, written in ((7, 4096, 8192), (9, 1, 2)):  # 8 has ended meanwhile
+        (proc / str(pid)).mkdir(parents=True)
+        (proc / str(pid) / "io").write_text(
+            f"rchar: 5\nread_bytes: {read}\nwrite_bytes: {written}\n"
+        )
+    place = counters.Place(False, *[str(group)] * 4)
+    found = counters.usage(place, str(proc))
+    assert found is not None
+    assert (found.io_read_bytes, found.io_write_bytes) == (4097, 8194)
+    (group / "blkio.throttle.io_service_bytes_recursive").write_text("8:0 Read 512\n8:0 Write 0\n")
+    found = counters.usage(place, str(proc))
+    assert found is not None
+    assert (found.io_read_bytes, found.io_write_bytes) == (512, 0)

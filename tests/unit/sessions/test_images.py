@@ -184,3 +184,24 @@ async def test_a_commit_that_nobody_knows_of_any_more_has_failed(plane: Rig) -> 
     status = await service.commit_status(ada, str(session.session.id), REQUEST)
     assert status is not None
     assert status.status == "failed"
+
+
+async def test_a_commit_whose_node_stays_away_holds_up_no_other(plane: Rig) -> None:
+    agent = await plane.agent()
+    ada = await plane.user()
+    await plane.user_policy(max_customized_image_count=1)
+    session = await plane.run(ada)
+    service, ref = plane.plane.images, str(session.session.id)
+    await service.commit(ada, ref, "one", REQUEST)
+    with pytest.raises(BadRequest, match="is being made already"):
+        await service.commit(ada, ref, "two", REQUEST)
+    await agent.disconnect()
+    status = await service.commit_status(ada, ref, REQUEST)
+    assert status is not None
+    assert status.status == "ongoing"
+    plane.clock.forward(3601)
+    with pytest.raises(AgentUnavailable):
+        await service.commit(ada, ref, "two", REQUEST)
+    status = await service.commit_status(ada, ref, REQUEST)
+    assert status is not None
+    assert status.status == "failed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -155,11 +156,22 @@ def _commit(container: str, name: str, conf: Mapping[str, Any]) -> None:
     try:
         client = docker.from_env(timeout=COMMIT_TIMEOUT)
         try:
+            before = {each["Id"] for each in client.api.images(name)}
             written = client.api.commit(container, pause=True, conf=conf)["Id"]
             recipe = io.BytesIO(f'FROM {written}\nLABEL {LABEL}.commit.of="{name}"\n'.encode())
-            for line in client.api.build(fileobj=recipe, tag=f"{repository}:{tag}", decode=True):
-                if "error" in line:
-                    raise EngineError(f"the image could not be made: {line['error']}")
+            tag = f"{repository}:{tag}"
+            try:
+                for line in client.api.build(
+                    fileobj=recipe, tag=tag, decode=True, rm=True, forcerm=True
+                ):
+                    if "error" in line:
+                        raise EngineError(f"the image could not be made: {line['error']}")
+            finally:
+                now = {each["Id"] for each in client.api.images(name)}
+                for old in (before | {written}) - now:
+                    # With what only it is built on; what another image or a container needs stays.
+                    with contextlib.suppress(docker.errors.APIError):
+                        client.api.remove_image(old)
         finally:
             client.close()
     except docker.errors.APIError as error:

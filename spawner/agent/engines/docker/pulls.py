@@ -1,4 +1,4 @@
-"""Pulls of images: one for all who want it, with progress, again after a break, checked by digest.
+"""Pulls of images: one for all who want it, with progress, again after a break, by digest where one is approved.
 
 The engine keeps the layers that came, so a pull that is begun again goes on where it broke off.
 """
@@ -21,7 +21,7 @@ from spawner.agent.engines.base import EngineError
 from spawner.agent.engines.docker.calls import FULL, Calls
 from spawner.agent.protocol import ImagePull
 
-ATTEMPTS = 4
+ATTEMPTS = 6
 PAUSE = 1.0
 """Seconds before a broken pull is begun again; twice as many before each further one."""
 FINAL = ("not found", "manifest unknown", "denied", "unauthorized", "invalid reference", FULL)
@@ -34,34 +34,28 @@ def full_name(name: str) -> str:
 
 
 class Pulls:
-    """Pulls under way by name."""
+    """Pulls under way by name and digest."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
-        self._running: dict[str, _Pull] = {}
+        self._running: dict[tuple[str, str | None], _Pull] = {}
 
     async def follow(self, name: str, how: ImagePull) -> AsyncIterator[str]:
         """Sentences about the pull of ``name`` until it is there. Raises ``EngineError``.
 
         A follower that leaves does not end the pull: what came is kept, and others may wait for it.
         """
-        pull = self._running.get(name)
+        key = (name, how.digest)
+        pull = self._running.get(key)
         if pull is None:
-            pull = self._running[name] = _Pull(self._calls, name, how)
-            pull.task.add_done_callback(lambda _: self._running.pop(name, None))
+            pull = self._running[key] = _Pull(self._calls, name, how)
+            pull.task.add_done_callback(lambda _: self._running.pop(key, None))
         async for sentence in pull.sentences():
             yield sentence
-        if how.digest is not None:
-            await self.check(name, how.digest)
-
-    async def check(self, name: str, digest: str) -> None:
-        """Raise ``EngineError`` unless the image was got under this digest."""
-        known = await self.digests(name)
-        if digest not in known:
-            raise EngineError(
-                f"the image {name} is not the one that was approved: its digest is"
-                f" {', '.join(known) or 'unknown'}, not {digest}"
-            )
+        if how.digest is not None and "@" not in name:
+            repository, tag = parse_repository_tag(full_name(name))
+            tagged, got = self._calls.client.api.tag, f"{repository}@{how.digest}"
+            await self._calls.run(tagged, got, repository, tag)
 
     async def digests(self, name: str) -> tuple[str, ...]:
         """The digests under which an image that is here was got. Raises ``Missing``."""
@@ -105,14 +99,18 @@ class _Pull:
         self._news = asyncio.Event()
 
     async def _run(self) -> None:
+        digest = self._how.digest
         for attempt in range(ATTEMPTS):
             try:
                 await self._read()
                 return
             except EngineError as error:
                 if not error.retriable or attempt == ATTEMPTS - 1:
+                    which = (
+                        f"{self._name} of the approved digest {digest}" if digest else self._name
+                    )
                     raise EngineError(
-                        f"there is no image {self._name} and it cannot be pulled: {error}"
+                        f"there is no image {which} and it cannot be pulled: {error}"
                     ) from error
                 self._tell(f"the pull broke off ({error}), going on with it")
             await asyncio.sleep(PAUSE * 2**attempt)
@@ -159,6 +157,7 @@ class _Pull:
 def _stream(client: docker.DockerClient, name: str, how: ImagePull) -> Any:
     repository, tag = parse_repository_tag(full_name(name))
     login = {"username": how.username, "password": how.password} if how.username else None
+    tag = how.digest or tag  # whatever has this tag in the registry by now
     return client.api.pull(repository, tag=tag, stream=True, decode=True, auth_config=login)
 
 
