@@ -47,6 +47,7 @@ class NodeList(NodeCommand):
         """One line each."""
         from spawner.scheduler.slots import human_amount
 
+        views = self.with_nodes(lambda nodes, who: nodes.list(who))
         rows = [
             (
                 view.id,
@@ -59,9 +60,14 @@ class NodeList(NodeCommand):
                     for slot, amount in sorted(view.capacity.items())
                 ),
             )
-            for view in self.with_nodes(lambda nodes, who: nodes.list(who))
+            for view in views
         ]
         say(table(("NODE", "GROUP", "STATUS", "SCHEDULING", "CONTAINERS", "IN USE"), rows))
+        for view in views:
+            for device in view.devices:
+                if fault := device["attributes"].get("fault"):
+                    name = f"{view.id}: {device['slot']} {device['device_id']}"
+                    say(f"{name} is out of order: {fault}")
 
 
 class NodeCordon(NodeCommand):

@@ -138,6 +138,11 @@ class SysfsPlugin(AcceleratorPlugin):
     def find(self) -> Iterable[Chip]:
         """The chips that are there. Blocks."""
 
+    def names_within(self, chips: Sequence[Chip]) -> Mapping[str, str]:
+        """Device nodes that a kernel with ``chips`` finds under other names than the node's own."""
+        del chips
+        return {}
+
     def environment(self, chips: Sequence[Chip]) -> DeviceSpec:
         """Variables for a kernel that holds ``chips``; only the environments of the answer count."""
         del chips
@@ -158,10 +163,11 @@ class SysfsPlugin(AcceleratorPlugin):
     def device_spec(self, shares: Sequence[Share]) -> DeviceSpec:
         """Its device nodes, the groups that may open them, and the vendor's variables."""
         chips = self.chosen(shares)
+        named = self.names_within(chips)
         nodes = tuple(dict.fromkeys(node for chip in chips for node in chip.nodes))
         given = self.environment(chips)
         return DeviceSpec(
-            devices=tuple(DeviceNode(node) for node in nodes),
+            devices=tuple(DeviceNode(node, named.get(node, "")) for node in nodes),
             mounts=tuple(
                 m for m in self.mounts if (self.sysfs.root / m.source.lstrip("/")).exists()
             ),

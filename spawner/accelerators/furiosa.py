@@ -19,6 +19,7 @@ class FuriosaPlugin(SysfsPlugin):
 
     name = "furiosa"
     sensors = hwmon("")
+    locked_memory = True
 
     def find(self) -> Iterable[Chip]:
         """Devices of both classes with all nodes of theirs: cores, channels, management."""

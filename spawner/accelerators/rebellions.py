@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from spawner.accelerators.chips import Chip, Model, Sensor, SysfsPlugin, counted, hwmon, numbers
 from spawner.accelerators.measures import MeasureKind
@@ -46,6 +46,10 @@ class RebellionsPlugin(SysfsPlugin):
                 folder=folder,
                 memory_bytes=number(folder / "dram_total"),
             )
+
+    def names_within(self, chips: Sequence[Chip]) -> Mapping[str, str]:
+        """The vendor's software counts the cards of a container from 0."""
+        return {f"/dev/rbln{chip.number}": f"/dev/rbln{n}" for n, chip in enumerate(chips)}
 
     def environment(self, chips: Sequence[Chip]) -> DeviceSpec:
         """In a container the vendor's software takes the cards whose nodes are there."""

@@ -230,6 +230,8 @@ class KernelReport(msgspec.Struct, frozen=True):
     failure: str | None = None
     log_tail: str = ""
     started_at: float | None = None
+    ended_at: float | None = None
+    """Of a run that ended: when, if that is known; the agent may have been away."""
     healthy: bool | None = None
     """Of kernels with a health check: whether the last checks passed."""
     log: bytes = b""

@@ -365,6 +365,7 @@ class KernelRunner:
             failure="fenced" if self._fenced else failure,
             progress=sentence,
             exit_code=state.exit_code,
+            ended_at=state.ended_at,
             log_tail=await self._tail(),
             log=await self._output(),
         )

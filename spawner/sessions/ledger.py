@@ -396,6 +396,7 @@ async def _free_row(db: AsyncSession, row: AllocationRow, now: dt.datetime) -> i
                 *_device(row.agent_id, row.slot, row.device_id),
                 AgentDeviceRow.reported == 0,
                 AgentDeviceRow.used == 0,
+                AgentDeviceRow.attributes["fault"].as_string() == GONE,
             )
             .execution_options(synchronize_session=False)
         )

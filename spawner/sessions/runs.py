@@ -6,6 +6,7 @@ runs of a session keep is bounded: the oldest give theirs up first.
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 import zlib
 from collections.abc import Collection
@@ -48,12 +49,20 @@ async def keep(
             message=message,
             exit_code=report.exit_code,
             started_at=kernel.started_at,
-            ended_at=change.now,
+            ended_at=_end_of(report, kernel, change.now),
             log=_log(report),
         )
     )
     await change.db.flush()
     await _bound(change.db, session.id)
+
+
+def _end_of(report: KernelReport, kernel: KernelRow, now: dt.datetime) -> dt.datetime:
+    """When a run ended: by its node, if that is neither before its start nor still to come."""
+    if report.ended_at is None:
+        return now
+    told = dt.datetime.fromtimestamp(report.ended_at, dt.UTC)
+    return min(now, max(told, kernel.started_at or told))
 
 
 async def replace(

@@ -159,12 +159,13 @@ class Platform:
             return bool(self.call("GET", "/health"))
         return False
 
-    def command(self, *words: str) -> None:
-        """Run a ``perijove`` command on the manager's host."""
+    def command(self, *words: str) -> str:
+        """What a ``perijove`` command on the manager's host prints."""
         command = [*PROGRAM, *words, "--state-dir", str(self.state)]
         environ = {**os.environ, **self._environ}
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ)
         assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def _secrets(self) -> dict[str, str]:
         kept: dict[str, str] = json.loads((self.state / "secrets.json").read_text())

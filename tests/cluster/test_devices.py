@@ -185,6 +185,8 @@ def test_a_gpu_that_breaks_is_told_of_and_given_to_nobody(clean: Rack) -> None:
         assert told.startswith("GPU of it is out of order: it does not answer")
         device = clean.devices()["h1/GPU-00000001"]
         assert device["attributes"]["fault"].startswith("it does not answer")
+        listed = clean.command("node", "list")
+        assert "h1: cuda.device GPU-00000001 is out of order: it does not answer" in listed
         assert clean.session(first)["status"] == "RUNNING"
         clean.call("DELETE", f"/session/{first}")
         clean.wait(first, "TERMINATED")

@@ -115,6 +115,46 @@ def test_an_engine_takes_its_containers_along(platform: Platform, number: signal
     assert [each["cause"] for each in told] == ["engine-restarted", "success"]
 
 
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [
+        (("--live-restore",), signal.SIGTERM),
+        (("--live-restore",), signal.SIGKILL),
+        ((), signal.SIGKILL),
+    ],
+)
+def test_batches_that_end_while_agent_and_engine_are_dead_have_their_results(
+    platform: Platform, options: tuple[str, ...], number: signal.Signals
+) -> None:
+    host = host_of(platform)
+    host.signal_engine(signal.SIGTERM)
+    host.start_engine(*options)
+    host.await_engine()
+    until(lambda: engine_health(platform), lambda unwell: unwell is None)
+    case = f"{number}-{len(options)}"
+    jobs = {
+        submit(platform, f"blind-{code}-{case}", f"{GO}; sleep 3; exit {code}"): code
+        for code in (0, 4)
+    }
+    for ref in jobs:
+        platform.wait(ref, "RUNNING")
+    pids = [pid for _, pid, _ in identities(platform).values()]
+    platform.kill("h1")
+    for ref in jobs:
+        inside(platform, ref, "touch /tmp/go")
+    host.signal_engine(number)
+    assert all(Path(f"/proc/{pid}").exists() for pid in pids), "they end too early for this test"
+    until(lambda: [pid for pid in pids if Path(f"/proc/{pid}").exists()], lambda left: not left)
+    host.start_engine(*options)
+    host.await_engine()
+    platform.start_agent(host)
+    for ref, code in jobs.items():
+        assert platform.wait(ref, "TERMINATED")["status"] == "TERMINATED"
+        (attempt,) = platform.call("GET", f"/session/{ref}/attempts")["attempts"]
+        cause = "failure" if code else "success"
+        assert (attempt["cause"], attempt["exit_code"]) == (cause, code)
+
+
 def test_a_frozen_engine_gets_no_sessions(platform: Platform) -> None:
     host = host_of(platform)
     ref = submit(platform, "there")

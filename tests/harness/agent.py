@@ -95,6 +95,7 @@ class FakeKernel:
     progress: str = ""
     log: str = ""
     healthy: bool | None = None
+    ended_at: float | None = None
 
     @property
     def run(self) -> tuple[str, int]:
@@ -215,6 +216,7 @@ class FakeAgent:
             shares=spec.shares,
             exit_code=kernel.exit_code,
             failure=kernel.failure,
+            ended_at=kernel.ended_at,
             log_tail=kernel.log,
             healthy=kernel.healthy,
         )

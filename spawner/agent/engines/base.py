@@ -87,6 +87,8 @@ class EngineState:
     oom_killed: bool = False
     engine_died: bool = False
     """It ended because the engine did, by no fault of its own."""
+    ended_at: float | None = None
+    """When it ended, by the node's clock, where the engine knows."""
 
 
 @dataclass(frozen=True, slots=True)

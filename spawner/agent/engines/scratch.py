@@ -185,6 +185,7 @@ class Scratch:
             started_at=started,
             exit_code=128 + signal.SIGKILL if code is None else code,
             oom_killed=oom_killed or (self.folder / "oom").exists(),
+            ended_at=self._ended_at(),
         )
 
     def exit_code(self) -> int | None:
@@ -193,6 +194,11 @@ class Scratch:
             return int((self.folder / "exit_code").read_text())
         except (OSError, ValueError):
             return None
+
+    def _ended_at(self) -> float | None:
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / "exit_code").stat().st_mtime
+        return None
 
     def note_out_of_memory(self) -> None:
         """Remember that the run was ended because it used too much memory."""

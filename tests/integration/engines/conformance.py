@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import urllib.request
 import uuid
 import zlib
@@ -440,6 +441,17 @@ class EngineConformance(RunConformance):
         assert await connections() == 1
         open_one.close()
         await until(lambda: _none(connections), "the closed connection still counts")
+
+    async def test_the_end_of_a_run_is_known_afterwards(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        before = time.time()
+        state = await self.run(engine, self.spec(image, ("sh", "-c", "exit 3")), mounts)
+        assert (await self.ends(engine, state.identity)).exit_code == 3
+        after = time.time()
+        ended = (await engine.list())[0].ended_at
+        assert ended is not None
+        assert before - 2 <= ended <= after + 2
 
     async def test_a_further_program_has_streams_environment_and_an_exit_code(
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]

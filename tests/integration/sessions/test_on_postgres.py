@@ -7,6 +7,7 @@ from tests.unit.sessions import (
     test_agents,
     test_commit,
     test_creation,
+    test_faults,
     test_idle_watch,
     test_ledger,
     test_lifecycle,
@@ -32,6 +33,15 @@ test_lost_after_ends_sessions_but_their_devices_stay_accounted = (
 )
 test_a_crowd_that_asks_for_one_name_gets_one_session = (
     test_creation.test_a_crowd_that_asks_for_one_name_gets_one_session
+)
+test_a_broken_device_is_given_to_nobody_and_its_holder_is_told = (
+    test_faults.test_a_broken_device_is_given_to_nobody_and_its_holder_is_told
+)
+test_a_broken_device_stays_in_sight_when_its_holder_is_gone = (
+    test_faults.test_a_broken_device_stays_in_sight_when_its_holder_is_gone
+)
+test_a_device_that_goes_away_stays_accounted_and_is_told_of = (
+    test_faults.test_a_device_that_goes_away_stays_accounted_and_is_told_of
 )
 test_quotas_hold_sessions_in_the_queue = test_creation.test_quotas_hold_sessions_in_the_queue
 test_what_the_hub_asks_for = test_creation.test_what_the_hub_asks_for

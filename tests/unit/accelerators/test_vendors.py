@@ -199,3 +199,14 @@ def test_a_gaudi_that_its_driver_gave_up_is_not_offered(
     device, other = found(GaudiPlugin(), fill, tmp_path)
     assert (device.capacity, bool(device.fault)) == (offered, not offered)
     assert other.capacity == 10**6
+
+
+def test_cards_of_rebellions_are_counted_from_0_in_a_container(tmp_path: Path) -> None:
+    plugin = RebellionsPlugin()
+    _, *cards = found(plugin, trees.rebellions, tmp_path)
+    spec = plugin.device_spec([share(card) for card in cards])
+    assert {node.path: node.target for node in spec.devices} == {
+        "/dev/rbln1": "/dev/rbln0",
+        "/dev/rbln2": "/dev/rbln1",
+        "/dev/rsd0": "",
+    }

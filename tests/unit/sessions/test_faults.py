@@ -91,6 +91,23 @@ async def test_a_broken_device_is_given_to_nobody_and_its_holder_is_told(plane: 
     ]
 
 
+async def test_a_broken_device_stays_in_sight_when_its_holder_is_gone(plane: Rig) -> None:
+    agent = await plane.agent(FakeAgent(amounts=AMOUNTS))
+    ada = await plane.user()
+    detail = await plane.run(ada, name="first", slots=SLOTS)
+    held = held_by(agent, "first")
+    await beat(plane, agent, {held: FAULT})
+    await plane.destroy(ada, detail)
+    await plane.wait(detail, Status.TERMINATED)
+    (view,) = await plane.plane.nodes.list(await plane.user("root", Role.SUPERADMIN))
+    found = {
+        d["device_id"]: d["attributes"].get("fault") for d in view.devices if "cuda" in d["slot"]
+    }
+    assert found == {"cuda.device-0": None, "cuda.device-1": None} | {held: FAULT}
+    await beat(plane, agent, {})
+    assert (await history(plane))[-1] == f"cuda.device {held} is well again"
+
+
 async def test_a_device_that_goes_away_stays_accounted_and_is_told_of(plane: Rig) -> None:
     agent = await plane.agent(FakeAgent(amounts=AMOUNTS))
     ada = await plane.user()

@@ -166,6 +166,25 @@ async def test_an_exit_while_the_agent_was_away_is_reported(plane: Rig) -> None:
     assert (ended.session.result, len(agent.starts)) == ("success", 2)
 
 
+@pytest.mark.parametrize("late", [600.0, -600.0, 86400.0])
+async def test_a_run_ended_when_its_node_says_though_nobody_heard(plane: Rig, late: float) -> None:
+    agent = await plane.agent()
+    ada = await plane.user()
+    detail = await plane.run(ada, **BATCH)
+    (kernel,) = agent.kernels.values()
+    started = (await plane.kernel(detail)).started_at
+    await agent.disconnect()
+    plane.clock.forward(3600)
+    kernel.ended_at = plane.clock().timestamp() - late
+    agent.end(str(detail.main.id), 0)
+    await plane.connect(agent)
+    await plane.wait(detail, *FINISHED)
+    (run,) = await plane.plane.sessions.attempts(ada, str(detail.session.id))
+    assert started is not None
+    ran = (run.ended_at - started).total_seconds()
+    assert ran == pytest.approx({600.0: 3000, -600.0: 3600, 86400.0: 0}[late], abs=60)
+
+
 async def _lose(plane: Rig, agent: FakeAgent, seconds: float = 700) -> None:
     await agent.disconnect()
     plane.clock.forward(60)

@@ -55,7 +55,6 @@ from spawner.agent.engines.docker.manifest import (
     phase_of,
     published,
     read_state,
-    timestamp,
 )
 from spawner.agent.engines.docker.measuring import ContainerCounters
 from spawner.agent.engines.docker.networks import ensure_network
@@ -444,7 +443,7 @@ class DockerEngine(Engine):
         state = read_state(facts, self._publish_host)
         pid = int(facts["State"].get("Pid") or 0) if state.phase == "running" else 0
         self._counters.note(state.identity, state.native_id, pid)
-        ended = timestamp(facts["State"]["FinishedAt"])
+        ended = state.ended_at
         if state.exit_code in TAKEN_ALONG and ended and self._calls.outages.cover(ended):
             return replace(state, engine_died=True)
         return state

@@ -142,6 +142,7 @@ def read_state(facts: Mapping[str, Any], publish_host: str) -> EngineState:
         started_at=timestamp(state["StartedAt"]),
         exit_code=state["ExitCode"] if phase == "exited" else None,
         oom_killed=bool(state.get("OOMKilled")),
+        ended_at=timestamp(state["FinishedAt"]) if phase == "exited" else None,
     )
 
 
