@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from spawner.sessions.control import ControlSettings
 from store.database import Store
 from tests.harness.plane import Rig, rig, sqlite_url
 
@@ -22,7 +23,8 @@ async def standing(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ri
     folder = tmp_path_factory.mktemp("standing")
     store = Store(sqlite_url(folder, folder))
     try:
-        async with rig(store, folder) as made:
+        settings = ControlSettings(agent_timeout=3600.0)  # its agent gives no signs of life
+        async with rig(store, folder, settings) as made:
             yield made
     finally:
         await store.close()
