@@ -17,6 +17,7 @@ from hub.api.connections import CLOSED_BY_POLICY
 from hub.api.endpoints import endpoint
 from hub.api.handler import ApiHandler
 from hub.api.parameters import param
+from hub.api.session_requests import Owner
 from spawner.sessions.execution import MODES
 
 WAIT = 20.0
@@ -34,7 +35,7 @@ class Start(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Execution:
+class Execution(Owner):
     """Parameters of ``POST /session/{session}``."""
 
     mode: str = param("What to do.", default="complete", choices=MODES)
@@ -43,7 +44,6 @@ class Execution:
         "Run that goes on; none: a new one.", default=None, names=("runId", "run_id"), max_length=64
     )
     options: dict[str, object] = param("Commands of a batch: clean, build, exec.", factory=dict)
-    owner_access_key: str | None = param("Access key of the owner.", default=None)
 
     def question(self) -> dict[str, Any]:
         """For the session. Raises ``BadRequest``."""

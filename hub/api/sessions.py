@@ -21,20 +21,18 @@ STARTED = frozenset({Status.RUNNING, Status.RUNNING_DEGRADED}) | FINAL
 
 
 @dataclass(frozen=True, slots=True)
-class Extension:
+class Extension(Owner):
     """Parameters of ``POST /session/{session}/extend``."""
 
     by: str | None = param("How much later its run-time limit comes; 1 hour.", default=None)
-    owner_access_key: str | None = param("Access key of the owner.", default=None)
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(Owner):
     """Parameters of ``DELETE /session/{session}``."""
 
     forced: bool = param("End it without waiting for its processes.", default=False)
     recursive: bool = param("End the sessions that depend on it as well.", default=False)
-    owner_access_key: str | None = param("Access key of the owner.", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +43,9 @@ class Rename:
 
 
 @dataclass(frozen=True, slots=True)
-class Logs:
+class Logs(Owner):
     """Parameters of ``GET /session/{session}/logs``."""
 
-    owner_access_key: str | None = param("Access key of the owner.", default=None)
     tail: int = param("Number of lines from the end.", default=1000, minimum=1, maximum=100_000)
     attempt: int | None = param("Which run; the last one by default.", default=None, minimum=1)
     kernel: str | None = param(
@@ -76,7 +73,7 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class Watching:
+class Watching(Owner):
     """Parameters of ``GET /events/session``."""
 
     session: str | None = param(
@@ -85,9 +82,6 @@ class Watching:
         names=("sessionId", "sessionName", "name", "session_id"),
     )
     scope: str = param("Which events.", default="*", choices=("*", "session", "kernel"))
-    owner_access_key: str | None = param(
-        "Access key of the owner.", default=None, names=("owner_access_key", "ownerAccessKey")
-    )
 
 
 class Sessions(ApiHandler):
@@ -195,7 +189,7 @@ class SessionRestart(ApiHandler):
 
 
 class SessionExtension(ApiHandler):
-    """Not yet."""
+    """More time."""
 
     paths = ("/session/{session}/extend",)
 

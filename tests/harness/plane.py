@@ -190,7 +190,8 @@ class Rig:
 
     async def refuses(self, where: str, sentence: str, **fields: Any) -> None:
         """A request of ada's with one wrong field is refused, with that in its sentence."""
-        await self.agent()
+        if not self.agents:
+            await self.agent()
         ada = await self.user()
         with pytest.raises(InvalidParameters) as refused:
             await self.create(ada, **fields)

@@ -13,10 +13,13 @@ import pytest_asyncio
 from store.database import Store
 from tests.harness.plane import sqlite_url, wipe
 
+SHARED = {"shared_store", "standing"}
+"""Fixtures that live on the event loop of the whole run."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if pytest_asyncio.is_async_test(item) and "shared_store" in item.fixturenames:
+        if pytest_asyncio.is_async_test(item) and SHARED & {*item.fixturenames}:
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from spawner.scheduler.model import Explanation, Plan, Snapshot
 from spawner.scheduler.plan import plan
-from spawner.scheduler.validate import validate
+from tests.harness.plans.validate import validate
 
 
 def planned(case: Snapshot) -> Plan:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from spawner.scheduler.dryrun import fit
 from spawner.scheduler.model import Placement, RunningSession, SessionRequest, Snapshot
 from spawner.scheduler.plan import plan
-from spawner.scheduler.validate import validate
+from tests.harness.plans.validate import validate
 
 from .answers import after
 from .strategies import snapshots

@@ -10,7 +10,7 @@ import pytest
 from spawner.scheduler.model import DeviceShare, Explanation, Plan, Snapshot
 from spawner.scheduler.plan import plan
 from spawner.scheduler.slots import MICRO
-from spawner.scheduler.validate import InvalidPlan, validate
+from tests.harness.plans.validate import InvalidPlan, validate
 from tests.harness.snapshots import agent, quota, running, session, snapshot
 
 NODES = [

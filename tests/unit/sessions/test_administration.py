@@ -162,9 +162,9 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("kind", "given", "where", "sentence"), WRONG)
 async def test_a_sentence_for_each_wrong_field(
-    plane: Rig, kind: str, given: dict[str, Any], where: str, sentence: str
+    standing: Rig, kind: str, given: dict[str, Any], where: str, sentence: str
 ) -> None:
-    records, root = await admin(plane)
+    records, root = await admin(standing)
     before = await records.list(root, kind)
     with pytest.raises(InvalidParameters) as refused:
         await records.create(root, kind, given, REQUEST)

@@ -95,9 +95,9 @@ ONE_FAULT = [
 
 @pytest.mark.parametrize(("fields", "where", "sentence"), ONE_FAULT)
 async def test_one_wrong_field(
-    plane: Rig, fields: dict[str, object], where: str, sentence: str
+    standing: Rig, fields: dict[str, object], where: str, sentence: str
 ) -> None:
-    await plane.refuses(where, sentence, **fields)
+    await standing.refuses(where, sentence, **fields)
 
 
 async def test_an_image_says_which_accelerators_it_can_use(

@@ -457,9 +457,9 @@ WRONG = [
 
 @pytest.mark.parametrize(("given", "kind", "where", "sentence"), WRONG)
 async def test_a_sentence_for_each_wrong_field(
-    plane: Rig, given: dict[str, Any], kind: dict[str, Any], where: str, sentence: str
+    standing: Rig, given: dict[str, Any], kind: dict[str, Any], where: str, sentence: str
 ) -> None:
-    await plane.refuses(where, sentence, **{**kind, **given})
+    await standing.refuses(where, sentence, **{**kind, **given})
 
 
 def test_beginning_and_end_of_a_long_output_are_kept() -> None:

@@ -109,9 +109,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("fields", "where", "sentence"), WRONG)
 async def test_a_sentence_for_a_wrong_wish(
-    plane: Rig, fields: dict[str, Any], where: str, sentence: str
+    standing: Rig, fields: dict[str, Any], where: str, sentence: str
 ) -> None:
-    await plane.refuses(where, sentence, **fields)
+    await standing.refuses(where, sentence, **fields)
 
 
 async def test_only_ones_own_batch_sessions_can_be_parents(plane: Rig) -> None:

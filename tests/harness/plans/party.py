@@ -16,9 +16,9 @@ from spawner.scheduler.model import (
     SessionRequest,
     Snapshot,
 )
-from spawner.scheduler.recut import can_cut
-from spawner.scheduler.replay import FOREVER, ROOM, Cluster, Kept, amounts, needs
 from spawner.scheduler.slots import kind_of
+from tests.harness.plans.recut import can_cut
+from tests.harness.plans.replay import FOREVER, ROOM, Cluster, Kept, amounts, needs
 
 Seats = tuple[str, ...]
 """The agent of each part."""

@@ -14,7 +14,7 @@ from spawner.scheduler.model import (
     SessionRequest,
     Snapshot,
 )
-from spawner.scheduler.recut import steps_of, usable_of
+from tests.harness.plans.recut import steps_of, usable_of
 
 FOREVER = float("inf")
 GRACE = 300.0

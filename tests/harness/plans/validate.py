@@ -1,7 +1,7 @@
 """The invariants of a plan, checked by replaying it against its snapshot with plain, slow code.
 
 Nothing here is shared with the pass but the value objects, the quantum of a slot and the length of a
-grace, so that an error in one is not repeated in the other. The list is in the room's README.
+grace, so that an error in one is not repeated in the other. The list is in spawner/scheduler/README.md.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from spawner.scheduler.model import (
     SessionRequest,
     Snapshot,
 )
-from spawner.scheduler.party import Party, ending_for, hold_for_preemptors
-from spawner.scheduler.replay import FOREVER, Cluster, amounts
+from tests.harness.plans.party import Party, ending_for, hold_for_preemptors
+from tests.harness.plans.replay import FOREVER, Cluster, amounts
 
 OWN_LIMITS = frozenset(
     {"quota", "concurrency", "not-before", "resource-group", "dependency", "containers"}
