@@ -6,7 +6,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import select
@@ -49,7 +49,7 @@ class Opened:
     port: int
     token: str
     protocol: str
-    keeps_path: bool
+    keeps_path: bool = False
     """It knows the path that browsers have it under, which its proxy leaves in place."""
     authorization: str | None = None
     """What it asks of everybody, and its proxy says for the owner."""
@@ -86,18 +86,12 @@ class AppService:
         base = self.base_path(kernel.session_id, wish.name, wish.port)
         argv = [word.replace(BASE_PATH, base) for word in app["argv"]]
         call = {**app, "argv": [*argv, *wish.arguments], "environ": dict(wish.environ or {})}
-        own = bool(app.get("own"))
-        keeps_path = own or argv != app["argv"]
-        authorization = _authorization(kernel) if own else None
-        return await self._start(kernel, call, keeps_path, authorization)
+        opened = await self._start(kernel, call)
+        if app.get("own"):
+            return replace(opened, keeps_path=True, authorization=_authorization(kernel))
+        return replace(opened, keeps_path=argv != app["argv"])
 
-    async def _start(
-        self,
-        kernel: KernelRow,
-        app: Mapping[str, Any],
-        keeps_path: bool = False,
-        authorization: str | None = None,
-    ) -> Opened:
+    async def _start(self, kernel: KernelRow, app: Mapping[str, Any]) -> Opened:
         params = {"kernel_id": str(kernel.id), "app": app}
         answer = await self._agents.call(kernel.agent_id, "start_app", params, START_TIMEOUT)
         return Opened(
@@ -105,8 +99,6 @@ class AppService:
             int(answer["port"]),
             str(answer["token"]),
             str(answer["protocol"]),
-            keeps_path,
-            authorization,
         )
 
     async def stop(self, principal: Principal, ref: str, name: str) -> None:
