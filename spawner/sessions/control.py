@@ -76,7 +76,7 @@ class ControlPlane:
         settings: ControlSettings | None = None,
         policies: Policies = BUILT_IN,
     ) -> None:
-        self.settings = settings or ControlSettings()
+        self.settings = own = settings or ControlSettings()
         self._store, self._now = store, now
         self.bus = EventBus()
         self.metrics = Metrics()
@@ -84,42 +84,33 @@ class ControlPlane:
         self.tokens = AgentTokens(store, now)
         self.agents = AgentRegistry(
             self.journal,
-            heartbeat_interval=self.settings.heartbeat_interval,
-            sync_interval=self.settings.sync_interval,
-            call_timeout=self.settings.call_timeout,
+            heartbeat_interval=own.heartbeat_interval,
+            sync_interval=own.sync_interval,
+            call_timeout=own.call_timeout,
         )
         self.sessions = SessionService(
-            self.journal,
-            self.agents,
-            folders,
-            now,
-            self.settings.callbacks,
-            self.settings.apps_path,
+            self.journal, self.agents, folders, now, own.callbacks, own.apps_path
         )
-        self.callbacks = Callbacks(
-            self.journal, self.metrics, self.settings.callbacks, self.settings.tick
-        )
+        self.callbacks = Callbacks(self.journal, self.metrics, own.callbacks, own.tick)
         self.nodes = NodeService(self.journal, self.agents.is_connected)
         self.audit = AuditService(store, self.agents)
         self.images = ImageService(self.journal, self.agents, now)
-        self.apps = AppService(store, self.agents, self.settings.apps_path)
+        self.apps = AppService(store, self.agents, own.apps_path)
         self.observing = Observing(store, self.agents)
         self.execution = ExecutionService(self.apps)
         self.files = SessionFiles(self.apps)
-        self.offers = Offers(
-            self.journal, self.agents, now, policies, folders, self.settings.callbacks
-        )
+        self.offers = Offers(self.journal, self.agents, now, policies, folders, own.callbacks)
         leading = self.journal.behind(self._fence)
-        self.scheduler = SchedulerLoop(leading, self.metrics, self.settings.tick, policies)
+        self.scheduler = SchedulerLoop(leading, self.metrics, own.tick, policies)
         self.extensions = Extensions(self.journal)
-        interval = self.settings.agent_timeout / WATCH_SHARE
+        interval = own.agent_timeout / WATCH_SHARE
         self.reconciler = Reconciler(
             leading,
             self.metrics,
             IdleWatch(leading, self.agents.statistics, interval),
-            tick=self.settings.tick,
-            agent_timeout=self.settings.agent_timeout,
-            history=self.settings.history,
+            tick=own.tick,
+            agent_timeout=own.agent_timeout,
+            history=own.history,
             policies=policies,
         )
         self._policies = policies
