@@ -7,16 +7,22 @@ within half a minute on SQLite.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from authenticator.principals import Principal, Role, Via
 from hub.commands.base import Command, Group, UsageError, say, table
-
-if TYPE_CHECKING:
-    from authenticator.principals import Principal
-    from hub.config.deployment import Deployment
-    from spawner.sessions.administration import Administration
+from hub.commands.records import with_store
+from hub.config.deployment import Deployment
+from hub.first_start import now
+from spawner.sessions import ledger
+from spawner.sessions.administration import Administration
+from spawner.sessions.events import EventBus
+from spawner.sessions.plugins import load_policies
+from spawner.sessions.transitions import Journal
+from store.database import Store
 
 T = TypeVar("T")
 REQUEST_ID = "perijove-command"
@@ -24,10 +30,6 @@ REQUEST_ID = "perijove-command"
 
 def operator() -> Principal:
     """Whoever may run commands on the manager's host."""
-    import uuid
-
-    from authenticator.principals import Principal, Role, Via
-
     return Principal(uuid.UUID(int=0), "operator", "", Role.SUPERADMIN, "", "", Via.HUB)
 
 
@@ -35,14 +37,6 @@ def with_administration(
     deployment: Deployment, work: Callable[[Administration, Principal], Awaitable[T]]
 ) -> T:
     """Run ``work`` with the administrators' use cases, as the deployment's operator."""
-    from hub.commands.records import with_store
-    from hub.first_start import now
-    from spawner.sessions import ledger
-    from spawner.sessions.administration import Administration
-    from spawner.sessions.events import EventBus
-    from spawner.sessions.plugins import load_policies
-    from spawner.sessions.transitions import Journal
-    from store.database import Store
 
     async def run(store: Store) -> T:
         journal = Journal(store, EventBus(), now)

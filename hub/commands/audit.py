@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import aiohttp
 from traitlets import Bool, Float, Unicode
 
 from hub.commands.base import Command, CommandError, say, table
-
-if TYPE_CHECKING:
-    import aiohttp
+from hub.commands.records import with_store
+from spawner.options import hub_id
+from spawner.sessions.invariants import violations
 
 PAUSE = 0.5
 """Seconds between looks."""
@@ -46,9 +47,6 @@ class Audit(Command):
 
     def act(self, *arguments: str) -> None:
         """Say what differs; raise ``CommandError`` if anything does."""
-        from hub.commands.records import with_store
-        from spawner.sessions.invariants import violations
-
         broken = with_store(self.deployment(), violations)
         rows, told = asyncio.run(self._looks())
         if rows:
@@ -61,8 +59,6 @@ class Audit(Command):
 
     async def _looks(self) -> tuple[set[Row], str]:
         """What differs in every look until the time is over, and what was compared."""
-        import aiohttp
-
         timeout = aiohttp.ClientTimeout(total=60)
         deadline = time.monotonic() + self.within
         differing: set[Row] | None = None
@@ -119,15 +115,11 @@ def compare_routes(
 
 
 def _hub(secret: str) -> str:
-    from spawner.options import hub_id
-
     return hub_id(secret)
 
 
 async def _get(http: aiohttp.ClientSession, who: str, url: str, credential: str) -> dict[str, Any]:
     """A JSON object. Raises ``CommandError``."""
-    import aiohttp
-
     try:
         async with http.get(url, headers={"Authorization": credential}) as answer:
             if answer.status == 200:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import ClassVar
 
+from hub.commands.administration import with_administration
 from hub.commands.base import Command, CommandError, Group, say
+from hub.commands.records import run_on_database
+from hub.first_start import prepare_database
+from store import schema
 
 
 class DbUpgrade(Command):
@@ -15,9 +19,6 @@ class DbUpgrade(Command):
 
     def act(self, *arguments: str) -> None:
         """Upgrade; harmless when it is current."""
-        from hub.commands.records import run_on_database
-        from hub.first_start import prepare_database
-
         deployment = self.deployment()
         deployment.prepare()
         upgrade = run_on_database(prepare_database(deployment))
@@ -34,9 +35,6 @@ class DbStatus(Command):
 
     def act(self, *arguments: str) -> None:
         """Compare revisions."""
-        from hub.commands.records import run_on_database
-        from store import schema
-
         url = self.deployment().db_url
         if run_on_database(asyncio.to_thread(schema.current_revision, url)) is None:
             raise CommandError("the database is empty or not there: run `perijove db upgrade`")
@@ -51,8 +49,6 @@ class DbRepair(Command):
 
     def act(self, *arguments: str) -> None:
         """Say what was wrong."""
-        from hub.commands.administration import with_administration
-
         done = with_administration(self.deployment(), lambda admin, who: admin.repair(who))
         for drift in done.drifts:
             where = f"{drift.slot} {drift.device_id} of {drift.agent_id}"

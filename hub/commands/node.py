@@ -6,15 +6,20 @@ The manager notices at once on PostgreSQL, within half a minute on SQLite.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from traitlets import Bool, Unicode
 
+from authenticator.principals import Principal
+from hub.commands.administration import operator
 from hub.commands.base import Command, Group, say, table
-
-if TYPE_CHECKING:
-    from authenticator.principals import Principal
-    from spawner.sessions.nodes import NodeService
+from hub.commands.records import with_store
+from hub.first_start import now
+from spawner.scheduler.slots import human_amount
+from spawner.sessions.events import EventBus
+from spawner.sessions.nodes import NodeService
+from spawner.sessions.transitions import Journal
+from store.database import Store
 
 T = TypeVar("T")
 REQUEST_ID = "perijove-command"
@@ -25,13 +30,6 @@ class NodeCommand(Command):
 
     def with_nodes(self, work: Callable[[NodeService, Principal], Awaitable[T]]) -> T:
         """Run ``work`` as the deployment's operator."""
-        from hub.commands.administration import operator
-        from hub.commands.records import with_store
-        from hub.first_start import now
-        from spawner.sessions.events import EventBus
-        from spawner.sessions.nodes import NodeService
-        from spawner.sessions.transitions import Journal
-        from store.database import Store
 
         async def run(store: Store) -> T:
             nodes = NodeService(Journal(store, EventBus(), now), lambda agent_id: False)
@@ -45,8 +43,6 @@ class NodeList(NodeCommand):
 
     def act(self, *arguments: str) -> None:
         """One line each."""
-        from spawner.scheduler.slots import human_amount
-
         views = self.with_nodes(lambda nodes, who: nodes.list(who))
         rows = [
             (

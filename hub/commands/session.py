@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from hub.api.views import tries
 from hub.commands.base import Command, CommandError, Group, say, table
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession
-
-    from spawner.sessions.tables import HistoryRow, SessionRow
+from hub.commands.records import with_store
+from spawner.sessions.queries import NEWEST_FIRST, as_uuid, told
+from spawner.sessions.tables import HistoryRow, SessionRow
 
 
 class SessionCommand(Command):
@@ -20,11 +22,8 @@ class SessionCommand(Command):
 
     def look(self, ref: str) -> tuple[SessionRow, list[HistoryRow]]:
         """The session of this id, or the newest of this name, with its history."""
-        from hub.commands.records import with_store
 
         async def work(db: AsyncSession) -> tuple[SessionRow, list[HistoryRow]]:
-            from spawner.sessions.queries import told
-
             row = await _find(db, ref)
             return row, await told(db, row.id, show_agents=True)
 
@@ -38,8 +37,6 @@ class SessionHistory(SessionCommand):
 
     def act(self, *arguments: str) -> None:
         """Transitions first, then attempts with their steps."""
-        from hub.api.views import tries
-
         row, history = self.look(arguments[0])
         say(f"Session {row.name} ({row.id}): {row.status}")
         moves = [
@@ -80,11 +77,6 @@ _ENDS = ("first_at", "last_at")
 
 
 async def _find(db: AsyncSession, ref: str) -> SessionRow:
-    from sqlalchemy import select
-
-    from spawner.sessions.queries import NEWEST_FIRST, as_uuid
-    from spawner.sessions.tables import SessionRow
-
     identity = as_uuid(ref)
     which = SessionRow.name == ref if identity is None else SessionRow.id == identity
     row = (await db.scalars(select(SessionRow).where(which).order_by(*NEWEST_FIRST))).first()

@@ -8,7 +8,12 @@ from typing import ClassVar
 
 from traitlets import Bool, Unicode
 
+from authenticator.keypairs import KeyPairService
 from hub.commands.base import Command, Group, UsageError, say, table
+from hub.commands.records import with_store
+from hub.first_start import now
+from spawner.sessions.durations import seconds_of
+from spawner.sessions.tokens import AgentTokens
 
 
 class TokenCommand(Command):
@@ -38,11 +43,6 @@ class TokenCreate(TokenCommand):
         name = arguments[0] if arguments else None
         if name is None and not self.agent:
             raise UsageError("usage: perijove token create NAME, or perijove token create --agent")
-        from authenticator.keypairs import KeyPairService
-        from hub.commands.records import with_store
-        from hub.first_start import now
-        from spawner.sessions.tokens import AgentTokens
-
         if name is None or self.agent:
             lifetime = None if self.standing else self._seconds()
             token, token_id = with_store(
@@ -58,8 +58,6 @@ class TokenCreate(TokenCommand):
         say(f"Secret key, shown only now: {pair.secret_key}")
 
     def _seconds(self) -> float:
-        from spawner.sessions.durations import seconds_of
-
         try:
             return seconds_of(self.lifetime)
         except ValueError as error:
@@ -73,11 +71,6 @@ class TokenList(TokenCommand):
 
     def act(self, *arguments: str) -> None:
         """One line each, without secrets."""
-        from authenticator.keypairs import KeyPairService
-        from hub.commands.records import with_store
-        from hub.first_start import now
-        from spawner.sessions.tokens import AgentTokens
-
         if self.agent:
             tokens = with_store(self.deployment(), lambda store: AgentTokens(store, now).list())
             rows = [
@@ -123,11 +116,6 @@ class TokenRevoke(TokenCommand):
         """Revoke it; there is no way back."""
         (key,) = arguments
         token_id = _token_id(key) if self.agent else None
-        from authenticator.keypairs import KeyPairService
-        from hub.commands.records import with_store
-        from hub.first_start import now
-        from spawner.sessions.tokens import AgentTokens
-
         if token_id is None:
             with_store(self.deployment(), lambda store: KeyPairService(store, now).revoke(key))
             say(f"The key pair {key} signs no more")

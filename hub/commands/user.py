@@ -6,8 +6,10 @@ from typing import ClassVar
 
 from traitlets import Bool, Unicode
 
+from authenticator.principals import Role
 from hub.commands.administration import RecordRemove, RecordSet, RecordShow
 from hub.commands.base import Command, Group, say, table
+from hub.commands.records import ask_new_password, with_identity
 
 
 class UserAdd(Command):
@@ -24,9 +26,6 @@ class UserAdd(Command):
 
     def act(self, *arguments: str) -> None:
         """Create the row, show what is shown once."""
-        from authenticator.principals import Role
-        from hub.commands.records import ask_new_password, with_identity
-
         (username,) = arguments
         password = ask_new_password(username) if self.ask else None
         made = with_identity(
@@ -50,8 +49,6 @@ class UserList(Command):
 
     def act(self, *arguments: str) -> None:
         """One line each."""
-        from hub.commands.records import with_identity
-
         users = with_identity(self.deployment(), lambda identity: identity.list_users())
         rows = [
             (user.username, user.email, user.role, user.status, f"{user.created_at:%Y-%m-%d}")
@@ -70,8 +67,6 @@ class UserPassword(Command):
 
     def act(self, *arguments: str) -> None:
         """Ask or generate, then store the hash."""
-        from hub.commands.records import ask_new_password, with_identity
-
         (username,) = arguments
         deployment = self.deployment()
         with_identity(deployment, lambda identity: identity.user_by_name(username))
@@ -94,8 +89,6 @@ class UserDisable(Command):
 
     def act(self, *arguments: str) -> None:
         """Set the status."""
-        from hub.commands.records import with_identity
-
         (username,) = arguments
         user = with_identity(
             self.deployment(), lambda identity: identity.set_status(username, self.status)
@@ -117,9 +110,6 @@ class UserAdmin(Command):
 
     def act(self, *arguments: str) -> None:
         """Set the role."""
-        from authenticator.principals import Role
-        from hub.commands.records import with_identity
-
         (username,) = arguments
         role = Role.USER if self.revoke else Role.SUPERADMIN
         user = with_identity(self.deployment(), lambda identity: identity.set_role(username, role))

@@ -105,6 +105,7 @@ async def test_an_emptied_node_lets_batch_go_and_ends_the_others_in_time(plane: 
         return {each.name for each in next(v for v in views if v.id == "node-2").sessions}
 
     await until(moved, lambda names: names == {batch.session.name})
+    await plane.wait(batch)  # its new node is silent from here on
     told = (await plane.plane.sessions.get(ada, str(notebook.session.id))).session.status_info
     assert told.startswith("its node is being emptied: it ends at ")
     plane.clock.forward(3601)
