@@ -37,8 +37,8 @@ PRUNE_EVERY = dt.timedelta(hours=1)
 ENDED = [status.value for status in FINAL]
 WATCH_SHARE = 8.0
 """Agents are looked at this many times within their timeout."""
-MISSED = 3.0
-"""Looks that must have failed to come before the manager counts as having been suspended."""
+PAUSE_SHARE = 0.5
+"""A manager that did not look for this part of the agents' timeout was suspended."""
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Reconciler:
         self._leads_since: dt.datetime | None = None
         self._history = history
         self._pruned: dt.datetime | None = None
-        self.longest_pause = dt.timedelta(seconds=MISSED * agent_timeout / WATCH_SHARE)
+        self.longest_pause = dt.timedelta(seconds=PAUSE_SHARE * agent_timeout)
         """Between two looks at agents and limits; after a longer one ``resume`` is called."""
 
     async def run(self) -> None:
