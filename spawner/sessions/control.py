@@ -85,6 +85,7 @@ class ControlPlane:
             heartbeat_interval=self.settings.heartbeat_interval,
             sync_interval=self.settings.sync_interval,
             call_timeout=self.settings.call_timeout,
+            patience=self.settings.agent_timeout,
         )
         self.sessions = SessionService(
             self.journal, self.agents, folders, now, self.settings.callbacks

@@ -146,11 +146,12 @@ class Platform:
             return bool(self.call("GET", "/health"))
         return False
 
-    def command(self, *words: str) -> None:
-        """Run a ``perijove`` command on the manager's host."""
+    def command(self, *words: str) -> str:
+        """What a ``perijove`` command prints on the manager's host."""
         command = [*PROGRAM, *words, "--state-dir", str(self.state)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def _secrets(self) -> dict[str, str]:
         kept: dict[str, str] = json.loads((self.state / "secrets.json").read_text())
