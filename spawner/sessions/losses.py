@@ -100,7 +100,12 @@ def rule_for(session: SessionRow, rules: Rules | None) -> LossRule:
 
 def is_assembled(session: SessionRow) -> bool:
     """Whether its containers are just being started on several nodes: all of them, or none."""
-    return session.cluster_mode == "multi-node" and session.status in ASSEMBLING
+    return is_spread(session) and session.status in ASSEMBLING
+
+
+def is_spread(session: SessionRow) -> bool:
+    """Whether its containers may be on several nodes."""
+    return session.cluster_size > 1 and session.cluster_mode == "multi-node"
 
 
 def lease_of(session: SessionRow) -> float | None:
@@ -114,7 +119,7 @@ def hand_over(session: SessionRow, rules: Rules | None, patience: float) -> None
     """Fix the leases of the run that its nodes hear of now; ``patience`` is what makes a silent one lost."""
     kept = session.recovery or {}
     new = {**kept, "lease": rule_for(session, rules).lease}
-    if session.cluster_mode == "multi-node":
+    if is_spread(session):
         new[START_LEASE] = patience * LEASE_SHARE
     if any(new[name] != kept.get(name) for name in new):
         session.recovery = new
