@@ -16,7 +16,7 @@ from pathlib import Path
 
 from spawner.agent.protocol import Wanted
 
-LOOK_EVERY = 5.0
+LOOK_EVERY = 1.0
 """Seconds between looks at the leases."""
 log = logging.getLogger(__name__)
 

@@ -135,6 +135,7 @@ class AgentRegistry:
         heartbeat_interval: float,
         sync_interval: float,
         call_timeout: float,
+        patience: float,
     ) -> None:
         self._journal = journal
         self._heartbeat_interval = heartbeat_interval
@@ -142,6 +143,8 @@ class AgentRegistry:
         """Id of the deployment, told to agents."""
         self._sync_interval = sync_interval
         self._call_timeout = call_timeout
+        self._patience = patience
+        """Seconds of silence after which an agent is lost."""
         self._links: dict[str, AgentLink] = {}
         self.statistics = Statistics()
         self._serving: set[asyncio.Task[Any]] = set()
@@ -338,7 +341,7 @@ class AgentRegistry:
                 await self._check_token(link)
             await self._push(link, always=tick)
             try:
-                async with asyncio.timeout(self._sync_interval):
+                async with asyncio.timeout(min(self._sync_interval, *_renewals(link.last_sent))):
                     await link.changed.wait()
                 tick = False
             except TimeoutError:
@@ -366,7 +369,7 @@ class AgentRegistry:
         if link.held_back and wanted is not None:
             room = personal.room(wanted.kernels)
             handed = await self._journal.write(
-                REQUEST_ID, lambda change: _hand_over(change, link.agent_id, room)
+                REQUEST_ID, lambda change: _hand_over(change, link.agent_id, room, self._patience)
             )
             link.handed.update(handed)
             await reach("push-recorded")
@@ -375,6 +378,12 @@ class AgentRegistry:
             await link.send(wanted)
             link.last_sent = wanted
             await reach("push-sent")
+
+
+def _renewals(wanted: Wanted | None) -> list[float]:
+    """Seconds after which the leases of what was sent last should be renewed; the first stands for none."""
+    leases = () if wanted is None else (each.lease for each in wanted.kernels)
+    return [float("inf"), *(each / 3 for each in leases if each is not None)]
 
 
 async def _hello(connection: AgentConnection) -> Hello:
@@ -400,7 +409,7 @@ async def _scheduled(db: AsyncSession, agent_id: str) -> bool:
     return (await db.scalars(query.limit(1))).first() is not None
 
 
-async def _hand_over(change: Change, agent_id: str, room: int) -> list[uuid.UUID]:
+async def _hand_over(change: Change, agent_id: str, room: int, patience: float) -> list[uuid.UUID]:
     """SCHEDULED kernels of an agent become PREPARING; from here on only the agent can end them.
 
     Those whose files have no ``room`` follow when others run.
@@ -425,7 +434,7 @@ async def _hand_over(change: Change, agent_id: str, room: int) -> list[uuid.UUID
             room -= weight
             if mine and kernel.status == Status.SCHEDULED and session.target == "RUNNING":
                 cause = steps.CAUSES[Status.PREPARING]
-                hand_over(session, rules.get(session.resource_group))
+                hand_over(session, rules.get(session.resource_group), patience)
                 await change.move_kernel(session, kernel, Status.PREPARING, cause)
                 handed.append(kernel.id)
         await steps.step(change, session, kernels)

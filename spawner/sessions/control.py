@@ -87,6 +87,7 @@ class ControlPlane:
             heartbeat_interval=own.heartbeat_interval,
             sync_interval=own.sync_interval,
             call_timeout=own.call_timeout,
+            patience=own.agent_timeout,
         )
         self.sessions = SessionService(
             self.journal, self.agents, folders, now, own.callbacks, own.apps_path

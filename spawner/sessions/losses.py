@@ -3,6 +3,9 @@
 A session that may go on elsewhere is handed to its node with a lease: a node that hears nothing of the
 manager for that long ends the run by itself. The lease is over well before the session is put back to
 the queue, so that two runs of it never live at once, whatever became of the network.
+
+A cluster that is just being started on several nodes has such a lease whatever its type: if one of them is lost,
+the others shall not hold their parts for it, and nobody has worked in it yet.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.kinds import TYPES
 from spawner.sessions.retries import NODE_LOST, policy_of
+from spawner.sessions.states import Status
 from spawner.sessions.tables import SessionRow
 
 WAIT, TERMINATE, REQUEUE = "wait", "terminate", "requeue"
@@ -22,6 +26,9 @@ REQUEUED = ("batch", "inference")
 SHORTEST_REQUEUE = 180.0
 """Seconds: less leaves no time for a node to notice that it is cut off, and to end what it runs."""
 LEASE_SHARE = 0.5
+START_LEASE = "start_lease"
+"""In ``recovery``: the lease of a cluster's containers until all of them run."""
+ASSEMBLING = (Status.SCHEDULED.value, Status.PREPARING.value, Status.CREATING.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +98,28 @@ def rule_for(session: SessionRow, rules: Rules | None) -> LossRule:
     return LossRule(rule.after, REQUEUE if again else TERMINATE)
 
 
+def is_assembled(session: SessionRow) -> bool:
+    """Whether its containers are just being started on several nodes: all of them, or none."""
+    return is_spread(session) and session.status in ASSEMBLING
+
+
+def is_spread(session: SessionRow) -> bool:
+    """Whether its containers may be on several nodes."""
+    return session.cluster_size > 1 and session.cluster_mode == "multi-node"
+
+
 def lease_of(session: SessionRow) -> float | None:
-    """The lease with which the present run was handed to its node."""
-    lease = (session.recovery or {}).get("lease")
-    return None if lease is None else float(lease)
+    """The lease with which the present run was handed to its nodes, as it is now."""
+    kept = session.recovery or {}
+    given = [kept.get("lease"), kept.get(START_LEASE) if is_assembled(session) else None]
+    return min((float(each) for each in given if each is not None), default=None)
 
 
-def hand_over(session: SessionRow, rules: Rules | None) -> None:
-    """Fix the lease of the run that its node hears of now."""
-    lease = rule_for(session, rules).lease
-    if lease != lease_of(session):
-        session.recovery = {**(session.recovery or {}), "lease": lease}
+def hand_over(session: SessionRow, rules: Rules | None, patience: float) -> None:
+    """Fix the leases of the run that its nodes hear of now; ``patience`` is what makes a silent one lost."""
+    kept = session.recovery or {}
+    new = {**kept, "lease": rule_for(session, rules).lease}
+    if is_spread(session):
+        new[START_LEASE] = patience * LEASE_SHARE
+    if any(new[name] != kept.get(name) for name in new):
+        session.recovery = new

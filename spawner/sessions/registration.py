@@ -28,7 +28,7 @@ from spawner.sessions import (
     slotkinds,
     steps,
 )
-from spawner.sessions.losses import REQUEUE, Rules, lease_of, rule_for
+from spawner.sessions.losses import REQUEUE, Rules, is_assembled, lease_of, rule_for
 from spawner.sessions.states import FINAL, HOLDS, Status, Target
 from spawner.sessions.tables import (
     AgentRow,
@@ -158,11 +158,29 @@ async def lose(change: Change, agent_id: str, not_seen_since: dt.datetime) -> bo
     for session in await sessions_on(change, agent_id):
         ending = session.status == Status.TERMINATING
         what = "waiting for its node to end it; " if ending else ""
-        if await _degraded(change, session):
+        if await _degraded(change, session) or await _apart(change, session, agent_id):
             continue
         session.status_info = f"{what}unreachable since {since}: its node does not answer"
         change.note(session, session.status_info)
     change.schedule = True
+    return True
+
+
+async def _apart(change: Change, session: SessionRow, agent_id: str) -> bool:
+    """Put a cluster back to the queue that was just being started; False: it is none, or was not told to end.
+
+    What its lost node may still have of it stays accounted there.
+    """
+    if lease_of(session) is None or not is_assembled(session):
+        return False
+    loaded = await steps.load(change.db, session.id)
+    if loaded is None or session.target != Target.RUNNING:
+        return False
+    for kernel in loaded[1]:
+        if kernel.agent_id == agent_id:
+            cause = f"the node of {kernel.hostname} was lost: all containers start again together"
+            await runs.leave(change, session, kernel, cause)
+    await steps.step(change, *loaded)
     return True
 
 

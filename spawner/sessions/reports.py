@@ -27,6 +27,8 @@ STATUSES = frozenset(
 )
 RETRIABLE = frozenset({"create-failed", "removed", "engine-restarted"})
 """Failures before RUNNING that another try, perhaps elsewhere, may not meet again."""
+UNDONE = frozenset({REFUSED, "fenced"})
+"""Failures before RUNNING that are no fault of the session: it has its old place in the queue, however often."""
 LOG_TAIL = 16_384
 """Characters of the log that are kept of a kernel that ended."""
 TEXT = 1_000
@@ -157,8 +159,11 @@ async def _ended(
     why, cause = _why(kernel, report), retries.cause_of(session, report)
     recalled = old is Status.TERMINATING and cause == retries.ENDED
     told = retries.told_cause(session) if recalled else cause
-    if report.failure == REFUSED and old not in (Status.RUNNING, Status.TERMINATING):
-        await _refused(change, session, kernel, why)
+    if report.failure in UNDONE and old not in (Status.RUNNING, Status.TERMINATING):
+        if report.failure == REFUSED:
+            await refusals.note(change, str(kernel.agent_id))
+        told = f"{why}: waiting for another place"
+        await change.move_kernel(session, kernel, Status.PENDING, told, reason=report.failure)
         await steps.step(change, session, kernels)
         return
     await runs.keep(change, session, kernel, report, told, why)
@@ -180,13 +185,6 @@ async def _ended(
             reason = steps.FAILED_TO_START
             await change.move_kernel(session, kernel, Status.ERROR, why, reason=reason)
     await steps.step(change, session, kernels)
-
-
-async def _refused(change: Change, session: SessionRow, kernel: KernelRow, why: str) -> None:
-    """A placement did not fit its node any more: the session has its old place in the queue, however often."""
-    await refusals.note(change, str(kernel.agent_id))
-    told = f"{why}: waiting for another place"
-    await change.move_kernel(session, kernel, Status.PENDING, told, reason=REFUSED)
 
 
 async def _ended_as_told(

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.sessions import degraded, retries, runtimes
 from spawner.sessions.holdings import CLAIM
+from spawner.sessions.losses import is_spread
 from spawner.sessions.states import FINAL, TRANSITIONS, Status, Target
 from spawner.sessions.tables import KernelRow, SessionRow
 from spawner.sessions.transitions import Change
@@ -196,6 +197,8 @@ async def _towards_running(
             )
     else:
         await _follow(change, session, statuses)
+        if session.status == Status.RUNNING and is_spread(session):  # their leases are over now
+            change.agents.update(str(kernel.agent_id) for kernel in kernels)
 
 
 async def _follow(change: Change, session: SessionRow, statuses: Sequence[Status]) -> None:

@@ -5,6 +5,8 @@ Every test ends in the audit. How long each recovery took is written to ``artifa
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -21,10 +23,12 @@ from tests.cluster.one_node import (
     host_of,
     identities,
     inside,
+    live,
     submit,
     used,
 )
 from tests.cluster.platform import Platform, until
+from tests.harness.fleet import device
 from tests.harness.recovery import timed
 from tests.integration.docker_engine import TEST_IMAGE
 
@@ -62,6 +66,65 @@ def test_twenty_kernels_do_not_notice_that_their_agent_is_killed(platform: Platf
     assert {slot: amount for slot, _, amount in used(platform)}["cpu"] == "1.7"
     after = identities(platform)
     assert {ref: after[ref] for ref in staying} == {ref: before[ref] for ref in staying}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "deleted"])
+def test_shares_of_devices_are_known_again_from_labels(platform: Platform, damage: str) -> None:
+    host = host_of(platform)
+    devices = host.folder / "devices.toml"
+    devices.write_text("".join(device(n) for n in range(2)))
+    settings = host.folder / "mock_config.py"
+    settings.write_text(f"c.AgentConfig.accelerators = {{'mock': {{'file': '{devices}'}}}}\n")
+    platform.kill("h1")
+    platform.start_agent(host, {"PERIJOVE_CONFIG": str(settings)})
+    try:
+        until(lambda: used(platform), lambda found: len(found) == 4)
+        held = [
+            submit(platform, f"{damage}-{n}", resources={"cuda.shares": s})
+            for n, s in enumerate(("1", "0.6"))
+        ]
+        for ref in held:
+            platform.wait(ref, "RUNNING")
+        before, given = identities(platform), shares(platform)
+        assert len({given[ref][0][1] for ref in held}) == 2, "a device each"
+        platform.kill("h1")
+        for name in ("leases.json", "containers"):
+            file = host.folder / "agent" / name
+            file.write_text('{"trunca') if damage == "truncated" else file.unlink(missing_ok=True)
+        with timed(f"6,agent killed and its state {damage}"):
+            platform.start_agent(host, {"PERIJOVE_CONFIG": str(settings)})
+            until(platform.agents, bool)
+        third = submit(platform, f"{damage}-third", resources={"cuda.shares": "0.4"})
+        too_much = submit(platform, f"{damage}-fourth", resources={"cuda.shares": "0.5"})
+        platform.wait(third, "RUNNING")
+        assert {ref: identities(platform)[ref] for ref in held} == before
+        assert shares(platform)[third][0][:2] == given[held[1]][0][:2], (
+            "what was free of a busy device"
+        )
+        until(lambda: platform.session(too_much)["statusInfo"], lambda told: "waiting for" in told)
+        assert (
+            sum(float(amount) for slot, _, amount in used(platform) if slot == "cuda.shares") == 2.0
+        )
+        platform.audit()
+    finally:
+        for ref in live(platform):
+            platform.call("DELETE", f"/session/{ref}")
+        until(lambda: live(platform), lambda left: not left)
+        platform.kill("h1")
+        platform.start_agent(host)
+        until(platform.agents, bool)
+
+
+def shares(platform: Platform) -> dict[str, list[tuple[str, str, int]]]:
+    """What containers say in their labels that they hold of accelerators, by session."""
+    return {
+        session: [
+            tuple(s)
+            for s in json.loads(facts["Config"]["Labels"][f"{LABEL}.shares"])
+            if s[0] not in ("cpu", "mem")
+        ]
+        for session, facts in containers(platform).items()
+    }
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -229,7 +292,9 @@ def test_orphans_go_and_strangers_stay(platform: Platform) -> None:
         until(present, lambda left: left == {"neighbour", "stranger"})
     assert containers_run(client, made["neighbour"], made["stranger"], mine["Id"])
     log = (platform.state / "h1.log").read_text()
-    assert f"kernel_id='{unknown}'" in log
+    for kernel, epoch in ((unknown, 1), (labels[f"{LABEL}.kernel"], 0)):
+        evidence = rf"kernel_id='{kernel}', session_id='[^']+', epoch={epoch}\) is known to nobody"
+        assert re.search(evidence, log), log
     for name in ("neighbour", "stranger"):
         client.api.remove_container(made[name], force=True)
     client.close()

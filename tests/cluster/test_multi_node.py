@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.cluster.platform import Platform, until
-from tests.cluster.swarm import IMAGE, containers, end, roles, run, running_swarm
+from tests.cluster.swarm import IMAGE, containers, end, roles, run, running_swarm, session_networks
 from tests.harness.recovery import timed
 
 pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.timeout(240)]
@@ -182,10 +183,10 @@ def test_a_node_is_drained(platform: Platform) -> None:
     end(platform, job)
 
 
-@pytest.mark.parametrize("direction", ["INPUT", "OUTPUT"])
+@pytest.mark.parametrize("direction", ["both ways", "INPUT", "OUTPUT"])
 def test_what_was_asked_during_a_partition_is_done_once(platform: Platform, direction: str) -> None:
     refs = [
-        alone_on(platform, f"{what}-{direction.lower()}", "h1", "h2")
+        alone_on(platform, f"{what}-{direction.lower().replace(' ', '-')}", "h1", "h2")
         for what in ("keep", "end", "zombie")
     ]
     kept, ended, zombie = refs
@@ -250,3 +251,44 @@ def test_an_agent_and_the_manager_die_while_a_cluster_is_made(platform: Platform
     assert run(mine["sub2"], "ssh", "main1", "hostname") == (0, "main1")
     platform.audit()
     end(platform, ref)
+
+
+def test_a_node_lost_while_a_cluster_is_made_does_not_hold_the_others(platform: Platform) -> None:
+    """Its agent and the manager are killed in the same second, and the agent does not come back."""
+    lost = next(host for host in platform.hosts.all if host.name == "h2")
+    platform.processes[lost.name].send_signal(signal.SIGSTOP)
+    ref = platform.create("all-or-none", IMAGE, 3)
+    until(lambda: containers(platform, ref), bool)
+    old = {container for _, container in containers(platform, ref).values()}
+    whole = {"resources": {"cpu": "2", "mem": "64m"}, "resource_opts": {"shmem": "8m"}}
+    later, last = (platform.create(name, IMAGE, 3, config=whole) for name in ("later", "last"))
+    assert platform.session(ref)["status"] in ("PREPARING", "CREATING")
+    platform.kill("manager")
+    platform.kill(lost.name)
+    with timed(
+        "23,node lost for ever while a cluster is made, until all parts are back in the queue"
+    ):
+        platform.start_manager()
+        until(
+            lambda: platform.command("session", "history", ref),
+            lambda told: "was lost: all" in told,
+        )
+    with timed("23,and until it runs on the other nodes"):
+        platform.wait(ref, "RUNNING")
+    mine = containers(platform, ref)
+    assert {host.name for host, _ in mine.values()} == {"h1", "h3"}
+    assert not {container for _, container in mine.values()} & old
+    until(lambda: [n for n in session_networks(platform) if ref in n], lambda left: len(left) == 1)
+    platform.audit()
+    platform.start_agent(lost)
+    until(platform.agents, lambda found: lost.name in found)
+    assert len(containers(platform, ref)) == 3
+    assert run(containers(platform, ref)["sub2"], "ssh", "main1", "hostname") == (0, "main1")
+    platform.audit()
+    end(platform, ref)
+    platform.wait(later, "RUNNING")
+    assert platform.session(last)["status"] == "PENDING", (
+        "those who waited meanwhile kept their order"
+    )
+    platform.call("DELETE", f"/session/{last}")
+    end(platform, later)
