@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.lab import SLOW, Person
 from tests.e2e.platform import HERE, Platform
-from tests.e2e.web_image import SCALAR, ensure_web_image
+from tests.e2e.web_image import BACKEND_AI, SCALAR, ensure_backend_ai_image, ensure_web_image
 from tests.harness.apart import apart
 from tests.integration.docker_engine import ensure_session_image, running_engine
 
@@ -155,6 +155,7 @@ def started(port: int) -> str:
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     with running_engine():
         ensure_web_image()  # before the agent lists its images
+        ensure_backend_ai_image()
         state = tmp_path_factory.mktemp("web") / "state"
         platform = Platform(state, "docker", config=CONFIG)
         platform.start(timeout=600)
@@ -271,6 +272,16 @@ def test_websockets_are_carried(app: str, ada: Client) -> None:
             assert refused.value.status == 404
 
     apart(lambda: asyncio.run(talk()))
+
+
+def test_an_image_made_for_backend_ai_runs_and_its_apps_are_started(ada: Client) -> None:
+    """Though nobody listens at the port that was asked for, nor starts what its labels name."""
+    made = session(ada, "made-for-another", "", BACKEND_AI)
+    path = f"/services/perijove-apps/{made}"
+    status, page = ada.ask("GET", f"{path}/tensorboard/")
+    assert (status, b"Directory listing" in page) == (200, True), page
+    assert ada.ask("GET", f"{path}/9000/")[0] == 503
+    end(ada, made)
 
 
 @pytest.fixture
