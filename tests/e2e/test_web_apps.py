@@ -288,6 +288,7 @@ def test_an_image_made_for_backend_ai_runs_and_its_apps_are_started(ada: Client)
 def person(platform: Platform, browser: Browser, shots: Path) -> Iterator[Person]:
     """The administrator, logged in."""
     context = browser.new_context(viewport={"width": 1100, "height": 700})
+    context.on("requestfailed", lambda request: print(request.url, request.failure))
     person = Person(context.new_page(), platform.url, shots)
     try:
         person.log_in("admin", platform.password)
@@ -302,7 +303,7 @@ def opened(person: Person, link: str) -> Page:
     """The page that a link on the page of sessions opens."""
     person.page.goto(f"{person.url}/services/perijove/")
     with person.page.context.expect_page() as page:
-        person.page.get_by_role("link", name=link).click()
+        person.page.get_by_role("link", name=link, exact=True).click()
     page.value.set_default_timeout(SLOW)
     return page.value
 
