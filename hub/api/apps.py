@@ -14,7 +14,7 @@ import msgspec
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from authenticator.principals import Scope, Via
-from authenticator.problems import BadRequest, InvalidParameters
+from authenticator.problems import BadRequest, Forbidden, InvalidParameters
 from hub.api.endpoints import endpoint
 from hub.api.handler import ApiHandler, Base
 from hub.api.parameters import param
@@ -94,11 +94,14 @@ class Socket(Base, WebSocketHandler):
     async def enter(self, session: str, wish: Wish) -> None:
         """Connect to the app, then upgrade: an app that is not there is told before."""
         self.require_own_page()
+        asks = self.request.headers.get("Origin")
+        if asks is not None and not self.check_origin(asks):
+            raise Forbidden(f"pages of {asks[:80]} may not ask this")
         self._streams = await self.services.control.apps.connect(self.principal, session, wish)
         try:
             await WebSocketHandler.get(self, session)
         finally:
-            if self.ws_connection is None:  # refused: no WebSocket, or another origin
+            if self.ws_connection is None:  # refused: no WebSocket
                 self._streams[1].close()
 
     def open(self, *args: str, **kwargs: str) -> None:

@@ -227,7 +227,8 @@ class KernelRunner:
             shares=state.shares,
         )
         self._phase = state.phase
-        if state.phase == "running" and spec.ports and not await self._answers(spec, state):
+        waits = spec.ports and spec.ports[0].protocol != "preopen"  # a user's program comes later
+        if state.phase == "running" and waits and not await self._answers(spec, state):
             return None
         healthy = None if spec.health is None else True
         self._say("RUNNING", progress="running", healthy=healthy, **self._reached(state))

@@ -18,6 +18,7 @@ PORTS_LABEL = "ai.backend.service-ports"
 ENDPOINTS_LABEL = "ai.backend.endpoint-ports"
 ACCELERATORS_LABEL = "ai.backend.accelerators"
 COMMAND_LABEL = "ai.perijove.command"
+KERNELSPEC_LABEL = "ai.backend.kernelspec"
 RUNTIME_LABEL = "ai.backend.runtime-path"
 MINIMUM_LABEL = "ai.backend.resource.min."
 PROTOCOLS = ("http", "https", "tcp", "preopen", "vnc", "rdp", "internal", "pty")
@@ -152,6 +153,15 @@ def own_command(labels: Mapping[str, str]) -> list[str]:
         return []  # the engine says so when it starts
     is_told = isinstance(words, list) and any(BASE_PATH in str(word) for word in words)
     return [str(word) for word in words] if is_told else []
+
+
+def idle_command(labels: Mapping[str, str]) -> list[str]:
+    """What an image made for Backend.AI does until somebody opens an app: its kernel runner is not used.
+
+    Empty for images that say, or are made, for what they run.
+    """
+    needs_runner = KERNELSPEC_LABEL in labels and COMMAND_LABEL not in labels
+    return ["sleep", "infinity"] if needs_runner else []
 
 
 def base_path(path: str, session_id: uuid.UUID, name: str, port: int | None = None) -> str:

@@ -28,6 +28,7 @@ from spawner.sessions.apps import (
     JUPYTER_TOKEN,
     PORTS_LABEL,
     apps_of,
+    idle_command,
     labelled_ports,
     labelled_services,
     own_command,
@@ -332,7 +333,9 @@ class Checker:
             ports.append({**_port(HUB_PORT_NAME, self.new.hub.port), "published": True})
         elif self.draft.service_port is not None:
             ports.append(self.draft.service_port)
-        elif self.new.type != "batch":
+        elif self.new.type == "inference" or (
+            self.new.type != "batch" and not idle_command(self.draft.labels)
+        ):
             ports += labelled_ports(self.draft.labels, inference=self.new.type == "inference")
         if self.new.type == "inference" and not ports and not self._image_missing:
             self.fault(
@@ -489,7 +492,10 @@ def _spec(new: NewSession, draft: Draft, mounts: Iterable[FolderMount]) -> dict[
         new.hub is None and draft.ports
     ):  # a server of its own must not be open to whoever finds the port
         environ.setdefault(JUPYTER_TOKEN, secrets.token_urlsafe(32))
-    own = own_command(draft.labels) if new.hub is None and not draft.command else []
+    own = idle = []
+    if new.hub is None and not draft.command:
+        own = own_command(draft.labels)
+        idle = idle_command(draft.labels) if new.type != "inference" else []
     apps = _apps(draft, own=bool(own))
     if any(app["name"] == execution.APP for app in apps):
         environ[execution.KEY] = secrets.token_urlsafe(32)
@@ -502,7 +508,7 @@ def _spec(new: NewSession, draft: Draft, mounts: Iterable[FolderMount]) -> dict[
         more["seccomp"] = draft.seccomp
     return {
         **more,
-        "command": draft.command or own,
+        "command": draft.command or own or idle,
         "environ": environ,
         "mounts": [
             {"volume": m.volume, "path": m.path, "target": m.target, "read_only": m.read_only}
@@ -517,7 +523,8 @@ def _spec(new: NewSession, draft: Draft, mounts: Iterable[FolderMount]) -> dict[
 
 def _apps(draft: Draft, *, own: bool) -> list[dict[str, Any]]:
     """What can be opened in the session; its own command listens on the first port, and may know its path."""
-    main = draft.ports[0]["container_port"] if draft.ports else 0
+    first = draft.ports[0] if draft.ports else _port("", 0)
+    main = first["container_port"] if first["protocol"] != "preopen" else 0
     opened = [port["container_port"] for port in draft.ports if port["protocol"] == "preopen"]
     named = {name for name, *_ in labelled_services(draft.labels.get(PORTS_LABEL, ""))[0]}
     apps = apps_of(draft.labels, (n for n in opened if str(n) not in named), main)

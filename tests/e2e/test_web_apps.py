@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.lab import SLOW, Person
 from tests.e2e.platform import HERE, Platform
-from tests.e2e.web_image import SCALAR, ensure_web_image
+from tests.e2e.web_image import BACKEND_AI, SCALAR, ensure_backend_ai_image, ensure_web_image
 from tests.harness.apart import apart
 from tests.integration.docker_engine import ensure_session_image, running_engine
 
@@ -155,6 +155,7 @@ def started(port: int) -> str:
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     with running_engine():
         ensure_web_image()  # before the agent lists its images
+        ensure_backend_ai_image()
         state = tmp_path_factory.mktemp("web") / "state"
         platform = Platform(state, "docker", config=CONFIG)
         platform.start(timeout=600)
@@ -273,10 +274,21 @@ def test_websockets_are_carried(app: str, ada: Client) -> None:
     apart(lambda: asyncio.run(talk()))
 
 
+def test_an_image_made_for_backend_ai_runs_and_its_apps_are_started(ada: Client) -> None:
+    """Though nobody listens at the port that was asked for, nor starts what its labels name."""
+    made = session(ada, "made-for-another", "", BACKEND_AI)
+    path = f"/services/perijove-apps/{made}"
+    status, page = ada.ask("GET", f"{path}/tensorboard/")
+    assert (status, b"Directory listing" in page) == (200, True), page
+    assert ada.ask("GET", f"{path}/9000/")[0] == 503
+    end(ada, made)
+
+
 @pytest.fixture
 def person(platform: Platform, browser: Browser, shots: Path) -> Iterator[Person]:
     """The administrator, logged in."""
     context = browser.new_context(viewport={"width": 1100, "height": 700})
+    context.on("requestfailed", lambda request: print(request.url, request.failure))
     person = Person(context.new_page(), platform.url, shots)
     try:
         person.log_in("admin", platform.password)
@@ -291,7 +303,7 @@ def opened(person: Person, link: str) -> Page:
     """The page that a link on the page of sessions opens."""
     person.page.goto(f"{person.url}/services/perijove/")
     with person.page.context.expect_page() as page:
-        person.page.get_by_role("link", name=link).click()
+        person.page.get_by_role("link", name=link, exact=True).click()
     page.value.set_default_timeout(SLOW)
     return page.value
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import docker
 from docker.errors import ImageNotFound
 
+from kernels.bootstrap import BootstrapError, bootstrap
 from kernels.build import parts
-from tests.integration.docker_engine import build_image
+from tests.integration.docker_engine import build_image, unavailable
 
+BACKEND_AI = "perijove/test-backend-ai:latest"
 SMALL_APP = Path(__file__).with_name("web_app.py")
 LAB = [
     "jupyter",
@@ -61,6 +63,27 @@ def ensure_web_image() -> str:
     finally:
         client.close()
     return tag
+
+
+def ensure_backend_ai_image() -> str:
+    """An image as for Backend.AI: labels, the program that one names, and a command that ends at once."""
+    client = docker.from_env(timeout=300)
+    try:
+        dockerfile = f"FROM {bootstrap(client, print)}\nCOPY tensorboard /usr/local/bin/\n"
+        dockerfile += (
+            'LABEL ai.backend.kernelspec=1 ai.backend.service-ports="tensorboard:http:6006"\n'
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            program = Path(folder) / "tensorboard"
+            program.write_text('#!/bin/sh\nexec python3 -m http.server "${2#--port=}"\n')
+            program.chmod(0o755)
+            (Path(folder) / "Dockerfile").write_text(f"{dockerfile}CMD true\n")
+            client.images.build(path=folder, tag=BACKEND_AI, rm=True)
+    except BootstrapError as error:
+        unavailable(f"no base image: {error}")
+    finally:
+        client.close()
+    return BACKEND_AI
 
 
 def _dockerfile(base: str) -> str:

@@ -113,6 +113,8 @@ class FakeAgent:
     image_tasks: list[dict[str, str]] = field(default_factory=list)
     """What it answers when it is asked for its pulls and commits."""
     calls: list[Call] = field(default_factory=list)
+    relay: tuple[str, int] = ("127.0.0.1", 9)
+    """Where it says that apps can be reached."""
     max_containers: int | None = None
     protocol: int = PROTOCOL_VERSION
     address: str = "127.0.0.1"
@@ -278,6 +280,10 @@ class FakeAgent:
             value = f"line of {call.params['kernel_id']}\n" * call.params["tail"]
         elif call.method == "image_tasks":
             value = self.image_tasks
+        elif call.method == "start_app":
+            host, port = self.relay
+            protocol = call.params["app"]["protocol"]
+            value = {"host": host, "port": port, "token": "relay", "protocol": protocol}
         self.calls.append(call)
         self.say(Answer(call.call_id, value))
 

@@ -71,7 +71,7 @@ def test_it_says_what_it_is(client: docker.DockerClient) -> None:
     assert labels["ai.perijove.image"] == "jupyterlab"
     assert labels["ai.perijove.label"]
     assert len(labels["ai.perijove.recipe"]) == 12
-    assert "{bind_port}" in json.loads(labels["ai.perijove.command"])[-1]
+    assert json.loads(labels["ai.perijove.command"])[-2:] == ["{bind_port}", "{base_path}"]
     assert labels["ai.backend.service-ports"] == "jupyterlab:http:8888"
     assert {"ai.backend.resource.min.cpu", "ai.backend.resource.min.mem"} <= set(labels)
     assert image.attrs["Config"]["User"] == "1000:1000"
@@ -141,7 +141,9 @@ def test_programs_of_a_notebook_ask_for_input(client: docker.DockerClient, home:
 
 def test_its_own_command_serves_behind_a_token(client: docker.DockerClient, home: str) -> None:
     command = json.loads(client.images.get(IMAGE).labels["ai.perijove.command"])
-    words = [word.format(bind_host="0.0.0.0", bind_port="8888") for word in command]
+    words = [
+        word.format(bind_host="0.0.0.0", bind_port="8888", base_path="/a/path/") for word in command
+    ]
     container = client.containers.run(
         IMAGE,
         words,
@@ -154,7 +156,7 @@ def test_its_own_command_serves_behind_a_token(client: docker.DockerClient, home
     try:
         container.reload()
         address = container.attrs["NetworkSettings"]["IPAddress"]
-        base = f"http://{address}:8888"
+        base = f"http://{address}:8888/a/path"
         deadline = time.monotonic() + 60
         while True:
             assert time.monotonic() < deadline, container.logs().decode()

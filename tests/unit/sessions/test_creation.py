@@ -238,6 +238,24 @@ async def test_a_session_of_its_own_has_a_token_and_the_ports_of_its_image(plane
     assert detail.environ == {"JUPYTER_TOKEN": REDACTED}
 
 
+async def test_an_image_made_for_backend_ai_waits_for_who_opens_its_apps(
+    plane: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = "jupyter:http:8081,tensorboard:http:6006"
+    labels = {"ai.backend.kernelspec": "1", "ai.backend.service-ports": ports}
+    monkeypatch.setattr("tests.harness.agent.LABELS", labels)
+    agent = await plane.agent()
+    ada = await plane.user()
+    detail = await plane.run(ada, preopen_ports=["9000"])
+    spec = next(iter(agent.kernels.values())).spec
+    assert spec.command == ("sleep", "infinity")
+    assert [port.name for port in spec.ports] == ["preopen-9000"], "nobody listens at the others"
+    apps = {app["name"]: app["argv"] for app in detail.main.spec["apps"]}
+    assert apps["jupyter"][0] == "jupyter", "it is started when somebody opens it"
+    assert apps["tensorboard"][0] == "tensorboard"
+    assert apps["9000"] == []
+
+
 async def test_only_administrators_choose_nodes(plane: Rig) -> None:
     await plane.agent()
     ada = await plane.user()

@@ -100,7 +100,8 @@ class Images:
             raise EngineError(
                 f"image {image}: its label {COMMAND_LABEL} is not a JSON list of texts"
             )
-        return tuple(items)
+        # The manager names the path; a session that it made before it did so is at the root.
+        return tuple(item.replace("{base_path}", "/") for item in items)
 
     async def config(self, image: str) -> Mapping[str, Any]:
         """Labels, entrypoint and the like of an image that is there. Raises ``EngineError``."""
