@@ -35,6 +35,7 @@ class SessionNetworks:
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
         self.home = ""
+        self._open_way = False
         self._making = asyncio.Lock()
 
     async def features(self) -> dict[str, Any]:
@@ -44,9 +45,12 @@ class SessionNetworks:
         if swarm.get("LocalNodeState") != "active":
             return {"clusters": True}
         way_out = await self._way_out()
-        if way_out is not None and (way_out["Options"] or {}).get(ICC) != "false":
+        open_way = way_out is not None and (way_out["Options"] or {}).get(ICC) != "false"
+        if open_way and not self._open_way:
             told = "sessions over several nodes could reach each other through %s, which lacks %s=false"
             log.warning(told, WAY_OUT, ICC)
+        self._open_way = open_way
+        if open_way:
             return {"clusters": True}
         managers = [str(each["NodeID"]) for each in swarm.get("RemoteManagers") or ()]
         return {
