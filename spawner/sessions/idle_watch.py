@@ -137,7 +137,8 @@ class IdleWatch:
             elif step is Step.END and name != LIFETIME and end is None:
                 end = (REASONS[name], _why(name, verdict))
         decided = warnings or end or warned != state.warned
-        if not decided and now - state.at < SAVED_EVERY:
+        past = any(check["ends_at"] <= now for check in state.checks.values())
+        if not (decided or past) and now - state.at < SAVED_EVERY:
             return None
         fresh = replace(state, at=now, warned=warned)
         judged = {name: each for name, each in verdicts.items() if each is not None}
