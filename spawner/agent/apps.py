@@ -15,6 +15,7 @@ import contextlib
 import logging
 import re
 import secrets
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,9 +106,12 @@ class Apps:
         """Ids of the kernels that have an open app."""
         return frozenset(kernel_id for kernel_id, _, _ in self._opened)
 
-    def connections(self, kernel_id: str) -> int:
-        """Connections to apps of a kernel that are open now."""
-        return sum(o.relay.connections for key, o in self._opened.items() if key[0] == kernel_id)
+    def seen(self) -> Mapping[str, int]:
+        """By kernel, connections to its apps that were open at some time since this was asked last."""
+        found: Counter[str] = Counter()
+        for (kernel_id, _, _), opened in self._opened.items():
+            found[kernel_id] += opened.relay.seen()
+        return found
 
     async def close(self) -> None:
         """Close all relays; the programs behind them go on."""

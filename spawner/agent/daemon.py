@@ -106,6 +106,7 @@ class AgentDaemon:
             folder=config.state_dir,
             interval=config.measure_interval,
             running=self._calls.running,
+            seen=lambda: self._apps.seen(),
         )
         self._calls.offer("processes", self.measuring.processes)
         self.hurry = asyncio.Event()

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spawner.accelerators.measures import Measure, MeasureKind, Told, of_kernel
@@ -55,9 +55,12 @@ class Measuring:
         folder: str,
         interval: float,
         running: Callable[[Mapping[str, Any]], Identity],
+        seen: Callable[[], Mapping[str, int]],
     ) -> None:
+        """``seen`` tells of connections to apps by kernel, of which the engine knows only some."""
         self._engine, self._kernels, self._accelerators = engine, kernels, accelerators
         self._folder, self._interval, self._running = folder, interval, running
+        self._seen = seen
         self._runs: dict[Identity, _Kernel] = {}
         self._node = Record()
         self._devices: dict[str, Record] = {}
@@ -80,12 +83,16 @@ class Measuring:
         here = await asyncio.to_thread(node.read, self._folder)
         reports = {_identity(report): report for report in self._kernels.reports()}
         processes = await self._processes_on(measured)
+        seen = self._seen()
         now = time.monotonic()
         self._runs = {each: run for each, run in self._runs.items() if each in reports}
         for identity, counters in counted.items():
             report = reports.get(identity)
             if report is not None:
                 run = self._runs.setdefault(identity, _Kernel(now))
+                if counters.connections is not None:
+                    known = max(counters.connections, seen.get(identity.kernel_id, 0))
+                    counters = replace(counters, connections=known)
                 _add_kernel(run, counters, report, now)
                 parts = self._accelerators.parts(report.shares)
                 _add_held(run, of_kernel(measured, parts, processes.get(identity, ())), now)

@@ -23,6 +23,7 @@ class Relay:
     def __init__(self, token: str, serve: Serve) -> None:
         self.token = token
         self.connections = 0
+        self._ended = 0
         self._serve = serve
         self._strangers = 0
         self._server: asyncio.Server | None = None
@@ -42,6 +43,11 @@ class Relay:
             await asyncio.wait(self._tasks)
         if self._server is not None:
             await self._server.wait_closed()
+
+    def seen(self) -> int:
+        """Connections that were open at some time since this was asked last."""
+        ended, self._ended = self._ended, 0
+        return self.connections + ended
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._strangers >= MOST_STRANGERS:
@@ -67,6 +73,7 @@ class Relay:
                 await self._serve(reader, writer)
             finally:
                 self.connections -= 1
+                self._ended += 1
         except OSError as error:
             log.debug("a connection to an app broke: %s", error)
         finally:

@@ -7,6 +7,7 @@ import logging
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from sqlalchemy import select
@@ -44,7 +45,7 @@ from spawner.sessions.losses import hand_over, lease_of
 from spawner.sessions.retries import attempt_of
 from spawner.sessions.snapshot import read_loss_rules
 from spawner.sessions.states import IllegalTransition, Status
-from spawner.sessions.statistics import Statistics
+from spawner.sessions.statistics import NodeView, Statistics, keep
 from spawner.sessions.tables import AgentRow, AllocationRow, KernelRow, SessionRow
 from spawner.sessions.tokens import JOIN, TokenRefused, find, still_good, use
 from spawner.sessions.transitions import Change, Journal
@@ -266,15 +267,21 @@ class AgentRegistry:
             for task in done:
                 task.result()
         finally:
+            view: NodeView | None = None
             if self._links.get(hello.agent_id) is link:
                 del self._links[hello.agent_id]
-                self.statistics.forget(hello.agent_id)
+                view = self.statistics.forget(hello.agent_id)
             link.fail_calls()
             pusher.cancel()
             reader.cancel()
             # The first fault was raised above; the other half mostly fails for the same reason.
             await asyncio.gather(pusher, reader, return_exceptions=True)
             log.info("agent %s disconnected", hello.agent_id)
+            if view is not None and view.kernels:
+                with suppress(StoreError):  # the database is away, or this manager ends
+                    await self._journal.store.write(
+                        partial(keep, agent_id=link.agent_id, view=view)
+                    )
 
     async def _read_forever(self, link: AgentLink) -> None:
         """Until the connection ends, or another one has its place: what it still carries is of the past."""

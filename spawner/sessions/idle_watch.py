@@ -137,7 +137,10 @@ class IdleWatch:
             elif step is Step.END and name != LIFETIME and end is None:
                 end = (REASONS[name], _why(name, verdict))
         decided = warnings or end or warned != state.warned
-        if not decided and now - state.at < SAVED_EVERY:
+        # Whoever reads that it ends so soon would believe to have been warned.
+        soon = now + warn_before
+        stale = any(n not in warned and c["ends_at"] <= soon for n, c in state.checks.items())
+        if not (decided or stale) and now - state.at < SAVED_EVERY:
             return None
         fresh = replace(state, at=now, warned=warned)
         judged = {name: each for name, each in verdicts.items() if each is not None}

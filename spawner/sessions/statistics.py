@@ -1,7 +1,7 @@
 """What agents measured last, in memory: a live view that each ``Measures`` frame of an agent replaces.
 
 The manager that has an agent's connection has its measures. The last ones of a kernel are kept in its row
-(``last_stat``) when it ends.
+(``last_stat``) when it ends, or when its agent is not there any more.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from spawner.agent.protocol import Measures, ProtocolError
+from spawner.sessions.states import FINAL, Status
+from spawner.sessions.tables import KernelRow
 
 MOST_METRICS = 64
 MOST_KERNELS = 4096
@@ -47,9 +52,9 @@ class Statistics:
             check_metrics(f"kernels.{kernel_id}", metrics)
         self._nodes[agent_id] = NodeView(now, measures.node, measures.devices, measures.kernels)
 
-    def forget(self, agent_id: str) -> None:
-        """The agent is not connected any more: what it told grows old."""
-        self._nodes.pop(agent_id, None)
+    def forget(self, agent_id: str) -> NodeView | None:
+        """The agent is not connected any more: what it told grows old. What was known of it."""
+        return self._nodes.pop(agent_id, None)
 
     def node(self, agent_id: str) -> NodeView | None:
         """What is known of a node."""
@@ -63,6 +68,22 @@ class Statistics:
     def nodes(self) -> Mapping[str, NodeView]:
         """All that is known, by agent."""
         return dict(self._nodes)
+
+
+async def keep(db: AsyncSession, agent_id: str, view: NodeView) -> None:
+    """Write down what was measured last of an agent's kernels: it may come back without it, or never."""
+    known = {each: metrics for name, metrics in view.kernels.items() if (each := _id(name))}
+    query = select(KernelRow).where(KernelRow.id.in_(known), KernelRow.agent_id == agent_id)
+    for kernel in await db.scalars(query):
+        if not (kernel.last_stat and Status(kernel.status) in FINAL):
+            kernel.last_stat = dict(known[kernel.id])
+
+
+def _id(text: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None
 
 
 def check_metrics(where: str, metrics: object) -> None:

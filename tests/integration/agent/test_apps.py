@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import uuid
 from collections.abc import AsyncIterator
@@ -39,6 +40,7 @@ COUNTED = (
 WEB = App("web", "http", 8090, COUNTED, {"WORD": "hello"})
 PORTS = range(31200, 31300)
 SHELL = App("terminal", "pty", 0)
+PROGRAMS = App("programs", "exec", 0)
 
 
 class Node:
@@ -270,3 +272,45 @@ async def test_a_terminal_runs_commands_in_the_size_it_is_told(node: Node) -> No
         last = frame
     assert last == (preamble.EXIT, b"7")
     await hang_up(writer)
+
+
+async def test_a_shell_is_a_connection_for_as_long_as_it_is_open(node: Node) -> None:
+    """The engine sees none: nothing connects to a port of the kernel."""
+    kernel = await node.run()
+    opened = await node.open(kernel, SHELL)
+    assert node.apps.seen()[kernel] == 0
+    _, writer = await connect(opened)
+    async with asyncio.timeout(20):
+        while not node.apps.seen()[kernel]:
+            await asyncio.sleep(0.01)
+    assert node.apps.seen()[kernel] == 1
+    await hang_up(writer)
+    assert node.apps.seen()[kernel] == 1, "it was open since one looked last"
+    async with asyncio.timeout(20):
+        while node.apps.seen()[kernel]:
+            await asyncio.sleep(0.01)
+
+
+async def told(node: Node, kernel: str, words: bytes, sent: bytes = b"") -> tuple[bytes, bytes]:
+    """What a program of the platform says, and its exit status."""
+    reader, writer = await connect(await node.open(kernel, PROGRAMS))
+    writer.write(preamble.frame(preamble.DATA, words))
+    writer.write(preamble.frame(preamble.DATA, sent))
+    said = code = b""
+    while (frame := await asyncio.wait_for(preamble.read_frame(reader), 20)) is not None:
+        said, code = (said + frame[1], code) if frame[0] == preamble.DATA else (said, frame[1])
+    await hang_up(writer)
+    return said, code
+
+
+async def test_programs_of_the_platform(node: Node) -> None:
+    kernel = await node.run()
+    words = json.dumps(["sh", "-c", "head -c 6 | tr a-z A-Z; exit $1", "sh", "3"]).encode()
+    assert await told(node, kernel, words, b"abcdef") == (b"ABCDEF", b"3")
+    much = json.dumps(["head", "-c", "5000000", "/dev/zero"]).encode()
+    assert await told(node, kernel, much) == (bytes(5_000_000), b"0")
+    said, code = await told(node, kernel, b"[1]")
+    assert said.startswith(b"no this names no program")
+    assert code == b"125"
+    said, code = await told(node, kernel, b'["no-such-program"]')
+    assert code != b"0"

@@ -119,6 +119,18 @@ async def test_who_is_away_is_warned_and_ended(plane: Rig) -> None:
     assert warning.reason in [row.cause for row in history if row.kind == "progress"]
 
 
+async def test_who_stays_connected_is_never_told_of_an_end_that_is_near(plane: Rig) -> None:
+    """However short the limit is, and however seldom verdicts are kept."""
+    agent, ada = await plane.agent(), await plane.user()
+    await plane.policy(idle_timeout=30, idle_checks={"warn_before": 10})
+    detail = await plane.run(ada)
+    await settled(plane)
+    for _ in range(8):
+        await look(plane, agent, detail, 8, quiet=0)
+        told = (await checks(plane, ada, detail)).get("network_timeout")
+        assert told is None or 10 - 8 < told["remaining"] <= 30
+
+
 async def test_who_comes_back_stays(plane: Rig) -> None:
     agent, ada = await plane.agent(), await plane.user()
     await plane.policy(idle_timeout=600, idle_checks={"warn_before": 100})

@@ -11,7 +11,7 @@ import pytest
 from authenticator.problems import NotFound
 from spawner.agent.protocol import Measures, ProtocolError
 from spawner.sessions.statistics import MOST_METRICS, Statistics
-from tests.harness.plane import Rig, until
+from tests.harness.plane import FINISHED, Rig, until
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 SHAPE = {"current": "1"}
@@ -68,3 +68,24 @@ async def test_owners_and_prometheus_see_live_measures(plane: Rig) -> None:
     assert 'user="ada"' in line
     assert line.endswith(" 512.0")
     assert foreign not in text, "a kernel that is not there makes no series"
+
+
+async def test_what_was_measured_last_outlives_the_agent(plane: Rig) -> None:
+    """It comes back with no memory of a kernel that ended meanwhile."""
+    agent = await plane.agent()
+    ada = await plane.user()
+    detail = await plane.run(ada)
+    kernel = str(detail.main.id)
+    agent.say(measures(kernels={kernel: {"mem": SHAPE}, "no-id": {"mem": SHAPE}}))
+
+    async def told() -> Any:
+        return (await plane.plane.observing.measures(ada, detail.session.name))[detail.main.id]
+
+    await until(told, lambda metrics: metrics == {"mem": SHAPE})
+    await agent.disconnect()
+    await until(lambda: plane.kernel(detail), lambda row: row.last_stat == {"mem": SHAPE})
+    assert await told() == {"mem": SHAPE}
+    agent.kernels.clear()
+    await plane.connect(agent)
+    ended = await plane.wait(detail, *FINISHED)
+    assert ended.main.last_stat == {"mem": SHAPE}
