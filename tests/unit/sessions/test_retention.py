@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from spawner.sessions import retention
 from spawner.sessions.states import Status
 from spawner.sessions.tables import HistoryRow, SessionRow
-from tests.harness.plane import Rig
+from tests.harness.plane import Rig, until
 
 KEEP = dt.timedelta(days=90)
 
@@ -51,7 +51,13 @@ async def prune(plane: Rig) -> int:
 @pytest.mark.parametrize("kind", retention.PASSING)
 async def test_the_newest_of_a_living_session_are_kept(plane: Rig, kind: str) -> None:
     await plane.agent()
-    detail = await plane.create(await plane.user(), cpu="900")
+    ada = await plane.user()
+    detail = await plane.create(ada, cpu="900")
+
+    async def why() -> str:
+        return (await plane.plane.sessions.get(ada, str(detail.session.id))).session.status_info
+
+    await until(why, lambda told: told.startswith("cannot ever start"))  # the last word on it
     await crowd(plane, detail.session.id, kind, retention.MOST + 7)
     assert await prune(plane) >= 7
     assert await prune(plane) == 0
