@@ -51,8 +51,13 @@ async def prune(plane: Rig) -> int:
 @pytest.mark.parametrize("kind", retention.PASSING)
 async def test_the_newest_of_a_living_session_are_kept(plane: Rig, kind: str) -> None:
     await plane.agent()
-    detail = await plane.create(await plane.user(), cpu="900")
-    await until(lambda: kept(plane), lambda rows: rows["progress"] > 0)  # a pass has told it why
+    ada = await plane.user()
+    detail = await plane.create(ada, cpu="900")
+
+    async def why() -> str:
+        return (await plane.plane.sessions.get(ada, str(detail.session.id))).session.status_info
+
+    await until(why, lambda told: told.startswith("cannot ever start"))  # the last word on it
     await crowd(plane, detail.session.id, kind, retention.MOST + 7)
     assert await prune(plane) >= 7
     assert await prune(plane) == 0
