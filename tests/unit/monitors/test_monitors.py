@@ -181,7 +181,9 @@ def sentry() -> Iterator[str]:
     """DSN of a server."""
     Sentry.events = queue.Queue()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Sentry)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(
+        target=server.serve_forever, args=(0.01,)
+    )  # looks for its end so often
     thread.start()
     yield f"http://key@127.0.0.1:{server.server_port}/7"
     server.shutdown()
