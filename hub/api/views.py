@@ -84,10 +84,6 @@ def _json_text(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _milliseconds(session_age: dt.timedelta) -> int:
-    return int(session_age.total_seconds() * 1000)
-
-
 def age(detail: SessionDetail, now: dt.datetime) -> dt.timedelta:
     """How long a session has existed, or did."""
     return (detail.session.terminated_at or now) - detail.session.created_at
@@ -125,7 +121,7 @@ def session_info(
         "status": backendai_status(session.status),
         "statusInfo": session.status_info,
         "statusData": session.status_data,
-        "age": _milliseconds(age(detail, now)),
+        "age": int(age(detail, now).total_seconds() * 1000),
         "creationTime": session.created_at.isoformat(),
         "terminationTime": session.terminated_at.isoformat() if session.terminated_at else None,
         "numQueriesExecuted": 0,

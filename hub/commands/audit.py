@@ -88,7 +88,7 @@ class Audit(Command):
         if self.routes:
             url = f"{addresses.proxy_api_url}/api/routes"
             present = await _get(http, "the proxy", url, f"token {secrets.proxy_token}")
-            wanted = [each for each in found["routes"] if each["hub"] == _hub(secrets.hub_secret)]
+            wanted = [each for each in found["routes"] if each["hub"] == hub_id(secrets.hub_secret)]
             rows |= compare_routes(wanted, present)
             told.append(f"{len(wanted)} servers behind the proxy")
         return rows, f"compared: {', '.join(told) or 'nothing'}"
@@ -112,10 +112,6 @@ def compare_routes(
         elif url is not None and (target or "").rstrip("/") != url.rstrip("/"):
             rows.add(("proxy", "/".join(server), f"it runs at {url}, its route is {target}"))
     return rows
-
-
-def _hub(secret: str) -> str:
-    return hub_id(secret)
 
 
 async def _get(http: aiohttp.ClientSession, who: str, url: str, credential: str) -> dict[str, Any]:

@@ -71,14 +71,11 @@ class Supervisor:
     """Keeps its members running from ``bring_up`` until ``end``."""
 
     def __init__(self, say: Callable[[str, str], None], *, verbose: bool = False) -> None:
-        self._say = say
+        self.say = say
+        """Tells the person something about a member."""
         self._verbose = verbose
         self._members: dict[str, Member] = {}
         self._tasks: list[asyncio.Task[None]] = []
-
-    def say(self, name: str, text: str) -> None:
-        """Tell the person something about a member."""
-        self._say(name, text)
 
     async def bring_up(self, member: Member) -> None:
         """Adopt or start ``member`` and return when it answers; from then on keep it running.

@@ -22,45 +22,9 @@ class Filter:
     says: str
 
 
-def _architecture(node: Node, shape: Shape) -> bool:
-    return shape.architectures == {node.agent.architecture}
-
-
 def _network(node: Node, shape: Shape) -> bool:
     networks = node.agent.networks
     return shape.network is None or networks is None or shape.network in networks
-
-
-def _designated(node: Node, shape: Shape) -> bool:
-    return not shape.designated or node.agent_id in shape.designated
-
-
-def _total(node: Node, shape: Shape) -> bool:
-    return node.fits_empty(shape.need)
-
-
-def _steps(node: Node, shape: Shape) -> bool:
-    return node.steps_suit(shape)
-
-
-def _whole_devices(node: Node, shape: Shape) -> bool:
-    return node.suits_empty(shape, replace(shape.rules, numa="none"))
-
-
-def _one_home(node: Node, shape: Shape) -> bool:
-    return node.suits_empty(shape)
-
-
-def _alive(node: Node, shape: Shape) -> bool:
-    return node.agent.alive
-
-
-def _schedulable(node: Node, shape: Shape) -> bool:
-    return node.agent.schedulable
-
-
-def _containers(node: Node, shape: Shape) -> bool:
-    return node.free[CONTAINERS] >= shape.containers
 
 
 def _capacity(node: Node, shape: Shape) -> bool:
@@ -76,14 +40,6 @@ def _unfragmented(node: Node, shape: Shape) -> bool:
     if not rules.unfragmented or not node.is_picky(shape):
         return True
     return node.suits_now(shape, replace(rules, numa="none"))
-
-
-def _near(node: Node, shape: Shape) -> bool:
-    return not node.is_picky(shape) or node.suits_now(shape, shape.rules)
-
-
-def _queue(node: Node, shape: Shape) -> bool:
-    return node.fits(shape.need) and node.suits(shape)
 
 
 CIRCLE_SAYS = "ruled out by its session group"
@@ -102,32 +58,62 @@ def circle_filter(members: Mapping[int, int]) -> Filter:
 
 
 KIND = (
-    Filter("architecture", _architecture, "of another architecture"),
+    Filter(
+        "architecture",
+        lambda node, shape: shape.architectures == {node.agent.architecture},
+        "of another architecture",
+    ),
     Filter("network", _network, "not in one network with the others"),
-    Filter("designated", _designated, "not among the designated ones"),
+    Filter(
+        "designated",
+        lambda node, shape: not shape.designated or node.agent_id in shape.designated,
+        "not among the designated ones",
+    ),
 )
 """What a node is. Never changes while it stays registered."""
 
 SIZE = (
-    Filter("total-capacity", _total, "too small even when empty"),
-    Filter("quantum", _steps, "giving it in larger steps only"),
-    Filter("device-size", _whole_devices, "with too small devices"),
-    Filter("numa-size", _one_home, "with too little on one NUMA node"),
+    Filter(
+        "total-capacity",
+        lambda node, shape: node.fits_empty(shape.need),
+        "too small even when empty",
+    ),
+    Filter("quantum", lambda node, shape: node.steps_suit(shape), "giving it in larger steps only"),
+    Filter(
+        "device-size",
+        lambda node, shape: node.suits_empty(shape, replace(shape.rules, numa="none")),
+        "with too small devices",
+    ),
+    Filter(
+        "numa-size", lambda node, shape: node.suits_empty(shape), "with too little on one NUMA node"
+    ),
 )
 """What a node has in all."""
 
 PRESENCE = (
-    Filter("alive", _alive, "not connected"),
-    Filter("schedulable", _schedulable, "closed for new sessions"),
+    Filter("alive", lambda node, shape: node.agent.alive, "not connected"),
+    Filter("schedulable", lambda node, shape: node.agent.schedulable, "closed for new sessions"),
 )
 """Whether a node takes sessions at the moment; those that do not may come back."""
 
 ROOM = (
-    Filter("container-limit", _containers, "at the limit of containers"),
+    Filter(
+        "container-limit",
+        lambda node, shape: node.free[CONTAINERS] >= shape.containers,
+        "at the limit of containers",
+    ),
     Filter("capacity", _capacity, "without enough free"),
     Filter("fragmentation", _unfragmented, "with enough free only in parts of several devices"),
-    Filter("numa", _near, "with enough free only on several NUMA nodes"),
-    Filter("queue", _queue, "keeping what is free for earlier sessions"),
+    Filter(
+        "numa",
+        lambda node, shape: not node.is_picky(shape) or node.suits_now(shape, shape.rules),
+        "with enough free only on several NUMA nodes",
+    ),
+    Filter(
+        "queue",
+        lambda node, shape: node.fits(shape.need) and node.suits(shape),
+        "keeping what is free for earlier sessions",
+    ),
 )
 """What a node has left in this pass."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from spawner.scheduler.filters import SAYINGS
 from spawner.sessions.ledger import REFUSALS
+from tests.harness.house import nodes, tree_of
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs/scheduling.md"
@@ -17,7 +18,7 @@ def made() -> Iterator[str]:
     """First arguments of all ``Reason(...)`` and of the functions that make one of a limit."""
     for folder in ("scheduler", "sessions"):
         for path in (ROOT / "spawner" / folder).glob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in nodes(tree_of(ROOT, path.relative_to(ROOT))):
                 if not isinstance(node, ast.Call) or not node.args:
                     continue
                 name, first = getattr(node.func, "id", ""), node.args[0]
