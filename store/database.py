@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from store.engine import (
@@ -35,6 +36,9 @@ Work = Callable[[AsyncSession], Awaitable[T]]
 
 MAX_BATCH = 200
 """Works in one commit at most, so that the first of a flood does not wait for the last."""
+
+_IN_THE_WAY = ("40P01", "40001")
+"""PostgreSQL's words for a deadlock, and for a transaction that another one overtook."""
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +251,7 @@ class Store:
         except Exception as error:  # noqa: BLE001 - handed to the caller of this work
             await _demand_alive(connection, error)
             await session.rollback()
-            done.append(_Done(pending.future, error=error))
+            done.append(_Done(pending.future, error=_told(error)))
         else:
             done.append(_Done(pending.future, result))
         finally:
@@ -265,6 +269,15 @@ def _failure(error: Exception, committing: bool) -> StoreError:
     failure = CommitFailed(f"the database did not confirm the change: {brief(error)}")
     failure.__cause__ = error
     return failure
+
+
+def _told(error: Exception) -> Exception:
+    """What the caller of a work is told; one that stood in another manager's way is not at fault."""
+    if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", "") in _IN_THE_WAY:
+        told = StoreUnavailable(f"another writer was in the way: {brief(error)}")
+        told.__cause__ = error
+        return told
+    return error
 
 
 async def _demand_alive(connection: AsyncConnection, error: BaseException | None = None) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 from collections.abc import Iterator
 
 import pytest
 
+from tests.cluster.hosts import Host
 from tests.cluster.platform import Platform, until
 from tests.cluster.swarm import IMAGE, containers, end, roles, run, running_swarm, session_networks
 from tests.harness.recovery import timed
@@ -292,3 +294,38 @@ def test_a_node_lost_while_a_cluster_is_made_does_not_hold_the_others(platform: 
     )
     platform.call("DELETE", f"/session/{last}")
     end(platform, later)
+
+
+def test_a_node_cut_off_while_a_cluster_is_made_ends_its_part_first(platform: Platform) -> None:
+    """Its agent lives and hears nothing: its part is gone before another one is made of it."""
+    _, cut_off, frozen = platform.hosts.all
+    platform.processes[frozen.name].send_signal(signal.SIGSTOP)  # so that not all parts can run
+    ref = platform.create("one-at-a-time", IMAGE, 3)
+
+    def running(host: Host) -> list[str]:
+        found = containers(platform, ref).items()
+        return [name for name, (where, _) in found if where is host]
+
+    try:
+        (part,) = until(lambda: running(cut_off), bool)
+        container = containers(platform, ref)[part][1]
+        with cut_off.cut("both ways"):
+            with timed("23,node cut off while a cluster is made until it has ended its part"):
+                until(lambda: running(cut_off), lambda left: not left)
+            client = cut_off.client
+            finished = client.api.inspect_container(container)["State"]["FinishedAt"]
+            client.close()
+            lost = f"(.*) +kernel +PENDING +the node of {part} was lost"
+            (given_up,) = until(
+                lambda: re.findall(lost, platform.command("session", "history", ref)), bool
+            )
+            assert finished[:19].replace("T", " ") <= given_up.strip(), "it had ended before that"
+            until(lambda: platform.session(ref)["status"], lambda status: status == "PENDING")
+            until(lambda: containers(platform, ref), lambda left: not left)
+    finally:
+        platform.processes[frozen.name].send_signal(signal.SIGCONT)
+    platform.wait(ref, "RUNNING")
+    assert len(containers(platform, ref)) == 3
+    until(platform.agents, lambda found: len(found) == 3)
+    platform.audit()
+    end(platform, ref)

@@ -123,13 +123,15 @@ class Fleet:
 
     async def stop(self) -> None:
         """End all sessions, then all processes."""
-        with contextlib.suppress(aiohttp.ClientError, Busy):
-            await self.call("m1", "POST", "/internal/shutdown")
-        for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            await asyncio.to_thread(process.wait, 20)
-        await self.http.close()
+        try:
+            with contextlib.suppress(aiohttp.ClientError):
+                await self.call(await self.leader(), "POST", "/internal/shutdown")
+        finally:
+            for process in self.processes.values():
+                process.terminate()
+            for process in self.processes.values():
+                await asyncio.to_thread(process.wait, 20)
+            await self.http.close()
 
     async def call(
         self, manager: str, method: str, path: str, body: object = None, user: str = "ada"

@@ -275,3 +275,28 @@ async def test_a_transaction_of_a_suspended_process_lets_go_of_its_locks(
     assert read.scalar_one() == 2
     await suspended.close()
     await alive.close()
+
+
+async def test_of_two_writers_in_each_others_way_one_is_told_to_come_back(store: Store) -> None:
+    other = Store(store.url.render_as_string(hide_password=False))
+    await other.open()
+    meeting = asyncio.Barrier(2)
+    for name in ("left", "right"):
+        await add(store, name)
+
+    async def cross(session: AsyncSession, first: str, then: str) -> None:
+        lock = text("SELECT name FROM notes WHERE name = :name FOR UPDATE")
+        await session.execute(lock, {"name": first})
+        await meeting.wait()
+        await session.execute(lock, {"name": then})
+
+    told = await asyncio.gather(
+        store.write(lambda session: cross(session, "left", "right")),
+        other.write(lambda session: cross(session, "right", "left")),
+        return_exceptions=True,
+    )
+    await other.close()
+    (refused,) = [each for each in told if each is not None]
+    assert isinstance(refused, StoreUnavailable)
+    assert "in the way" in str(refused)
+    await add(store, "and goes on")
