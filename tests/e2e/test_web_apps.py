@@ -424,6 +424,9 @@ def test_vs_code_in_a_browser(platform: Platform, person: Person, shots: Path) -
     page.keyboard.press("Control+`")
     # The question whether the folder is to be trusted comes when the terminal is there already, and takes the keys.
     page.get_by_role("dialog").get_by_role("button", name=re.compile("^Trust")).click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    # It gives the keys back to whoever had them: the editor, if it came before the terminal had them.
+    page.locator(".terminal .xterm-screen").click()
     shell = page.get_by_role("textbox", name=re.compile("^Terminal 1"))
     expect(shell).to_be_focused(timeout=SLOW)
     page.keyboard.type("python3 answer.py\n")

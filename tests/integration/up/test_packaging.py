@@ -25,6 +25,7 @@ PACKAGED = (
     "hub/web/static/lib/*",
     "hub/config/proxy/package*.json",
     "kernels/*/*",
+    "kernels/parts/*/*",
     "store/migrations/**/*.py",
 )
 
