@@ -74,6 +74,11 @@ class Client:
             check=False,
         )
 
+    @staticmethod
+    def at_a_port() -> tuple[str, str, str]:
+        """A port for the client's tunnel, told before its session: nobody has used it yet."""
+        return "-p", str(free_port()), SESSION
+
     def succeeds(self, *words: str) -> str:
         done = self(*words)
         assert done.returncode == 0, done.stdout + self.platform.logs()
@@ -143,18 +148,17 @@ def test_ssh_and_scp(backend: Client) -> None:
     if backend.engine == "process" and getpass.getuser() != "work":
         with_the_own_name(backend)
         return
-    port = str(free_port())
-    said = backend.succeeds("ssh", "-p", port, SESSION, "--", "echo", "hi", "$USER")
+    said = backend.succeeds("ssh", *backend.at_a_port(), "--", "echo", "hi", "$USER")
     assert said.splitlines()[-1] == "hi work"
-    failed = backend("ssh", "-p", port, SESSION, "--", "exit", "7")
+    failed = backend("ssh", *backend.at_a_port(), "--", "exit", "7")
     assert failed.returncode == 7
     (backend.folder / "sent.txt").write_text("sent\n")
-    backend.succeeds("scp", "-p", port, SESSION, "sent.txt", "work@localhost:kept.txt")
-    backend.succeeds("scp", "-p", port, SESSION, "work@localhost:kept.txt", "back.txt")
+    backend.succeeds("scp", *backend.at_a_port(), "sent.txt", "work@localhost:kept.txt")
+    backend.succeeds("scp", *backend.at_a_port(), "work@localhost:kept.txt", "back.txt")
     assert (backend.folder / "back.txt").read_text() == "sent\n"
     (backend.folder / "tree/leaves").mkdir(parents=True)
     (backend.folder / "tree/leaves/one").write_bytes(bytes(2048))
-    backend.succeeds("scp", "-r", "-p", port, SESSION, "tree", "work@localhost:copied")
+    backend.succeeds("scp", "-r", *backend.at_a_port(), "tree", "work@localhost:copied")
     assert "2.0 KiB" in backend.succeeds("session", "ls", SESSION, "copied/leaves")
     assert list((backend.platform.state.parent / ".ssh").glob("id_*")) == []
 
