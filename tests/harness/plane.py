@@ -88,7 +88,7 @@ async def until(look: Callable[[], Awaitable[T]], good: Callable[[T], bool]) -> 
         if good(answer):
             return answer
         assert time.monotonic() < deadline, f"still {answer!r}"
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.01)
 
 
 class Rig:
