@@ -140,7 +140,17 @@ def session(
         return bool(told["status"] == "RUNNING")
 
     until(runs, "the session never ran")
+    until(network_is_quiet, "an interface has no address yet")
     return made_id
+
+
+def network_is_quiet() -> bool:
+    """Whether no interface is about to get its address: a container's does two seconds after its start (IPv6,
+    duplicate address detection), and Chromium drops all that it loads whenever an address comes or goes."""
+    shown = subprocess.run(
+        ["ip", "-6", "-o", "addr", "show", "tentative"], check=True, capture_output=True
+    )
+    return not shown.stdout
 
 
 def started(port: int) -> str:
@@ -440,7 +450,7 @@ def test_vs_code_in_a_browser(platform: Platform, person: Person, shots: Path) -
 
 
 def end(owner: Client, session_id: str) -> None:
-    """End a session, and see its container go: Chromium drops requests when a network interface comes or goes."""
+    """End a session, and see its container and its interface go."""
     path = f"/services/perijove/session/{session_id}"
     assert owner.ask("DELETE", path)[0] == 200
     until(lambda: owner.ask("GET", path)[1].get("status") == "TERMINATED", "it never ended")
