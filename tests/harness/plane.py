@@ -109,6 +109,7 @@ class Rig:
         self.plane = ControlPlane(self.store, self.folders, self.clock, self.settings)
         self.folders.in_use = self.plane.sessions.mounted
         self.plane.reconciler.longest_pause = dt.timedelta.max  # tests move the clock by more
+        self.plane.reconciler._pruned = self.clock()  # nothing is old yet
         await self.plane.start()
         await asyncio.wait_for(self.plane.leads.wait(), PATIENCE)
 
