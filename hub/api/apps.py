@@ -8,7 +8,7 @@ import binascii
 import contextlib
 import json
 from dataclasses import dataclass
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
@@ -95,7 +95,7 @@ class Socket(Base, WebSocketHandler):
         """Connect to the app, then upgrade: an app that is not there is told before."""
         self.require_own_page()
         asks = self.request.headers.get("Origin")
-        if asks is not None and not self.check_origin(asks):
+        if asks is not None and urlsplit(asks).netloc != self.request.host:
             raise Forbidden(f"pages of {asks[:80]} may not ask this")
         self._streams = await self.services.control.apps.connect(self.principal, session, wish)
         try:

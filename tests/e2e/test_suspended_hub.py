@@ -52,8 +52,8 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
 
 @contextmanager
 def connected(rest: Rest, platform: Platform) -> Iterator[None]:
-    """Somebody has a notebook open: a WebSocket to a kernel, through the proxy."""
-    _, kernel = rest.call("POST", f"/user/{USER}/api/kernels", {})
+    """Somebody has a notebook open: a WebSocket to the kernel that counts, through the proxy."""
+    _, [kernel] = rest.call("GET", f"/user/{USER}/api/kernels")
     url = f"ws://127.0.0.1:{platform.port}/user/{USER}/api/kernels/{kernel['id']}/channels"
     _, token = rest.call("POST", f"/hub/api/users/{USER}/tokens", {"note": "notebook"})
     socket = websocket.create_connection(url, header=[f"Authorization: token {token['token']}"])
