@@ -380,7 +380,8 @@ def test_jupyterlab_of_a_session_that_no_hub_asked_for(
     platform: Platform, person: Person, shots: Path
 ) -> None:
     admin = client(platform, "admin")
-    made = session(admin, "by-program", "", ensure_web_image())
+    # The home folder remembers what an earlier session had open, and JupyterLab would open that again.
+    made = session(admin, "by-program", "rm -rf /home/work/.jupyter/lab\n", ensure_web_image())
     path = f"/services/perijove-apps/{made}/jupyterlab/"
     lab = Person(opened(person, "JupyterLab of by-program"), platform.url, shots)
     lab.page.wait_for_url(re.compile(rf"{path}lab"), timeout=SLOW)
