@@ -65,6 +65,10 @@ class ControlGroups:
             found = Place(False, cpu, memory, io, pids)
         return found if Path(found.cpu).is_dir() else None
 
+    def members(self, run: str) -> set[int]:
+        """Ids of the processes in the groups of ``run``, whatever they made of their environment."""
+        return _members(self._folder(hierarchy, run) for hierarchy in self._hierarchies)
+
     def others(self, runs: Collection[str]) -> dict[str, list[Path]]:
         """Groups of this agent that belong to none of ``runs``, by name."""
         found: dict[str, list[Path]] = {}
@@ -112,15 +116,19 @@ class ControlGroups:
 
 def left(folders: Iterable[Path]) -> str:
     """A clause on control groups (of any version) whose run is gone."""
-    pids: set[str] = set()
-    where = []
+    where = list(folders)
+    pids = _members(where)
+    inside = f", with {len(pids)} processes in them" if pids else ""
+    return f"its control groups are left{inside}: {', '.join(sorted(map(str, where)))}"
+
+
+def _members(folders: Iterable[Path]) -> set[int]:
+    found: set[int] = set()
     for folder in folders:
-        where.append(str(folder))
         for procs in folder.glob("**/cgroup.procs"):
             with contextlib.suppress(OSError):
-                pids.update(procs.read_text().split())
-    inside = f", with {len(pids)} processes in them" if pids else ""
-    return f"its control groups are left{inside}: {', '.join(sorted(where))}"
+                found.update(map(int, procs.read_text().split()))
+    return found
 
 
 def _unified(limits: Limits) -> dict[str, dict[str, str]]:

@@ -215,7 +215,7 @@ class ProcessEngine(Engine):
         number = signal.SIGTERM
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace
-        while pids := await asyncio.to_thread(process_table.marked, scratch.mark):
+        while pids := await asyncio.to_thread(_pids, scratch.mark, self._groups):
             if loop.time() >= deadline:
                 number = signal.SIGKILL
             if number is signal.SIGKILL or deadline - loop.time() > grace - 0.05:
@@ -348,8 +348,8 @@ class ProcessEngine(Engine):
         return await asyncio.to_thread(self._counters.read, running, self._groups, sizes)
 
     async def processes(self, identity: Identity) -> tuple[Process, ...]:
-        """By the mark in their environment."""
-        pids = await asyncio.to_thread(process_table.marked, self._of(identity).mark)
+        """By the mark in their environment, or their control group."""
+        pids = await asyncio.to_thread(_pids, self._of(identity).mark, self._groups)
         return await asyncio.to_thread(process_table.describe, pids)
 
     async def owners(self, pids: Collection[int]) -> Mapping[int, Identity]:
@@ -481,3 +481,11 @@ def _configure_jupyter(folder: Path) -> None:
         kernel = folder / "kernels" / "python3"
         shutil.copytree(Path(package.origin).with_name("resources"), kernel, dirs_exist_ok=True)
         (kernel / "kernel.json").write_text(json.dumps(_KERNEL))
+
+
+def _pids(mark: str, groups: ControlGroups | None) -> list[int]:
+    """Processes of a run; sshd, for one, writes its title over its environment, and is known by its group only."""
+    found = process_table.marked(mark)
+    if groups is not None:
+        found += process_table.living(groups.members(mark) - set(found))
+    return found

@@ -73,6 +73,11 @@ def marked(mark: str) -> list[int]:
     return found
 
 
+def living(pids: Iterable[int]) -> list[int]:
+    """Those that are there and no zombies."""
+    return [pid for pid in pids if (facts := _stat(pid)) is not None and facts[0] not in "ZX"]
+
+
 def resident_bytes(pids: list[int]) -> int:
     """Memory that the processes hold in private and shared pages, shared ones counted once each."""
     page = os.sysconf("SC_PAGE_SIZE")

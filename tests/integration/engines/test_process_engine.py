@@ -46,6 +46,23 @@ class TestProcessEngine(EngineConformance):
         assert list((tmp_path / "agent/scratch").iterdir()) == []
         assert not list(Path("/sys/fs/cgroup").glob(f"**/{state.native_id}"))
 
+    async def test_what_hides_its_environment_ends_with_its_run(
+        self, engine: ProcessEngine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        if engine._groups is None:
+            pytest.skip("no control groups can be made here")
+        hides = ("sh", "-c", "env -i setsid sleep 600 & exec sleep 600")
+        state = await self.run(engine, self.spec(image, hides), mounts)
+        groups, mark = engine._groups, state.native_id
+
+        def unmarked() -> set[int]:
+            return groups.members(mark) - set(process_table.marked(mark))
+
+        hidden = await until(unmarked, "it does not run")
+        await engine.stop(state.identity, 1)
+        assert process_table.living(hidden) == []
+        await engine.remove(state.identity)
+
     async def test_a_folder_that_cannot_be_protected_is_refused(
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...], tmp_path: Path
     ) -> None:
@@ -93,6 +110,8 @@ class TestProcessEngineWithoutControlGroups(TestProcessEngine):
     @pytest.fixture(autouse=True)
     def _no_groups(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ControlGroups, "_probe", lambda self: False)
+
+    test_what_hides_its_environment_ends_with_its_run = None  # nothing finds it then
 
     async def test_processes_are_bounded(
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
