@@ -185,9 +185,10 @@ class SessionFiles:
         kernel = await self._apps.kernel(principal, ref)
         for path in files:
             parts = PurePosixPath(path).parts
-            if not parts or parts[0] == "/" or ".." in parts or path.endswith("/"):
+            outside = not parts or parts[0] == "/" or ".." in parts
+            if outside or path.endswith("/") or "\n" in path:  # the script reads a path a line
                 raise InvalidParameters(
-                    {"src": f"{path[:80]!r}: give a path below the home folder"}
+                    {"src": f"{path[:80]!r}: give a path below the home folder, on one line"}
                 )
         packed = pack(files)
         transfer = await self._begin(kernel, "put", "src", "\n".join(files), len(packed))

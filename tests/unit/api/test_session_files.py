@@ -67,7 +67,7 @@ async def test_files_are_for_the_owner_and_within_bounds(api: Api) -> None:
             answer = await upload(api, path, content)
             assert (answer.status, answer.problem) == (400, "invalid-api-params")
             assert list(answer.body["data"]) == ["src"]
-        for name in ("../x", "/etc/x", "a/../../x", "a%2F..%2Fx", "a/"):
+        for name in ("../x", "/etc/x", "a/../../x", "a%2F..%2Fx", "a/", "a%0Ab"):
             answer = await upload(api, path, form([name]))
             assert (answer.status, list(answer.body["data"])) == (400, ["src"]), name
         assert (await upload(api, path, b"{}", kind="application/json")).status == 400
