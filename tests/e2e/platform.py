@@ -37,6 +37,7 @@ class Platform:
         self._incoming: queue.Queue[str] = queue.Queue()
         self._config = state.parent / "perijove_config.py"
         self._config.write_text(config)
+        self._users = {"admin"}
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, timeout: float = 170) -> None:
@@ -91,6 +92,13 @@ class Platform:
             assert time.monotonic() < deadline, f"{name} is not started"
             time.sleep(0.05)
         return int(pid)
+
+    def add_user(self, name: str) -> None:
+        """Add a person, who may be there from an earlier call."""
+        if name not in self._users:
+            command = [str(HERE / "perijove"), "user", "add", name, "--state-dir", str(self.state)]
+            subprocess.run(command, check=True, capture_output=True)
+            self._users.add(name)
 
     def kill(self, name: str) -> int:
         """``kill -9`` one of the four; its old process id."""

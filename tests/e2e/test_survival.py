@@ -10,8 +10,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -163,9 +161,7 @@ def started_once(platform: Platform) -> bool:
 
 def add(rest: Rest, platform: Platform, user: str) -> None:
     """Add a person to the platform."""
-    perijove = str(Path(sys.executable).parent / "perijove")
-    state = ["--state-dir", str(platform.state)]
-    subprocess.run([perijove, "user", "add", user, *state], check=True, capture_output=True)
+    platform.add_user(user)
     status, _ = rest.call("POST", f"/hub/api/users/{user}")
     assert status == 201
 

@@ -22,7 +22,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.lab import SLOW, Person
-from tests.e2e.platform import HERE, Platform
+from tests.e2e.platform import Platform
 from tests.e2e.web_image import BACKEND_AI, SCALAR, ensure_backend_ai_image, ensure_web_image
 from tests.harness.apart import apart
 from tests.integration.docker_engine import ensure_session_image, running_engine
@@ -96,10 +96,7 @@ class Client:
 def client(platform: Platform, user: str) -> Client:
     """Add a person, if need be, and make them a token."""
     probe = Client(platform, PROBE)
-    if user != "admin":
-        state = ["--state-dir", str(platform.state)]
-        command = [str(HERE / "perijove"), "user", "add", user, *state]
-        subprocess.run(command, check=True, capture_output=True)
+    platform.add_user(user)
     assert probe.ask("POST", f"/hub/api/users/{user}")[0] in (201, 409)
     status, token = probe.ask("POST", f"/hub/api/users/{user}/tokens", {})
     assert status == 201, token
