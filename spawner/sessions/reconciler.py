@@ -172,13 +172,8 @@ class Reconciler:
         ]
         if silent < min(least, default=silent + 1):
             return
-
-        async def work(change: Change) -> None:
-            row = await change.db.get(AgentRow, agent.id, populate_existing=True)
-            if row is not None and row.status == registration.LOST:
-                await registration.give_up(change, agent.id, silent, rules)
-
-        await self._journal.write(REQUEST_ID, work)
+        give_up = partial(registration.give_up, agent_id=agent.id, silent=silent, rules=rules)
+        await self._journal.write(REQUEST_ID, give_up)
 
     async def _work_forever(self) -> None:
         while True:

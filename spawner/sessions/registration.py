@@ -28,7 +28,14 @@ from spawner.sessions import (
     slotkinds,
     steps,
 )
-from spawner.sessions.losses import REQUEUE, Rules, is_assembled, lease_of, rule_for
+from spawner.sessions.losses import (
+    REQUEUE,
+    Rules,
+    is_assembled,
+    lease_of,
+    may_be_given_up,
+    rule_for,
+)
 from spawner.sessions.states import FINAL, HOLDS, Status, Target
 from spawner.sessions.tables import (
     AgentRow,
@@ -185,20 +192,24 @@ async def _apart(change: Change, session: SessionRow, agent_id: str) -> bool:
 
 
 async def give_up(change: Change, agent_id: str, silent: float, rules: Mapping[str, Rules]) -> None:
-    """Do what ``rules`` (by resource group) say of sessions whose agent is lost for ``silent`` seconds.
+    """Do what ``rules`` (by resource group) say of sessions whose agent was not heard for ``silent`` seconds.
 
     What they run there stays accounted until the agent comes back and says that it is gone.
     """
+    row = await change.db.get(AgentRow, agent_id, populate_existing=True)
+    if row is None or row.status != LOST or row.lost_at is None:
+        return
+    untold = (change.now - row.lost_at).total_seconds()
     for session in await sessions_on(change, agent_id):
         rule = rule_for(session, rules.get(session.resource_group))
         if rule.after is None or silent < rule.after:
             continue
         cause = f"its node has been unreachable for more than {rule.after:g} seconds"
-        if rule.then == REQUEUE and session.target == Target.RUNNING:
-            if lease_of(session) is None or silent < 2 * (lease_of(session) or 0.0):
-                continue  # its node might still run it, and would not end it by itself
-            if await _elsewhere(change, session, agent_id, cause):
-                continue
+        if not may_be_given_up(session, rule, silent, untold):
+            continue
+        requeued = rule.then == REQUEUE and session.target == Target.RUNNING
+        if requeued and await _elsewhere(change, session, agent_id, cause):
+            continue
         loaded = await steps.load(change.db, session.id)
         if loaded is not None and await degraded.let_go(change, *loaded, agent_id, cause):
             continue

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from spawner.agent.protocol import REFUSED, KernelReport, ProtocolError
 from spawner.scheduler.slots import human_amount
-from spawner.sessions import health, refusals, retries, runs, steps
+from spawner.sessions import health, losses, refusals, retries, runs, steps
 from spawner.sessions.states import FINAL, Status
 from spawner.sessions.statistics import check_metrics
 from spawner.sessions.tables import KernelRow, SessionRow
@@ -212,7 +212,8 @@ async def _ended_alone(
     cause: str,
 ) -> None:
     """A running kernel ended unasked: another attempt, or the end of its session."""
-    if cause == retries.NODE_LOST and retries.policy_of(session) is None:
+    lost = cause == retries.NODE_LOST and retries.policy_of(session) is None
+    if lost and losses.starts_again(session):
         await retries.requeue(
             change, session, kernels, cause, f"{why}: starting again", ended=kernel
         )

@@ -39,6 +39,7 @@ LOSSES = st.sampled_from(
         "10m",
         {"batch": "3m", "inference": {"after": "3m", "then": "requeue"}, "interactive": "1m"},
         {"batch": {"after": "3m", "then": "terminate"}, "inference": {"then": "wait"}},
+        {kind: {"after": "3m", "then": "terminate", "lease": True} for kind in TYPES},
     ]
 )
 MOODS = st.sampled_from(["obedient", "slow", "refusing", "crashing"])

@@ -108,6 +108,18 @@ WRONG: list[tuple[str, object, str, str]] = [
     ("lost_after", {"batch": {"when": 1}}, "lost_after", "batch: 'when' is unknown: give after"),
     (
         "lost_after",
+        {"interactive": {"after": "1m", "lease": True}},
+        "lost_after",
+        "interactive: '1m' is too short for a lease: at least 180 seconds",
+    ),
+    (
+        "lost_after",
+        {"batch": {"after": "1h", "lease": False}},
+        "lost_after",
+        "batch: lease is 'False': true or false with terminate, true with requeue",
+    ),
+    (
+        "lost_after",
         {"interactive": {"after": "1h", "then": "requeue"}},
         "lost_after",
         "interactive: then is 'requeue': one of wait, terminate",

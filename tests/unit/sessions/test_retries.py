@@ -254,6 +254,75 @@ async def test_a_fenced_run_starts_again_when_its_node_is_back(plane: Rig) -> No
     await alive(agent, 2)
 
 
+LEASED = {"interactive": {"after": "10m", "lease": True}}
+
+
+async def test_a_node_that_is_cut_off_ends_a_leased_session_before_it_is_given_up(
+    plane: Rig,
+) -> None:
+    await options(plane, lost_after=LEASED)
+    agent, ada = await plane.agent(), await plane.user()
+    detail = await plane.run(ada)
+    assert (await alive(agent, 1)).spec.lease == 300
+    await options(plane, lost_after={"interactive": {"after": "4m", "lease": True}})
+    await agent.disconnect()
+    plane.clock.forward(60)
+    await plane.plane.reconciler.watch_agents()
+    plane.clock.forward(230)
+    await plane.plane.reconciler.watch_agents()
+    agent.fence()
+    assert (await now(plane, ada, detail)).status is Status.RUNNING
+    assert agent.kernels
+    plane.clock.forward(11)
+    agent.fence()
+    assert not agent.kernels
+    plane.clock.forward(300)
+    await plane.plane.reconciler.watch_agents()
+    assert (await now(plane, ada, detail)).status is Status.TERMINATED
+    await plane.validate()
+
+
+async def test_a_lease_counts_from_the_last_word_that_a_node_may_have_heard(plane: Rig) -> None:
+    await options(plane, lost_after=LEASED)
+    agent, ada = await plane.agent(), await plane.user()
+    detail = await plane.run(ada)
+    await agent.disconnect()
+    plane.clock.forward(550)
+    await plane.plane.reconciler.watch_agents()
+    plane.clock.forward(320)
+    await plane.plane.reconciler.watch_agents()
+    assert (await now(plane, ada, detail)).status is Status.RUNNING
+    plane.clock.forward(10)
+    await plane.plane.reconciler.watch_agents()
+    assert (await now(plane, ada, detail)).status is Status.TERMINATED
+
+
+async def test_a_leased_session_that_its_node_ended_does_not_start_again(plane: Rig) -> None:
+    await options(plane, lost_after=LEASED)
+    agent, ada = await plane.agent(), await plane.user()
+    detail = await plane.run(ada)
+    await agent.disconnect()
+    plane.clock.forward(301)
+    agent.fence()
+    await plane.connect(agent)
+    ended = await plane.wait(detail, *FINISHED)
+    assert ended.status is Status.TERMINATED
+    assert "could not reach the manager and ended it" in ended.session.status_info
+
+
+async def test_a_session_that_began_without_a_lease_is_not_given_up_for_want_of_one(
+    plane: Rig,
+) -> None:
+    agent, ada = await plane.agent(), await plane.user()
+    detail = await plane.run(ada)
+    await options(plane, lost_after=LEASED)
+    await _lose(plane, agent)
+    assert (await now(plane, ada, detail)).status is Status.RUNNING
+    await plane.destroy(ada, detail)
+    await plane.plane.reconciler.watch_agents()
+    assert (await now(plane, ada, detail)).status is Status.TERMINATED
+
+
 @pytest.mark.parametrize(
     ("given", "fields", "status"),
     [
