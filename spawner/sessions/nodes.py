@@ -14,7 +14,7 @@ from authenticator.principals import Principal, Scope, require
 from authenticator.problems import BadRequest, InvalidParameters, NotFound
 from authenticator.tables import UserRow
 from spawner.agent.protocol import UNWELL
-from spawner.sessions import degraded, steps
+from spawner.sessions import degraded, runs, steps
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.registration import ALIVE, LOST, REMOVED, sessions_on
 from spawner.sessions.requests import AgentSession, AgentView
@@ -24,7 +24,6 @@ from spawner.sessions.tables import (
     AgentRow,
     AgentTokenRow,
     KernelRow,
-    LostRunRow,
     SessionRow,
 )
 from spawner.sessions.transitions import Change, Journal
@@ -123,10 +122,10 @@ class NodeService:
                 for status in (Status.TERMINATING, Status.TERMINATED):
                     await change.move_kernel(session, kernel, status, cause)
                 await steps.advance(change, session.id)
+            await runs.missing(change, agent_id, present=())
             await change.db.execute(
                 delete(AgentDeviceRow).where(AgentDeviceRow.agent_id == agent_id)
             )
-            await change.db.execute(delete(LostRunRow).where(LostRunRow.agent_id == agent_id))
             tokens = select(AgentTokenRow).where(AgentTokenRow.agent_id == agent_id)
             for token in await change.db.scalars(tokens):
                 token.revoked_at = token.revoked_at or change.now

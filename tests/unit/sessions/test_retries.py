@@ -241,6 +241,18 @@ async def test_a_session_can_come_back_to_the_node_that_was_lost(plane: Rig) -> 
     assert kernel.spec.kernel_id == str(detail.main.id)
 
 
+async def test_what_a_removed_node_held_of_lost_runs_is_free_at_once(plane: Rig) -> None:
+    await options(plane, lost_after={"batch": "10m"})
+    agent, root = await plane.agent(), await plane.user("root", role=Role.SUPERADMIN)
+    await plane.run(await plane.user(), **BATCH)
+    await _lose(plane, agent)
+    assert len(await _lost(plane)) == 1
+    await plane.plane.nodes.remove(root, "node-1", forced=False, request_id=REQUEST)
+    await plane.validate()
+    repaired = await plane.plane.reconciler.repair()
+    assert (repaired.freed, await _lost(plane)) == (0, [])
+
+
 async def test_a_fenced_run_starts_again_when_its_node_is_back(plane: Rig) -> None:
     await options(plane, lost_after={"batch": "10m"})
     agent = await plane.agent()
