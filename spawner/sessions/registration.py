@@ -32,6 +32,7 @@ from spawner.sessions.losses import (
     REQUEUE,
     Rules,
     is_assembled,
+    is_spread,
     lease_of,
     may_be_given_up,
     rule_for,
@@ -99,7 +100,7 @@ async def register(change: Change, hello: Hello, *, joins: bool = False) -> None
         row.schedulable = row.schedulable or row.status == REMOVED
         change.note_agent(hello.agent_id, row.status, ALIVE, "connected again")
         await _reachable_again(change, row)
-    elif row.resource_group != hello.resource_group and not await _holds(change, row.id):
+    if row.resource_group != hello.resource_group and not await _holds(change, hello.agent_id):
         row.resource_group = hello.resource_group
     row.status, row.lost_at, row.last_seen = ALIVE, None, change.now
     row.architecture, row.engine = architecture(hello.architecture), hello.engine
@@ -174,19 +175,22 @@ async def lose(change: Change, agent_id: str, not_seen_since: dt.datetime) -> bo
 
 
 async def _apart(change: Change, session: SessionRow, agent_id: str) -> bool:
-    """Put a cluster back to the queue that was just being started; False: it is none, or was not told to end.
+    """Put back to the queue what its lost node never heard of, and a cluster that was just being started.
 
-    What its lost node may still have of it stays accounted there.
+    What the node may still have of a cluster stays accounted there. False: neither, or it is told to end.
     """
-    if lease_of(session) is None or not is_assembled(session):
-        return False
     loaded = await steps.load(change.db, session.id)
     if loaded is None or session.target != Target.RUNNING:
         return False
-    for kernel in loaded[1]:
-        if kernel.agent_id == agent_id:
+    lost = [kernel for kernel in loaded[1] if kernel.agent_id == agent_id]
+    unborn = all(kernel.status == Status.SCHEDULED for kernel in lost)
+    if not unborn and (lease_of(session) is None or not is_assembled(session)):
+        return False
+    for kernel in lost:
+        cause = "its node was lost before it began: waiting for another place"
+        if is_spread(session):
             cause = f"the node of {kernel.hostname} was lost: all containers start again together"
-            await runs.leave(change, session, kernel, cause)
+        await runs.leave(change, session, kernel, cause)
     await steps.step(change, *loaded)
     return True
 

@@ -13,7 +13,7 @@ from spawner.agent.protocol import Ack, Heartbeat, KernelReport, Report, encode
 from spawner.sessions.states import Status
 from spawner.sessions.tables import AgentRow, HistoryRow, ResourceGroupRow
 from tests.harness.agent import FakeAgent, SlowAgent, Wire
-from tests.harness.plane import FINISHED, TOKEN, Rig, device, until
+from tests.harness.plane import FINISHED, REQUEST, TOKEN, Rig, device, until
 
 
 async def test_a_lost_agent_keeps_its_sessions_and_they_say_so(plane: Rig) -> None:
@@ -38,6 +38,40 @@ async def test_a_lost_agent_keeps_its_sessions_and_they_say_so(plane: Rig) -> No
     assert (found.status, found.unreachable_since) == (Status.RUNNING, None)
     assert found.session.status_info == "its node answers again"
     assert len(agent.starts) == 1
+
+
+async def test_a_session_that_its_node_never_heard_of_goes_elsewhere(plane: Rig) -> None:
+    agent, ada = await plane.agent(), await plane.user()
+    await agent.disconnect()
+    detail = await plane.create(ada)
+    await plane.wait(detail, Status.SCHEDULED)
+    plane.clock.forward(60)
+    await plane.plane.reconciler.watch_agents()
+    waits = await plane.wait(detail, Status.PENDING)
+    assert waits.occupied == {}
+    await plane.validate()
+    other = await plane.agent(FakeAgent("node-2"))
+    assert (await plane.wait(detail)).status is Status.RUNNING
+    assert len(other.starts) == 1
+    await plane.connect(agent)
+    assert agent.starts == []
+
+
+@pytest.mark.parametrize("removed", [False, True])
+async def test_an_agent_comes_back_in_another_group(plane: Rig, removed: bool) -> None:
+    agent, root = await plane.agent(), await plane.user("root", role=Role.SUPERADMIN)
+    await plane.plane.administration.create(root, "resource-groups", {"name": "gpu"}, REQUEST)
+    await agent.disconnect()
+    plane.clock.forward(60)
+    await plane.plane.reconciler.watch_agents()
+    token = TOKEN
+    if removed:
+        await plane.plane.nodes.remove(root, "node-1", forced=False, request_id=REQUEST)
+        token, _ = await plane.plane.tokens.create("again", lifetime=60)
+    agent.group = "gpu"
+    await agent.connect(plane.plane.agents, token)
+    row = await until(plane.agent_row, lambda found: found.status == "ALIVE")
+    assert row.resource_group == "gpu"
 
 
 async def test_ending_a_session_of_a_lost_agent_waits_for_it(plane: Rig) -> None:
