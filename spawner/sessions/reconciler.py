@@ -10,7 +10,7 @@ import asyncio
 import datetime as dt
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 
 from sqlalchemy import func, select
@@ -122,13 +122,11 @@ class Reconciler:
     async def end_overdue(self) -> None:
         """End sessions that reached their run-time limit, and those that waited too long."""
         now = self._journal.now()
-        for session_id, reason, cause in await self._journal.store.read(
-            lambda db: _overdue(db, now)
-        ):
-            await self._journal.write(
-                REQUEST_ID,
-                partial(_end, session_id=session_id, reason=reason, cause=cause),
-            )
+        found = await self._journal.store.read(lambda db: _overdue(db, now))
+        await _all(
+            partial(self._write, partial(_end, session_id=session_id, reason=reason, cause=cause))
+            for session_id, reason, cause in found
+        )
 
     async def _account(self, change: Change) -> None:
         """Charge usage, for groups that share fairly and those that may do so later."""
@@ -145,35 +143,40 @@ class Reconciler:
         limit = now - dt.timedelta(seconds=self._timeout)
         heard = self._leads_since is None or self._leads_since <= limit
         agents, rules = await self._journal.store.read(_watched)
-        for agent in agents:
-            if agent.status == registration.ALIVE and agent.last_seen <= limit and heard:
-                agent_id = agent.id
-                lost = await self._journal.write(
-                    REQUEST_ID, partial(registration.lose, agent_id=agent_id, not_seen_since=limit)
-                )
-                if lost:
-                    log.warning("agent %s is lost: last seen %s", agent_id, agent.last_seen)
-            elif agent.lost_at is not None and rules and heard:
-                await self._give_up(agent, rules, now)
-        for agent_id in await self._journal.store.read(nodes.drained):
-            await self._journal.write(REQUEST_ID, partial(_empty, agent_id=agent_id))
+        emptied = await self._journal.store.read(nodes.drained)
+        await _all(
+            [
+                *(partial(self._watch, agent, rules, now, limit) for agent in agents if heard),
+                *(partial(self._write, partial(_empty, agent_id=agent)) for agent in emptied),
+            ]
+        )
 
     async def step(self, session_id: uuid.UUID) -> None:
         """One look at one session."""
         await self._journal.write(REQUEST_ID, lambda change: steps.advance(change, session_id))
 
-    async def _give_up(self, agent: AgentRow, rules: Mapping[str, Rules], now: dt.datetime) -> None:
-        silent = (now - agent.last_seen).total_seconds()
-        least = [
-            rule.after
-            for each in rules.values()
-            for rule in each.values()
-            if rule.after is not None
-        ]
-        if silent < min(least, default=silent + 1):
-            return
-        give_up = partial(registration.give_up, agent_id=agent.id, silent=silent, rules=rules)
-        await self._journal.write(REQUEST_ID, give_up)
+    async def _write(self, work: Callable[[Change], Awaitable[object]]) -> None:
+        await self._journal.write(REQUEST_ID, work)
+
+    async def _watch(
+        self, agent: AgentRow, rules: Mapping[str, Rules], now: dt.datetime, limit: dt.datetime
+    ) -> None:
+        if agent.status == registration.ALIVE and agent.last_seen <= limit:
+            lose = partial(registration.lose, agent_id=agent.id, not_seen_since=limit)
+            if await self._journal.write(REQUEST_ID, lose):
+                log.warning("agent %s is lost: last seen %s", agent.id, agent.last_seen)
+        elif agent.lost_at is not None and rules:
+            silent = (now - agent.last_seen).total_seconds()
+            least = [
+                rule.after
+                for each in rules.values()
+                for rule in each.values()
+                if rule.after is not None
+            ]
+            if silent >= min(least, default=silent + 1):
+                await self._write(
+                    partial(registration.give_up, agent_id=agent.id, silent=silent, rules=rules)
+                )
 
     async def _work_forever(self) -> None:
         while True:
@@ -183,6 +186,9 @@ class Reconciler:
             except (StoreError, SQLAlchemyError, IllegalTransition) as error:
                 delay = self.queue.failed(session_id)
                 log.error("session %s: next look in %.2f s: %s", session_id, delay, error)
+            except Exception as error:
+                delay = self.queue.failed(session_id)
+                log.exception("session %s: next look in %.2f s: %s", session_id, delay, error)
             except asyncio.CancelledError:
                 self.queue.done(session_id)
                 raise
@@ -191,10 +197,7 @@ class Reconciler:
 
     async def _tick_forever(self) -> None:
         while True:
-            try:
-                await self.sweep()
-            except (StoreError, SQLAlchemyError, PolicyError) as error:
-                log.error("the sweep failed, trying again at the next tick: %s", error)
+            await _told("the sweep failed", self.sweep)
             await asyncio.sleep(self._tick)
 
     async def _watch_forever(self) -> None:
@@ -205,12 +208,31 @@ class Reconciler:
             if not dt.timedelta() <= looked - before <= self.longest_pause:
                 log.warning("%s without a look at the agents: beginning anew", looked - before)
                 self.resume()
-            try:
-                await self.watch_agents()
-                await self.end_overdue()
-                await self.idle.look()
-            except (StoreError, SQLAlchemyError) as error:
-                log.error("agents and limits could not be looked at: %s", error)
+            await _told("agents could not be looked at", self.watch_agents)
+            await _told("limits could not be looked at", self.end_overdue)
+            await _told("idle sessions could not be looked at", self.idle.look)
+
+
+async def _told(what: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do what is done again soon: what fails stops nothing else, and is logged."""
+    try:
+        await work()
+    except (StoreError, SQLAlchemyError, PolicyError) as error:
+        log.error("%s: %s", what, error)
+    except Exception as error:
+        log.exception("%s: %s", what, error)
+
+
+async def _all(works: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    """Do all, one after the other; what fails keeps none of the others from being done, and is raised then."""
+    failed: list[Exception] = []
+    for work in works:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - raised below
+            failed.append(error)
+    if failed:
+        raise ExceptionGroup(f"{len(failed)} failed", failed)
 
 
 async def _empty(change: Change, agent_id: str) -> None:
@@ -235,7 +257,7 @@ def _seconds(group: ResourceGroupRow, option: str) -> float | None:
 
 
 async def _overdue(db: AsyncSession, now: dt.datetime) -> list[tuple[uuid.UUID, str, str]]:
-    """Sessions to end, with slug and sentence."""
+    """Sessions to end, with slug and sentence; ``_end`` looks again whether they still are."""
     query = select(SessionRow.id, SessionRow.type).where(
         SessionRow.ends_at <= now,
         SessionRow.target == Target.RUNNING.value,
@@ -267,6 +289,12 @@ async def _end(change: Change, session_id: uuid.UUID, reason: str, cause: str) -
     if loaded is None or loaded[0].target == Target.TERMINATED:
         return
     session, kernels = loaded
+    if reason == steps.PENDING_TIMEOUT:
+        over = session.status == Status.PENDING
+    else:
+        over = session.ends_at is not None and session.ends_at <= change.now
+    if not over:  # it started, or its owner extended it, since it was found
+        return
     timeout = reason == steps.TASK_TIMEOUT
     if timeout and await retries.try_again(change, session, kernels, retries.TIMEOUT, cause):
         await steps.step(change, session, kernels)
