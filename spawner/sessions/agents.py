@@ -101,8 +101,8 @@ class AgentLink:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._calls[number] = future
         try:
-            await self.send(Call(number, method, params))
             async with asyncio.timeout(timeout):
+                await self.send(Call(number, method, params))
                 return await future
         except (TimeoutError, ConnectionError) as error:
             raise AgentUnavailable("the session's node did not answer in time") from error
@@ -252,18 +252,21 @@ class AgentRegistry:
         link.token_id = token_id
         old = self._links.get(hello.agent_id)
         self._links[hello.agent_id] = link
-        if old is not None:
-            with suppress(ConnectionError):
-                reason = "another connection of the same agent replaced this one"
-                await old.connection.close(reason, refused=True)
-        log.info("agent %s connected (%s, %s)", hello.agent_id, hello.engine, hello.version)
-        await link.send(
-            Welcome(self._heartbeat_interval, self._sync_interval, credential, self.deployment)
-        )
-        pusher = asyncio.create_task(self._push_forever(link), name=f"push-{hello.agent_id}")
-        reader = asyncio.create_task(self._read_forever(link), name=f"read-{hello.agent_id}")
+        halves: list[asyncio.Task[None]] = []
         try:
-            done, _ = await asyncio.wait({pusher, reader}, return_when=asyncio.FIRST_COMPLETED)
+            if old is not None:
+                with suppress(ConnectionError):
+                    reason = "another connection of the same agent replaced this one"
+                    await old.connection.close(reason, refused=True)
+            log.info("agent %s connected (%s, %s)", hello.agent_id, hello.engine, hello.version)
+            await link.send(
+                Welcome(self._heartbeat_interval, self._sync_interval, credential, self.deployment)
+            )
+            halves += [
+                asyncio.create_task(self._push_forever(link), name=f"push-{hello.agent_id}"),
+                asyncio.create_task(self._read_forever(link), name=f"read-{hello.agent_id}"),
+            ]
+            done, _ = await asyncio.wait(halves, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
@@ -272,10 +275,10 @@ class AgentRegistry:
                 del self._links[hello.agent_id]
                 view = self.statistics.forget(hello.agent_id)
             link.fail_calls()
-            pusher.cancel()
-            reader.cancel()
+            for task in halves:
+                task.cancel()
             # The first fault was raised above; the other half mostly fails for the same reason.
-            await asyncio.gather(pusher, reader, return_exceptions=True)
+            await asyncio.gather(*halves, return_exceptions=True)
             log.info("agent %s disconnected", hello.agent_id)
             if view is not None and view.kernels:
                 with suppress(StoreError):  # the database is away, or this manager ends

@@ -13,7 +13,7 @@ from spawner.agent.protocol import Ack, Heartbeat, KernelReport, Report, encode
 from spawner.sessions.states import Status
 from spawner.sessions.tables import AgentRow, HistoryRow, ResourceGroupRow
 from tests.harness.agent import FakeAgent, SlowAgent, Wire
-from tests.harness.plane import FINISHED, REQUEST, TOKEN, Rig, device, until
+from tests.harness.plane import FINISHED, PATIENCE, REQUEST, TOKEN, Rig, device, until
 
 
 async def test_a_lost_agent_keeps_its_sessions_and_they_say_so(plane: Rig) -> None:
@@ -170,6 +170,45 @@ async def test_a_second_connection_replaces_the_first(plane: Rig) -> None:
     assert first.closed == "another connection of the same agent replaced this one"
     await plane.run(ada)
     assert len(agent.starts) == 2
+
+
+class StuckWire(Wire):
+    """Takes nothing any more once it is ``stuck``; breaks at the first frame when it is ``broken``."""
+
+    stuck = broken = False
+
+    async def send(self, frame: str) -> None:
+        if self.broken:
+            raise ConnectionError("the agent closed the connection")
+        if self.stuck:
+            await asyncio.Event().wait()
+        await super().send(frame)
+
+
+async def test_an_agent_that_leaves_before_its_welcome_is_not_connected(plane: Rig) -> None:
+    agent, wire = FakeAgent(), StuckWire()
+    wire.broken = True
+    wire.agent_sends(encode(agent.hello()))
+    await plane.plane.agents.serve(wire, TOKEN)
+    assert wire.closed == "the connection broke: the agent closed the connection"
+    assert not plane.plane.agents.is_connected("node-1")
+
+
+async def test_a_call_over_a_connection_that_takes_nothing_ends_in_time(plane: Rig) -> None:
+    agent, wire = FakeAgent(), StuckWire()
+    wire.agent_sends(encode(agent.hello()))
+    serving = asyncio.create_task(plane.plane.agents.serve(wire, TOKEN))
+
+    async def connected() -> bool:
+        return plane.plane.agents.is_connected("node-1")
+
+    await until(connected, bool)
+    wire.stuck = True
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(AgentUnavailable):
+            await plane.plane.agents.call("node-1", "logs", {}, timeout=0.01)
+    wire.hang_up()
+    await serving
 
 
 class LateWire(Wire):
