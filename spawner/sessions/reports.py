@@ -43,6 +43,12 @@ def check(report: KernelReport) -> uuid.UUID:
             f"report of kernel {report.kernel_id[:64]}: status {report.status[:32]!r} is not one of"
             f" {', '.join(sorted(STATUSES))}"
         )
+    for name, at in (("started_at", report.started_at), ("ended_at", report.ended_at)):
+        try:
+            dt.datetime.fromtimestamp(at or 0.0, dt.UTC)
+        except (ValueError, OverflowError, OSError):
+            told = f"{name} is {at:g} seconds, which is no time"
+            raise ProtocolError(f"report of kernel {report.kernel_id[:64]}: {told}") from None
     check_metrics(f"last_stat of {report.kernel_id[:36]}", report.last_stat)
     try:
         return uuid.UUID(report.kernel_id)

@@ -57,6 +57,7 @@ BOUNDARIES = {
     "spawner/monitors/registry.py",
     "spawner/resuming.py",
     "spawner/sessions/control.py",
+    "spawner/sessions/reconciler.py",
     "spawner/sessions/scheduling.py",
     "store/database.py",
 }
@@ -68,6 +69,7 @@ BOUNDARIES = {
 ``spawner/resuming.py``: the hub's proxy client may raise anything; the hub's next check adds the route.
 ``spawner/sessions/scheduling.py``: plug-ins may raise anything; the pass goes on without their group.
 ``spawner/sessions/control.py``: the leader's loops are logged and started again whatever ends them.
+``spawner/sessions/reconciler.py``: a row that cannot be worked on must not end the loops of all others.
 ``store/database.py``: whatever a caller's work raises goes to that caller, not to the committing task.
 """
 

@@ -257,6 +257,7 @@ FAULTS = [
     (encode(Ack(1)), "does not send Ack"),
     (encode(Report(9, (KernelReport("x", "x", 1, "RUNNING"),))), "not a UUID"),
     (encode(Report(9, (KernelReport("x", "x", 1, "DANCING"),))), "'DANCING' is not one of"),
+    (encode(Report(9, (KernelReport("x", "x", 1, "RUNNING", started_at=1e30),))), "1e+30 seconds"),
     (encode(Heartbeat()).replace("heartbeat", "unheard-of"), "not understood"),
     ('{"kind":"report","sequence":1,"kernels":[{"kernel_id":7}]}', "kernel_id"),
 ]
