@@ -372,10 +372,13 @@ class SessionService:
         async def work(change: Change, ids: Sequence[uuid.UUID]) -> int:
             left = 0
             for session_id in ids:
-                row = await change.db.get_one(SessionRow, session_id)
+                loaded = await steps.load(change.db, session_id)
+                if loaded is None:
+                    continue
+                row, kernels = loaded
                 if row.target != Target.TERMINATED:
                     steps.ask_to_end(row, steps.USER_REQUESTED, "the deployment shuts down")
-                    await steps.advance(change, session_id)
+                    await steps.step(change, row, kernels)
                 left += Status(row.status) not in FINAL
             return left
 
@@ -415,10 +418,13 @@ class SessionService:
 
 
 async def _end(change: Change, row: SessionRow, who: str, forced: bool) -> None:
+    loaded = await steps.load(change.db, row.id)
+    if loaded is None or Status(row.status) in FINAL:
+        return  # by itself, while others held the row
     reason = steps.FORCE_TERMINATED if forced else steps.USER_REQUESTED
     row.forced = row.forced or forced
     steps.ask_to_end(row, reason, f"ended by {who}" + (" (forced)" if forced else ""))
-    await steps.advance(change, row.id)
+    await steps.step(change, *loaded)
     if row.status == Status.TERMINATING and await _out_of_reach(change.db, row.id):
         row.status_info = "waiting for its node, which does not answer, to end it"
         change.note(row, row.status_info)

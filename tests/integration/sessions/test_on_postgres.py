@@ -1,7 +1,14 @@
 """The engine's own tests once more, on PostgreSQL: those whose SQL or locking could differ."""
 
-import pytest
+import asyncio
 
+import pytest
+from sqlalchemy import text, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from spawner.sessions.tables import SessionRow
+from store.database import Store
+from tests.harness.plane import FINISHED, Rig, until
 from tests.unit.sessions import (
     test_administration,
     test_agents,
@@ -150,3 +157,33 @@ test_who_uses_little_is_ended_and_a_restart_loses_nothing = (
 test_a_life_time_is_warned_of_and_extended = (
     test_idle_watch.test_a_life_time_is_warned_of_and_extended
 )
+
+
+async def _somebody_waits(db: AsyncSession) -> bool:
+    return bool(await db.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
+
+
+async def test_what_another_manager_writes_of_a_session_that_is_ended_is_kept(
+    plane: Rig, postgres_url: str
+) -> None:
+    await plane.agent()
+    ada = await plane.user()
+    detail = await plane.run(ada)
+    other = Store(postgres_url)
+    await other.open()
+    held, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(db: AsyncSession) -> None:
+        await db.execute(update(SessionRow).values(status_data={"kept": True}))
+        held.set()
+        await release.wait()
+
+    holding = asyncio.create_task(other.write(hold))
+    await held.wait()
+    ending = asyncio.create_task(plane.destroy(ada, detail))
+    await until(lambda: plane.store.read(_somebody_waits), bool)
+    release.set()
+    await asyncio.gather(holding, ending)
+    ended = await plane.wait(detail, *FINISHED)
+    assert ended.session.status_data["kept"] is True
+    await other.close()
