@@ -424,8 +424,10 @@ async def _hand_over(change: Change, agent_id: str, room: int, patience: float) 
 
     Those whose files have no ``room`` follow when others run.
     """
-    query = select(KernelRow.session_id, KernelRow.id).where(
-        KernelRow.agent_id == agent_id, KernelRow.status == Status.SCHEDULED.value
+    query = (
+        select(KernelRow.session_id, KernelRow.id)
+        .where(KernelRow.agent_id == agent_id, KernelRow.status == Status.SCHEDULED.value)
+        .order_by(KernelRow.session_id)  # managers lock the sessions of several nodes in one order
     )
     handed: list[uuid.UUID] = []
     seen: dict[personal.Key, personal.Personal] = {}

@@ -366,7 +366,7 @@ async def _place(change: Change, placement: Placement, accounts: Accounts) -> Ou
     for each in placement.kernels:
         kernel = kernels[each.kernel_id]
         kernel.epoch += 1
-        kernel.agent_id = each.agent_id
+        kernel.agent_id, kernel.exit_code = each.agent_id, None
         await change.move_kernel(session, kernel, Status.SCHEDULED, "a node was chosen")
     clusters.connect(session, rows)
     kept = session.status_data.get("scheduler")

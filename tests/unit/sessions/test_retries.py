@@ -81,6 +81,19 @@ async def test_the_last_attempt_tells_how_many_there_were(plane: Rig) -> None:
     assert ended.session.status_info.endswith("(exit code 137); it was the last of 2 attempts")
 
 
+async def test_a_new_attempt_does_not_carry_the_exit_code_of_the_last(plane: Rig) -> None:
+    agent = await plane.agent()
+    ada = await plane.user()
+    detail = await plane.create(ada, **BATCH, **policy(1, causes=["failure"]))
+    agent.end((await alive(agent, 1)).spec.kernel_id, 3)
+    await alive(agent, 2)
+    assert (await plane.wait(detail, Status.RUNNING)).main.exit_code is None
+    await options(plane, lost_after="5m")
+    await _lose(plane, agent)
+    ended = await now(plane, ada, detail)
+    assert (ended.status, ended.main.exit_code) == (Status.TERMINATED, None)
+
+
 async def test_other_causes_are_not_tried_again(plane: Rig) -> None:
     agent = await plane.agent()
     ada = await plane.user()
