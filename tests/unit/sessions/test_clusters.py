@@ -201,6 +201,9 @@ async def test_limits_count_all_containers(plane: Rig) -> None:
 
 async def test_nodes_that_cannot_connect_containers_say_so(plane: Rig) -> None:
     await plane.agent()
+    gone = await plane.agent(node(2, None))
+    admin = await plane.user("root", role=ROOT)
+    await plane.plane.nodes.remove(admin, gone.agent_id, forced=False, request_id=REQUEST)
     ada = await user(plane)
     with pytest.raises(InvalidParameters) as refused:
         await plane.create(ada, cluster_size=2)
