@@ -16,13 +16,19 @@ from prometheus_client import generate_latest
 from sqlalchemy.ext.asyncio import AsyncSession
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
-from traitlets import Dict, Float, List, TraitError, Unicode, default, validate
+from traitlets import Dict, Float, Integer, List, TraitError, Unicode, default, validate
 from traitlets.config import Configurable
 
 from authenticator.identity import IdentityService
 from authenticator.keypairs import KeyPairService
 from hub.api.application import application
-from hub.api.authentication import APPS, Authentication, cookie_secret, hub_login
+from hub.api.authentication import (
+    APPS,
+    CACHE_SECONDS,
+    Authentication,
+    cookie_secret,
+    hub_login,
+)
 from hub.api.handler import MAX_BODY
 from hub.api.services import Services
 from hub.config.deployment import Deployment, apps_token
@@ -66,6 +72,13 @@ class ManagerConfig(Configurable):
     ).tag(config=True)
     hub_api_url = Unicode(
         help="REST API of the hub, for checking its tokens. Default: the deployment's hub."
+    ).tag(config=True)
+    hub_cache_max_age = Integer(
+        CACHE_SECONDS,
+        min=1,
+        help="""Seconds for which the manager believes what the hub said of a token or a browser's log-in: that long a
+        token may still work that was revoked. Other services of JupyterHub believe it for 300
+        (`HubAuth.cache_max_age`).""",
     ).tag(config=True)
     hub_prefix = Unicode(help="Path of the hub as browsers see it. Default: the deployment's.").tag(
         config=True
@@ -216,6 +229,7 @@ class Manager:
                 services.hub_prefix,
                 services.prefix,
                 self._secrets["PERIJOVE_SERVICE_TOKEN"],
+                cache_max_age=self._config.hub_cache_max_age,
             ),
             hub_secret=hub_secret,
             agent_known=agent_known,
@@ -226,6 +240,7 @@ class Manager:
             services.control.apps.path,
             apps_token(self._secrets["PERIJOVE_SERVICE_TOKEN"]),
             APPS,
+            cache_max_age=self._config.hub_cache_max_age,
         )
         app = application(services, authentication, apps_login, cookie_secret(hub_secret))
         stack.push_async_callback(app.settings["app_doors"].close)

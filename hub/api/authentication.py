@@ -42,7 +42,7 @@ from authenticator.signing import (
 from hub.api.endpoints import Access
 
 CACHE_SECONDS = 30
-"""How long an answer of the hub about a token, and a rate limit, is believed."""
+"""How long a rate limit is believed, and if nothing else is set an answer of the hub about a token."""
 MARK_USED_SECONDS = 300
 OLDEST_VERSION = (4, 20190615)
 UNAUTHORIZED = "Unauthorized access"
@@ -92,11 +92,18 @@ class AppsLogin(HubLogin):
 
 
 def hub_login(
-    api_url: str, hub_prefix: str, prefix: str, api_token: str, name: str = "perijove"
+    api_url: str,
+    hub_prefix: str,
+    prefix: str,
+    api_token: str,
+    name: str = "perijove",
+    *,
+    cache_max_age: int = CACHE_SECONDS,
 ) -> HubLogin:
     """An OAuth client for a service of the hub whose REST API is at ``api_url``.
 
     ``hub_prefix`` and ``prefix`` are the paths of hub and service as browsers see them, with slashes around.
+    ``cache_max_age``: seconds for which the hub's answers are believed, more than 0 (which would mean for ever).
     """
     kind = AppsLogin if name == APPS else HubLogin
     return kind(
@@ -106,7 +113,7 @@ def hub_login(
         base_url=prefix,
         oauth_client_id=f"service-{name}",
         access_scopes={f"access:services!service={name}"},
-        cache_max_age=CACHE_SECONDS,
+        cache_max_age=cache_max_age,
     )
 
 

@@ -141,7 +141,15 @@ class Running:
 def of_loop(render: Callable[[], Coroutine[Any, Any, bytes]]) -> Callable[[], bytes]:
     """A source for other threads of what is rendered in the running event loop."""
     loop = asyncio.get_running_loop()
-    return lambda: asyncio.run_coroutine_threadsafe(render(), loop).result(RENDER_WITHIN)
+
+    def source() -> bytes:
+        future = asyncio.run_coroutine_threadsafe(render(), loop)
+        try:
+            return future.result(RENDER_WITHIN)
+        finally:
+            future.cancel()  # nobody wants it any more: the next report asks anew
+
+    return source
 
 
 class _Feeder(threading.Thread):
@@ -243,7 +251,7 @@ class _Handler(logging.Handler):
                 setattr(exception, TOLD, True)
         try:
             message = record.getMessage()
-        except (TypeError, ValueError):  # a message that does not fit its arguments
+        except Exception:  # noqa: BLE001 - whatever an argument does that is to be told
             message = str(record.msg)
         error = LoggedError(message, str(record.msg), record.name, exception)
         for catcher in self._catchers:

@@ -101,10 +101,10 @@ class SentryMonitor(ErrorMonitor):
             return [self._without_secrets(each) for each in value]
         if not isinstance(value, str):
             return value
-        value = value[:LONGEST_TEXT]
         if self._secrets is not None:
             value = self._secrets.sub(HIDDEN, value)
-        return _SECRET_TEXT.sub(lambda found: f"{found[found.lastindex or 0]}{HIDDEN}", value)
+        value = _SECRET_TEXT.sub(lambda found: f"{found[found.lastindex or 0]}{HIDDEN}", value)
+        return value[:LONGEST_TEXT]  # last: a part of a secret is not known as one
 
     def close(self) -> None:
         """Waits for what is being sent."""

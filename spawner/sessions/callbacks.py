@@ -86,9 +86,9 @@ class CallbackRules:
             return f"no callbacks are allowed here: {SETTING} lists no networks or hosts"
         try:
             parts = urlsplit(url)
-            host, _ = parts.hostname, parts.port
+            host, _, _ = parts.hostname, parts.port, URL(url)  # whoever calls it reads it so
         except ValueError as error:
-            return f"{url[:80]!r}: {error}"
+            return f"{url[:80]!r}: {str(error)[:200]}"
         if len(url) > LONGEST_URL or re.search(r"[^\x21-\x7e]", url):
             return f"give an URL of at most {LONGEST_URL} printable ASCII characters"
         if parts.scheme not in ("http", "https") or not host:
@@ -238,12 +238,13 @@ class Callbacks:
 
     async def _post(self, http: aiohttp.ClientSession, call: _Call) -> tuple[str | None, bool]:
         """What kept it from being delivered, if anything did, and whether that may pass."""
-        fault, target = self._rules.fault(call.url), URL(call.url)  # rules may have changed since
-        host = target.host or ""
-        if fault is None and _address(host) is not None and not self._rules.allows(host, host):
-            fault = f"{host} is not allowed"
+        fault = self._rules.fault(call.url)  # rules may have changed since
         if fault is not None:
             return fault, False
+        target = URL(call.url)
+        host = target.host or ""
+        if _address(host) is not None and not self._rules.allows(host, host):
+            return f"{host} is not allowed", False
         try:
             async with http.post(target, json=call.body, allow_redirects=False) as answer:
                 passing = answer.status >= 500 or answer.status in (408, 425, 429)

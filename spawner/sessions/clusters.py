@@ -52,6 +52,7 @@ def kernel_rows(
         mine = copy.deepcopy(dict(spec))
         if rank:
             mine |= {"command": IDLE, "ports": []}
+            mine.pop("health", None)  # of the main one's port
         rows.append(
             KernelRow(
                 id=uuid.uuid4(),

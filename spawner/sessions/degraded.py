@@ -34,27 +34,32 @@ async def follow(change: Change, session: SessionRow, kernels: Sequence[KernelRo
     """Bring a running cluster to RUNNING or RUNNING_DEGRADED; False: it is for others to say."""
     if not survives(session, kernels):
         return False
-    subs = kernels[1:]
-    if any(Status(k.status) not in (*STATUSES, *GONE) for k in subs):
+    if any(Status(k.status) not in (*STATUSES, *GONE) for k in kernels[1:]):
         return False
-    ended = [kernel for kernel in subs if Status(kernel.status) in GONE]
-    away = await _away(change, kernels)
-    silent = [k for k in subs if k.agent_id in away and k not in ended]
-    if not ended and not silent:
-        if session.status == Status.RUNNING_DEGRADED and kernels[0].agent_id not in away:
+    sick = (session.recovery or {}).get(retries.UNHEALTHY)
+    cause = "; ".join(filter(None, (await lacks(change, kernels), sick)))
+    if not cause:
+        if session.status == Status.RUNNING_DEGRADED and not await _away(change, kernels[:1]):
             again = "all containers are there again"
             await change.move_session(session, Status.RUNNING, again)
         return True
-    cause = "; ".join(
-        [f"{k.hostname} is lost: {k.status_info}" for k in ended]
-        + [f"{k.hostname} is out of reach: its node does not answer" for k in silent]
-    )
     if session.status == Status.RUNNING:
         await change.move_session(session, Status.RUNNING_DEGRADED, cause)
     elif session.status_info != cause:
         session.status_info = cause
         change.note(session, cause)
     return True
+
+
+async def lacks(change: Change, kernels: Sequence[KernelRow]) -> str:
+    """What is lost or out of reach besides the main container; empty: nothing."""
+    away, subs = await _away(change, kernels[1:]), kernels[1:]
+    ended = [kernel for kernel in subs if Status(kernel.status) in GONE]
+    silent = [k for k in subs if k.agent_id in away and k not in ended]
+    return "; ".join(
+        [f"{k.hostname} is lost: {k.status_info}" for k in ended]
+        + [f"{k.hostname} is out of reach: its node does not answer" for k in silent]
+    )
 
 
 async def let_go(

@@ -14,16 +14,17 @@ LONGEST = 10 * 365 * 86400.0
 
 def seconds_of(value: object) -> float:
     """The seconds that ``value`` says. Raises ``ValueError`` with a sentence."""
+    number: float
     if isinstance(value, str):
         found = _DURATION.fullmatch(value.strip())
         number = float(found.group(1)) * _SECONDS[found.group(2) or "s"] if found else -1.0
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        number = float(value)
+        number = value
     else:
         number = -1.0
     if not 0 <= number < LONGEST:
         raise ValueError(f'{str(value)[:80]!r}: a duration such as 90, "90s", "2h" or "7d"')
-    return number
+    return float(number)
 
 
 def moment(text: str, now: dt.datetime) -> dt.datetime | None:
@@ -32,6 +33,6 @@ def moment(text: str, now: dt.datetime) -> dt.datetime | None:
         return now + dt.timedelta(seconds=seconds_of(text))
     try:
         at = dt.datetime.fromisoformat(text.strip())
-    except ValueError:
+        return at.replace(tzinfo=dt.UTC) if at.tzinfo is None else at.astimezone(dt.UTC)
+    except (ValueError, OverflowError):  # the latter: in UTC it is in the year 0 or 10000
         return None
-    return at.replace(tzinfo=dt.UTC) if at.tzinfo is None else at.astimezone(dt.UTC)

@@ -17,6 +17,9 @@ KEY = "PERIJOVE_EXECUTION_KEY"
 MODES = ("query", "batch", "continue", "input", "complete")
 ANSWER_TIMEOUT = 90.0
 """Seconds that an answer may take; the app itself waits two for something to tell."""
+CHUNK = 65536
+LONGEST_ANSWER = 32 * 1024 * 1024
+"""Bytes. The app says less; but whoever works in a session can put anything in its place."""
 
 
 class ExecutionService:
@@ -43,11 +46,23 @@ class ExecutionService:
             writer.write(json.dumps({**question, "key": key}).encode() + b"\n")
             await writer.drain()
             async with asyncio.timeout(ANSWER_TIMEOUT):
-                answer: dict[str, Any] = json.loads(await reader.read(-1))
-        except (OSError, ValueError) as error:
+                answer = json.loads(await _whole(reader))
+            if not isinstance(answer, dict):
+                raise ValueError("it is no object")
+        except (OSError, ValueError, RecursionError) as error:
             raise AgentUnavailable(f"the session gave no answer: {error}") from error
         finally:
             writer.close()
         if "error" in answer:
             raise BadRequest(str(answer["error"]))
         return answer
+
+
+async def _whole(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the end. Raises ``ValueError`` for too much."""
+    found = bytearray()
+    while chunk := await reader.read(CHUNK):
+        found += chunk
+        if len(found) > LONGEST_ANSWER:
+            raise ValueError(f"it is longer than {LONGEST_ANSWER} bytes")
+    return bytes(found)

@@ -23,6 +23,7 @@ from authenticator.tables import (
 from spawner.scheduler.slots import KINDS
 from spawner.sessions.callbacks import CallbackRules
 from spawner.sessions.image_rows import holders
+from spawner.sessions.registration import REMOVED
 from spawner.sessions.tables import AgentDeviceRow, AgentRow, ImageRow, ResourceGroupRow
 from spawner.sessions.wishes import find_parents
 
@@ -130,6 +131,7 @@ async def read_facts(
 async def _unconnected(db: AsyncSession) -> frozenset[str]:
     """Groups that have agents, but none that can connect containers."""
     groups: dict[str, bool] = {}
-    for group, features in await db.execute(select(AgentRow.resource_group, AgentRow.features)):
+    query = select(AgentRow.resource_group, AgentRow.features).where(AgentRow.status != REMOVED)
+    for group, features in await db.execute(query):
         groups[group] = groups.get(group, False) or bool((features or {}).get("clusters"))
     return frozenset(group for group, able in groups.items() if not able)

@@ -1,11 +1,13 @@
 """Files of a running session's home folder, for its owner's programs: listed, fetched and put there as they come.
 
 A shell script in the main container does it, with the rights of the session and whatever engine runs it, and sends or
-takes ``tar`` archives through the node. Nothing is reached but the home folder and the folders mounted in it.
+takes ``tar`` archives through the node. Nothing is reached but the home folder and the folders mounted in it. Whoever
+works in a session can have other programs in the place of these: what they say is bounded, and nothing is believed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import io
 import tarfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -26,6 +28,10 @@ MOST_FILES = 20
 """Of one upload or download."""
 LONGEST_PATH = 4096
 MOST_LISTED = 10_000
+LONGEST_ENTRY = 400
+"""Bytes of a line of a listing, whose name has 255 at most."""
+SILENCE = 120.0
+"""Seconds without a word after which a session is given up."""
 MODE = 0o644
 KEY = "id_container"
 """Backend.AI's clients fetch a key of this name, and log in with it: one is made when they ask first."""
@@ -153,17 +159,22 @@ class SessionFiles:
         """The absolute path of a folder, and what is in it, by name."""
         kernel = await self._apps.kernel(principal, ref)
         transfer = await self._begin(kernel, "list", "path", path)
-        data = bytearray()
+        data, count = bytearray(), 0
         try:
             async with aclosing(transfer.chunks()) as chunks:
                 async for chunk in chunks:
                     data += chunk
-                    if data.count(0) > MOST_LISTED:
+                    count += chunk.count(0)
+                    if count > MOST_LISTED or len(data) > MOST_LISTED * LONGEST_ENTRY:
                         raise InvalidParameters({"path": f"more than {MOST_LISTED} entries"})
         finally:
             transfer.close()
-        where, *entries = bytes(data).decode("utf-8", "replace").split("\0")[:-1]
-        return where, sorted(map(_entry, entries), key=lambda entry: str(entry["filename"]))
+        try:
+            where, *entries = bytes(data).decode("utf-8", "replace").split("\0")[:-1]
+            found = [_entry(each) for each in entries]
+        except ValueError as error:
+            raise AgentUnavailable(f"the session tells what is no list: {error}") from error
+        return where, sorted(found, key=lambda entry: str(entry["filename"]))
 
     async def get(self, principal: Principal, ref: str, paths: Sequence[str]) -> list[Transfer]:
         """A ``tar`` archive of each path, all begun; close them."""
@@ -199,9 +210,10 @@ class SessionFiles:
             )
             said, code = transfer.rest, b""
             while (found := await _frame(transfer.streams)) is not None:
-                said, code = (
-                    (said + found[1], code) if found[0] == preamble.DATA else (said, found[1])
-                )
+                if found[0] == preamble.DATA:
+                    said = (said + found[1])[-LONGEST_PATH:]
+                else:
+                    code = found[1]
         finally:
             transfer.close()
         if code != b"0":
@@ -220,7 +232,7 @@ class SessionFiles:
             said = b""
             while b"\n" not in said:
                 found = await _frame(transfer.streams)
-                if found is None or found[0] != preamble.DATA:
+                if found is None or found[0] != preamble.DATA or len(said) > LONGEST_PATH:
                     raise AgentUnavailable("the session has no shell, or went away")
                 said += found[1]
         except BaseException:
@@ -236,7 +248,10 @@ class SessionFiles:
 
 async def _frame(streams: Streams) -> tuple[bytes, bytes] | None:
     try:
-        return await preamble.read_frame(streams[0])
+        async with asyncio.timeout(SILENCE):
+            return await preamble.read_frame(streams[0])
+    except TimeoutError as error:
+        raise AgentUnavailable(f"the session said nothing for {SILENCE:g} seconds") from error
     except OSError as error:
         raise AgentUnavailable(f"the connection to the session broke: {error}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spawner.sessions import retries, steps
+from spawner.sessions import degraded, retries, steps
 from spawner.sessions.states import Status, Target
 from spawner.sessions.tables import KernelRow, SessionRow
 from spawner.sessions.transitions import Change
@@ -19,16 +19,26 @@ async def follow(
     told: str,
 ) -> None:
     """Take over whether the service of ``kernel`` answers; ``told`` says what its node saw."""
-    status = Status(session.status)
-    if session.target != Target.RUNNING or kernel.status != Status.RUNNING:
+    running = session.target == Target.RUNNING and kernel.status == Status.RUNNING
+    if not running or kernel is not kernels[0]:  # the main one, which has the port
         return
-    if healthy and status is Status.RUNNING_DEGRADED:
-        await change.move_session(session, Status.RUNNING, "its health check passes again")
-    elif not healthy and status is Status.RUNNING:
-        cause = told or "its health check fails"
+    status, cause = Status(session.status), told or "its health check fails"
+    if healthy:
+        _keep(session, None)
+        if status is Status.RUNNING_DEGRADED and not await degraded.lacks(change, kernels):
+            await change.move_session(session, Status.RUNNING, "its health check passes again")
+    elif status is Status.RUNNING:
         await change.move_session(session, Status.RUNNING_DEGRADED, cause)
-        again = await retries.try_again(change, session, kernels, retries.UNHEALTHY, cause)
-        if again:
+        if await retries.try_again(change, session, kernels, retries.UNHEALTHY, cause):
             await steps.step(change, session, kernels)
         else:
             session.status_info = retries.exhausted(session, retries.UNHEALTHY, cause)
+            _keep(session, session.status_info)
+    elif status is Status.RUNNING_DEGRADED:
+        _keep(session, cause)
+
+
+def _keep(session: SessionRow, sick: str | None) -> None:
+    """For whoever looks at the session for another reason (``degraded``)."""
+    if (session.recovery or {}).get(retries.UNHEALTHY) != sick:
+        session.recovery = {**(session.recovery or {}), retries.UNHEALTHY: sick}

@@ -6,6 +6,7 @@ host, so nothing of the name is ever pulled from elsewhere; it can be used on th
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import logging
 import re
@@ -175,7 +176,7 @@ class ImageService:
                 if not principal.is_superadmin:
                     raise NotFound("image", f"you have no image {name[:_SHOWN]!r}")
                 require(principal, Scope.ADMIN)
-            users = select(func.count()).where(
+            users = select(func.count(KernelRow.session_id.distinct())).where(
                 KernelRow.image == name, KernelRow.status.not_in(ENDED)
             )
             count = await db.scalar(users)
@@ -290,14 +291,16 @@ class ImageService:
     async def _ask(
         self, agents: Iterable[str], method: str, params: dict[str, Any]
     ) -> dict[str, Any]:
-        """Answers by agent; of one that cannot answer ``{"state": "failed", "message"}``."""
-        answers: dict[str, Any] = {}
-        for agent in agents:
+        """Answers by agent, asked all at once; of one that cannot answer ``{"state": "failed", "message"}``."""
+
+        async def ask(agent: str) -> Any:
             try:
-                answers[agent] = await self._agents.call(agent, method, params)
+                return await self._agents.call(agent, method, params)
             except AgentUnavailable as error:
-                answers[agent] = {"state": FAILED, "message": str(error)}
-        return answers
+                return {"state": FAILED, "message": str(error)}
+
+        names = list(agents)
+        return dict(zip(names, await asyncio.gather(*map(ask, names)), strict=True))
 
 
 def _name_of(session: str) -> str:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from spawner.scheduler.observe import Phase
 from spawner.scheduler.slots import KINDS
 from spawner.sessions.ledger import REFUSALS, Repair
+from spawner.sessions.registration import REMOVED
 from spawner.sessions.states import Status
 from spawner.sessions.tables import (
     AgentDeviceRow,
@@ -186,9 +187,13 @@ class Metrics:
         self._faulty.clear()
         for agent, count in faulty:
             self._faulty.labels(agent).set(count)
+        # Others render meanwhile: from here on nobody comes in between.
+        seen = await db.execute(
+            select(AgentRow.id, AgentRow.last_seen).where(AgentRow.status != REMOVED)
+        )
         self._heartbeat.clear()
-        for agent, seen in await db.execute(select(AgentRow.id, AgentRow.last_seen)):
-            self._heartbeat.labels(agent).set((now - seen).total_seconds())
+        for agent, at in seen:
+            self._heartbeat.labels(agent).set((now - at).total_seconds())
 
     def _gauge(self, name: str, text: str, label: str) -> Gauge:
         return Gauge(name, text, (label,), registry=self.registry)

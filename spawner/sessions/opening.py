@@ -129,10 +129,12 @@ class AppService:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 reader, writer = await asyncio.open_connection(opened.host, opened.port)
                 await preamble.introduce(reader, writer, opened.token)
-        except OSError as error:
+        except BaseException as error:
             if writer is not None:
                 writer.close()
-            raise AgentUnavailable(f"{name} cannot be reached: {error}") from error
+            if isinstance(error, OSError):
+                raise AgentUnavailable(f"{name} cannot be reached: {error}") from error
+            raise
         return reader, writer
 
     async def kernel(self, principal: Principal, ref: str) -> KernelRow:

@@ -5,10 +5,23 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
+from jupyterhub.services.auth import HubAuth
+from traitlets import TraitError
 
 from authenticator.keypairs import NewKeyPair
 from authenticator.principals import Role
+from hub.api.authentication import hub_login
+from hub.manager import ManagerConfig
 from tests.unit.api.server import HUB_SECRET, Api
+
+
+def test_how_long_the_hub_is_believed() -> None:
+    """A token that is revoked works no longer than an administrator says; 0 would mean for ever."""
+    assert ManagerConfig().hub_cache_max_age < HubAuth().cache_max_age, "stricter than others"
+    login = hub_login("http://127.0.0.1:9/", "/hub/", "/services/x/", "token", cache_max_age=7)
+    assert login.cache.max_age == 7
+    with pytest.raises(TraitError):
+        ManagerConfig(hub_cache_max_age=0)
 
 
 async def test_a_signature_says_who_it_is(api: Api, ada: NewKeyPair) -> None:

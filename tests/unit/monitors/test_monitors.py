@@ -22,7 +22,7 @@ from spawner.monitors.base import ErrorMonitor, LoggedError, Sample, SampleKind,
 from spawner.monitors.conformance import ErrorConformance, StatsConformance
 from spawner.monitors.registry import MonitorError, Monitors
 from spawner.monitors.samples import Sampler
-from spawner.monitors.sentry import SentryMonitor
+from spawner.monitors.sentry import LONGEST_TEXT, SentryMonitor
 from spawner.monitors.statsd import DatadogMonitor, StatsdMonitor
 from tests.harness.sentry import Sentry, receiving
 
@@ -184,6 +184,45 @@ def test_sentry_gets_what_is_logged_as_an_error(sentry: Sentry) -> None:
     assert sentry.events.empty()
 
 
+class Untold:
+    """Cannot say what it is."""
+
+    def __repr__(self) -> str:
+        raise LookupError("no words")
+
+
+def test_a_message_that_cannot_be_made_does_no_harm(sentry: Sentry) -> None:
+    """Whoever logs something goes on, whatever that is."""
+    made = monitors(Monitors={"errors": ["sentry"]}, SentryMonitor={"dsn": sentry.dsn})
+    quiet = logging.getLogger("tests.monitors.quiet")
+    with running(made) as run:
+        assert run.handler is not None
+        for args in (({"a": 1},), (Untold(),)):
+            record = quiet.makeRecord(quiet.name, logging.ERROR, "", 0, "%(name)r", args, None)
+            run.handler.handle(record)
+        log.error("the last")
+    events = sentry.until("the last", PATIENCE)
+    assert [each["logentry"]["formatted"] for each in events[:-1]] == ["%(name)r"] * 2
+
+
+async def test_what_is_not_rendered_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else another one would wait from each report on."""
+    monkeypatch.setattr(registry, "RENDER_WITHIN", 0.05)
+    given_up = asyncio.Event()
+
+    async def render() -> bytes:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+        return b""
+
+    with pytest.raises(TimeoutError):
+        await asyncio.to_thread(registry.of_loop(render))
+    async with asyncio.timeout(PATIENCE):
+        await given_up.wait()
+
+
 def test_one_error_is_told_once(sentry: Sentry) -> None:
     made = monitors(Monitors={"errors": ["sentry"]}, SentryMonitor={"dsn": sentry.dsn})
     with running(made):
@@ -212,12 +251,14 @@ def test_secrets_are_taken_out(sentry: Sentry, monkeypatch: pytest.MonkeyPatch) 
         "postgresql://user:abcdef0123456789@db/x",
         '{"secret_key": "abcdef0123456789"}',
     )
+    long = "x" * (LONGEST_TEXT - 10)
     with running(made):
         for each in told:
             log.error("it failed: %s", each, exc_info=RuntimeError(each))
+        log.error("%s", f"{long} s3cret-of-the-environment")
         log.error("the last")
     events = sentry.until("the last", PATIENCE)
-    assert len(events) == len(told) + 1
+    assert len(events) == len(told) + 2
     text = json.dumps(events)
     assert "abcdef0123456789" not in text
     assert "s3cret" not in text

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
@@ -23,7 +23,7 @@ from spawner.sessions import callbacks
 from spawner.sessions.callbacks import CallbackRules
 from spawner.sessions.control import ControlSettings
 from spawner.sessions.states import Status
-from spawner.sessions.tables import CallbackRow
+from spawner.sessions.tables import CallbackRow, SessionRow
 from store.database import Store
 from tests.harness.plane import PATIENCE, Rig, rig, until
 
@@ -209,6 +209,24 @@ async def test_a_name_is_called_by_the_address_that_was_checked(
         assert asked["good.example"] == len(hook.bodies), "asked once for each call"
 
 
+async def test_an_url_that_nobody_can_read_is_given_up_at_once(
+    store: Store, tmp_path: Path
+) -> None:
+    """One that was taken by an earlier release, say: it would be tried for ever, without a pause."""
+    async with calling(store, tmp_path) as (plane, hook):
+        await plane.agent()
+        ada = await plane.user()
+        detail = await plane.create(ada, callback_url=hook.url)
+        await hook.events(detail.session.id, "started")
+        change = update(SessionRow).values(callback_url="http://some\\name/")
+        await plane.store.write(lambda db: db.execute(change))
+        await plane.destroy(ada, detail)
+        await plane.wait(detail, Status.TERMINATED)
+        await until(lambda: waiting(plane), lambda count: count == 0)
+        rows = await plane.plane.sessions.history(ada, str(detail.session.id))
+    assert any("given up after 1 tries" in row.cause for row in rows if row.kind == "callback")
+
+
 async def test_without_rules_a_callback_is_refused(plane: Rig) -> None:
     await plane.agent()
     ada = await plane.user()
@@ -270,6 +288,7 @@ def test_allowed_urls(url: str) -> None:
         ("http://10.1.2.3/\r\nX: y", "printable"),
         ("http://10.1.2.3/" + "x" * 3000, "at most 2048"),
         ("http://[::1", "nvalid"),
+        ("http://some\\name/", "backslash"),
     ],
 )
 def test_refused_urls(url: str, sentence: str) -> None:

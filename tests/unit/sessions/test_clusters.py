@@ -9,6 +9,7 @@ from authenticator.principals import Principal, Role, Via
 from authenticator.problems import InvalidParameters, NotFound, QuotaExceeded
 from hub.api import views
 from spawner.agent.protocol import KernelSpec, Network
+from spawner.sessions import steps
 from spawner.sessions.clusters import deployment_id
 from spawner.sessions.requests import SessionDetail
 from spawner.sessions.states import Status
@@ -200,6 +201,9 @@ async def test_limits_count_all_containers(plane: Rig) -> None:
 
 async def test_nodes_that_cannot_connect_containers_say_so(plane: Rig) -> None:
     await plane.agent()
+    gone = await plane.agent(node(2, None))
+    admin = await plane.user("root", role=ROOT)
+    await plane.plane.nodes.remove(admin, gone.agent_id, forced=False, request_id=REQUEST)
     ada = await user(plane)
     with pytest.raises(InvalidParameters) as refused:
         await plane.create(ada, cluster_size=2)
@@ -306,6 +310,38 @@ async def test_a_part_that_stays_lost_is_let_go(plane: Rig) -> None:
     assert let_go.status is DEGRADED
     assert let_go.occupied["cpu"] == 1_000_000
     assert not holder.kernels
+
+
+async def test_a_service_of_several_containers_is_as_well_as_its_main_one(plane: Rig) -> None:
+    agent = await plane.agent(node(1, None))
+    ada = await user(plane)
+    service = {"port": 8000, "health_check": {"path": "/health"}}
+    fields = {"type": "inference", "startup_command": "serve", "service": service}
+    found = await plane.run(ada, cluster_size=2, **fields)
+    kernels = {each.spec.hostname: each for each in agent.kernels.values()}
+    assert kernels["main1"].spec.health is not None
+    assert kernels["sub1"].spec.health is None, "it has no port"
+
+    async def looked_at() -> SessionDetail:
+        """After somebody looked at the session for another reason."""
+        await plane.plane.journal.write(
+            REQUEST, lambda change: steps.advance(change, found.session.id)
+        )
+        return await status(plane, ada, found)
+
+    agent.move(kernels["main1"], "RUNNING", healthy=False, progress="GET /health fails")
+    await plane.wait(found, DEGRADED)
+    sick = await looked_at()
+    assert (sick.status, sick.session.status_info) == (DEGRADED, "GET /health fails")
+    agent.end(kernels["sub1"].spec.kernel_id, 1)
+    both = await until(looked_at, lambda detail: detail.kernels[1].status == "TERMINATED")
+    assert both.session.status_info.startswith("sub1 is lost: ")
+    assert both.session.status_info.endswith("; GET /health fails")
+    agent.move(kernels["main1"], "RUNNING", healthy=True, progress="")
+    less = await until(looked_at, lambda detail: "/health" not in detail.session.status_info)
+    assert less.status is DEGRADED, "its other container is lost still"
+    await plane.destroy(ada, found)
+    await plane.wait(found, Status.TERMINATED)
 
 
 async def test_a_restart_restarts_every_container_in_its_place(plane: Rig) -> None:

@@ -14,7 +14,7 @@ from authenticator.problems import (
     QuotaExceeded,
     SessionAlreadyExists,
 )
-from spawner.sessions.durations import moment
+from spawner.sessions.durations import moment, seconds_of
 from spawner.sessions.requests import REDACTED, hide_secrets
 from spawner.sessions.states import Status
 from tests.harness.agent import IMAGE, LABELS, FakeAgent, SlowAgent
@@ -287,6 +287,9 @@ def test_moments() -> None:
     assert moment("2026-12-01T02:00:00+02:00", NOW) == dt.datetime(2026, 12, 1, tzinfo=dt.UTC)
     assert moment("9999999w", NOW) is None
     assert moment("whenever", NOW) is None
+    assert moment("9999-12-31T23:59-23:00", NOW) is None, "it is in the year 10000 of UTC"
+    with pytest.raises(ValueError, match="a duration such as"):
+        seconds_of(10**400)
 
 
 def test_secrets_are_hidden_by_name() -> None:

@@ -13,7 +13,7 @@ from authenticator.problems import (
     NotFound,
     QuotaExceeded,
 )
-from spawner.agent.protocol import ImagePull, ImageReport
+from spawner.agent.protocol import Call, ImagePull, ImageReport
 from spawner.sessions.image_rows import COMMIT_LABEL, OWN_HOST, OWNER_LABEL
 from spawner.sessions.tables import CommitRow
 from tests.harness.agent import IMAGE, LABELS, FakeAgent
@@ -73,6 +73,27 @@ async def test_administrators_have_nodes_pull(plane: Rig) -> None:
     assert "elsewhere: no live node" in str(caught.value.data)
     with pytest.raises(Forbidden):
         await service.pull(await plane.user(), "example.org/lab:2", [])
+
+
+class Waiting(FakeAgent):
+    """Answers once all of its kind were asked."""
+
+    def answer(self, call: Call) -> None:
+        ASKED.append((self, call))
+        if len({agent.agent_id for agent, _ in ASKED}) == 2:
+            for agent, each in ASKED:
+                FakeAgent.answer(agent, each)
+
+
+ASKED: list[tuple[FakeAgent, Call]] = []
+
+
+async def test_a_silent_node_holds_up_no_other(plane: Rig) -> None:
+    ASKED.clear()
+    for name in ("node-1", "node-2"):
+        await plane.agent(Waiting(name))
+    told = await plane.plane.images.pull(await root(plane), "example.org/lab:2", [])
+    assert told == {"node-1": None, "node-2": None}, "none of them failed"
 
 
 async def test_a_session_becomes_an_image_of_its_owner_alone(plane: Rig) -> None:

@@ -147,6 +147,9 @@ async def test_only_an_empty_node_is_removed_and_it_stays_away(plane: Rig) -> No
     await nodes.remove(admin, "node-2", forced=False, request_id=REQUEST)
     await plane.plane.agents.drop("node-2", "removed")
     assert [view.id for view in await nodes.list(admin)] == ["node-1"]
+    text = (await plane.plane.render_metrics()).decode()
+    assert "perijove_agent_heartbeat_age_seconds" in text
+    assert 'agent="node-2"' not in text, "its age would grow for ever, and wake somebody"
     with pytest.raises(NotFound):
         await nodes.remove(admin, "node-2", forced=False, request_id=REQUEST)
     await agent.disconnect()
