@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -84,7 +85,7 @@ class Apps:
     pool: PortPool
     start_timeout: float = START_TIMEOUT
     _opened: dict[Key, _Opened] = field(default_factory=dict)
-    _locks: dict[Key, asyncio.Lock] = field(default_factory=dict)
+    _locks: WeakValueDictionary[Key, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -173,9 +174,11 @@ class Apps:
                 raise EngineError(str(error), retriable=True) from error
             try:
                 await relay.open(self.address, port)
-            except OSError as error:  # somebody else's: it comes last in the pool
-                log.warning("port %d cannot be used for an app: %s", port, error)
+            except BaseException as error:  # cancelled, or somebody else's: it comes last in the pool
                 self.pool.give_back(port)
+                if not isinstance(error, OSError):
+                    raise
+                log.warning("port %d cannot be used for an app: %s", port, error)
                 continue
             return _Opened(identity, app, relay, port)
         raise EngineError("no port of this node's app_ports can be listened on")
@@ -183,8 +186,10 @@ class Apps:
     async def _close(self, key: Key) -> None:
         opened = self._opened.pop(key, None)
         if opened is not None:
-            await opened.relay.close()
-            self.pool.give_back(opened.port)
+            try:
+                await opened.relay.close()
+            finally:
+                self.pool.give_back(opened.port)
 
     async def _ensure(self, identity: Identity, app: App) -> None:
         """Make the app's port answer. Raises ``EngineError`` with the end of what it printed."""
@@ -253,10 +258,9 @@ class _Target:
         try:
             writer.write(b"ok\n")
             await pipe((reader, writer), (theirs, ours))
+            await _hang_up(ours)
         finally:
-            ours.close()
-            with contextlib.suppress(OSError):
-                await ours.wait_closed()
+            ours.transport.abort()  # who is cut off does not wait for an app that does not read
 
 
 def _mark(identity: Identity, name: str) -> str:
@@ -269,10 +273,14 @@ async def _answers(host: str, port: int) -> bool:
             _, writer = await asyncio.open_connection(host, port)
     except OSError:
         return False
+    await _hang_up(writer)
+    return True
+
+
+async def _hang_up(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
-    return True
 
 
 async def _output(program: Exec) -> bytes:
