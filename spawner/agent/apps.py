@@ -40,6 +40,7 @@ CONNECT_TIMEOUT = 5.0
 BIND_ATTEMPTS = 20
 MARK = "PERIJOVE_APP"
 PTY = "pty"
+ENDING = ("TERMINATING", "TERMINATED")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _LOG = (
     'dir=${JUPYTER_RUNTIME_DIR:-/tmp}; [ -w "$dir" ] || dir=/tmp; log="$dir/perijove-app-$1.log"; '
@@ -95,7 +96,7 @@ class Apps:
 
     def noticed(self, report: KernelReport) -> None:
         """A kernel changed: relays of one that ended are closed."""
-        if report.status not in ("TERMINATING", "TERMINATED"):
+        if report.status not in ENDING:
             return
         for key, opened in list(self._opened.items()):
             if key[0] == report.kernel_id and opened.identity.epoch <= report.epoch:
@@ -126,6 +127,7 @@ class Apps:
             raise ValueError(f"app: {error}") from error
         if not _NAME.fullmatch(app.name):
             raise ValueError(f"app.name is {app.name!r}: letters, digits, '_', '-' and '.'")
+        self._check_alive(identity)
         key = (identity.kernel_id, app.name, app.port)
         async with self._locks.setdefault(key, asyncio.Lock()):
             if app.protocol not in (PTY, PROGRAMS):
@@ -136,12 +138,25 @@ class Apps:
                 opened = None
             if opened is None:
                 opened = self._opened[key] = await self._open(identity, app)
+                try:
+                    self._check_alive(identity)
+                except EngineError:  # nobody else would close its relay
+                    await self._close(key)
+                    raise
         return {
             "host": self.address,
             "port": opened.port,
             "token": opened.relay.token,
             "protocol": app.protocol,
         }
+
+    def _check_alive(self, identity: Identity) -> None:
+        """Raise ``EngineError`` if a run is ending, or gone."""
+        run = identity.kernel_id, identity.epoch
+        for each in self.calls.kernels.reports():
+            if (each.kernel_id, each.epoch) == run and each.status not in ENDING:
+                return
+        raise EngineError("the session has ended")
 
     async def _stop_app(self, params: Mapping[str, Any]) -> None:
         identity = self.calls.running(params)
