@@ -189,7 +189,9 @@ class Apps:
                 raise EngineError(str(error), retriable=True) from error
             try:
                 await relay.open(self.address, port)
-            except BaseException as error:  # cancelled, or somebody else's: it comes last in the pool
+            except (
+                BaseException
+            ) as error:  # cancelled, or somebody else's: it comes last in the pool
                 self.pool.give_back(port)
                 if not isinstance(error, OSError):
                     raise

@@ -15,8 +15,10 @@ from spawner.agent.calls import Calls
 from spawner.agent.engines.base import Exec, Identity
 from spawner.agent.ports import PortPool
 from spawner.agent.protocol import Call
+from spawner.agent.relay import Relay
+from spawner.agent.terminals import MOST, Terminals
 from tests.harness.engine import MemoryEngine
-from tests.unit.agent.test_kernels import DRAINED, SPEC, Node
+from tests.unit.agent.test_kernels import DRAINED, IDENTITY, SPEC, Node
 
 SHELL = {"name": "terminal", "protocol": "pty", "port": 0}
 STUCK = {"name": "stuck", "protocol": "tcp", "port": 8090}
@@ -79,9 +81,7 @@ class Host:
         self.apps = Apps(self.engine, self.calls, "127.0.0.1", self.pool)
 
     async def ask(self, method: str, **params: Any) -> Any:
-        answer = await self.calls.answer(
-            Call(1, method, {"kernel_id": SPEC.kernel_id, **params})
-        )
+        answer = await self.calls.answer(Call(1, method, {"kernel_id": SPEC.kernel_id, **params}))
         return answer.error if answer.value is None else answer.value
 
     async def end(self) -> None:
@@ -134,3 +134,31 @@ async def test_a_stuck_app_can_be_stopped_and_gives_its_port_back(host: Host) ->
     writer.transport.abort()
     assert host.pool.take()
     assert dict(host.apps._locks) == {}
+
+
+async def test_terminals_that_are_opened_at_once_are_counted_too() -> None:
+    class Slow(Reached):
+        async def execute(self, *arguments: Any, **named: Any) -> Exec:
+            await self.may_look.wait()
+            return Done()
+
+    engine = Slow(("", 0))
+    engine.may_look.clear()
+    relay = Relay("token", Terminals(engine, IDENTITY).serve)
+    await relay.open("127.0.0.1", 0)
+    assert relay._server is not None
+    where = relay._server.sockets[0].getsockname()
+    answers = []
+    for _ in range(MOST + 2):
+        reader, writer = await asyncio.open_connection(*where)
+        writer.write(preamble.opening("token"))
+        answers.append((reader, writer))
+    async with asyncio.timeout(5):
+        while relay._ended < 2:
+            await asyncio.sleep(0)
+        engine.may_look.set()
+        told = [await reader.readline() for reader, _ in answers]
+    assert (told.count(b"ok\n"), len(told)) == (MOST, MOST + 2)
+    for _, writer in answers:
+        writer.close()
+    await relay.close()
