@@ -306,7 +306,9 @@ class _Conversation:
         if first.type is not aiohttp.WSMsgType.TEXT:
             if self._socket.close_code == aiohttp.WSCloseCode.POLICY_VIOLATION:
                 raise Refused(str(first.extra or "see the manager's log"))
-            raise ProtocolError(f"the connection ended before a welcome: {first.extra or first.data}")
+            raise ProtocolError(
+                f"the connection ended before a welcome: {first.extra or first.data}"
+            )
         welcome = decode(first.data)
         if not isinstance(welcome, Welcome):
             raise ProtocolError(f"the manager began with {type(welcome).__name__}, not Welcome")
