@@ -58,6 +58,8 @@ from spawner.agent.runner import Surroundings
 BACK_OFF = (0.2, 10.0)
 """Seconds between attempts to reach the manager: at first, and at most."""
 REFUSED_PAUSE = 10.0
+WELCOME_PATIENCE = 30.0
+"""Seconds that a manager has to take a connection, and as many to say welcome."""
 LONGEST_DEAF = 3.0
 """Seconds between attempts to hear the engine's events again, at most."""
 log = logging.getLogger(__name__)
@@ -165,7 +167,8 @@ class AgentDaemon:
     async def _stay_connected(self) -> None:
         """Dial the manager again whenever the connection ends, with growing random pauses."""
         pause, most = BACK_OFF
-        async with aiohttp.ClientSession() as http:
+        patience = aiohttp.ClientTimeout(total=WELCOME_PATIENCE)  # of the handshake
+        async with aiohttp.ClientSession(timeout=patience) as http:
             while True:
                 begun = time.monotonic()
                 try:
@@ -242,7 +245,7 @@ class AgentDaemon:
             await asyncio.sleep(self._config.relist_interval)
             try:
                 await self._kernels.sweep(time.monotonic())
-            except EngineError as error:
+            except (EngineError, OSError) as error:
                 log.warning("cleaning up failed: %s", error)
 
     async def _keep_leases(self) -> None:
@@ -302,7 +305,7 @@ class _Conversation:
         """Until the connection ends."""
         hello = self._daemon.hello()
         await self._send(hello)
-        first = await self._socket.receive(timeout=30)
+        first = await self._socket.receive(timeout=WELCOME_PATIENCE)
         if first.type is not aiohttp.WSMsgType.TEXT:
             if self._socket.close_code == aiohttp.WSCloseCode.POLICY_VIOLATION:
                 raise Refused(str(first.extra or "see the manager's log"))

@@ -143,7 +143,7 @@ class Kernels:
             try:
                 await self._around.engine.stop(identity, self._around.stop_grace)
                 await self._around.engine.remove(identity)
-            except EngineError as error:  # the others need not stay for it
+            except (EngineError, OSError) as error:  # the others need not stay for it
                 log.warning("%s cannot be removed yet: %s", identity, error)
             else:
                 self._strays.discard(identity)
@@ -194,7 +194,7 @@ class Kernels:
         kernel_id = runner.identity.kernel_id
         try:
             await runner.forget()
-        except EngineError as error:
+        except (EngineError, OSError) as error:
             log.warning("kernel %s cannot be removed yet: %s", kernel_id, error)
             self._strays.add(runner.identity)
         if self._runners.get(kernel_id) is not runner:

@@ -11,6 +11,7 @@ import pytest
 from msgspec import structs
 
 from spawner.accelerators.registry import Accelerators
+from spawner.agent import daemon as agent
 from spawner.agent import offering
 from spawner.agent.config import AgentConfig
 from spawner.agent.daemon import AgentDaemon
@@ -138,3 +139,24 @@ async def test_a_manager_that_ends_before_its_welcome_has_not_refused(
     await manager.until(lambda: len(manager.hellos) == 2, 4)
     assert "the manager stops" in caplog.text
     assert "refuses" not in caplog.text
+
+
+async def test_a_manager_that_takes_a_connection_and_says_nothing_is_dialled_again(
+    daemon: Begin, manager: ScriptedManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "WELCOME_PATIENCE", 0.1)
+    again, calls = asyncio.Event(), 0
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            again.set()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    manager.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    daemon(MemoryEngine())
+    await asyncio.wait_for(again.wait(), 5)
+    server.close()

@@ -341,3 +341,34 @@ async def test_nothing_is_kept_of_kernels_that_are_gone(node: Begin) -> None:
     assert here.engine.calls.count("create") == 1
     here.apply(Wanted((), ()))
     assert here.kernels._highest == {}
+
+
+class Broken(MemoryEngine):
+    """Its disk can be neither read nor written."""
+
+    broken = True
+
+    async def logs(self, identity: Identity, tail: int) -> str:
+        raise PermissionError("it is not ours")
+
+    async def output(self, identity: Identity) -> bytes:
+        raise PermissionError("it is not ours")
+
+    async def remove(self, identity: Identity) -> None:
+        if self.broken:
+            raise PermissionError("it is not ours")
+        await super().remove(identity)
+
+
+async def test_a_run_ends_though_its_files_are_out_of_reach(node: Begin) -> None:
+    engine = Broken()
+    here = await node(engine).running()
+    here.apply(DRAINED)
+    ended = await here.until("TERMINATED")
+    assert (ended.log, ended.log_tail) == (b"", "(the log cannot be read: it is not ours)")
+    await here.kernels.acknowledge([ended])
+    assert here.kernels.reports() == ()
+    await here.kernels.sweep(0.0)
+    engine.broken = False
+    await here.kernels.sweep(0.0)
+    assert engine.states == {}
