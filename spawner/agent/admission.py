@@ -22,12 +22,12 @@ def check(shares: Iterable[Share], devices: Iterable[DeviceReport], held: Iterab
     taken: Counter[tuple[str, str]] = Counter()
     for share in held:
         taken[share.slot, share.device_id] += share.amount
-    for share in shares:
+    for share in filter(lambda each: each.amount, shares):
         key = share.slot, share.device_id
         taken[key] += share.amount
-        if share.amount and not capacity.get(key):
+        if not capacity.get(key):
             raise Refused(f"its node has no {share.slot} {share.device_id} to give any more")
-        if taken[key] > capacity.get(key, 0):
+        if taken[key] > capacity[key]:
             left = max(0, capacity[key] - taken[key] + share.amount)
             asked, free = (format_amount(share.slot, each) for each in (share.amount, left))
             raise Refused(

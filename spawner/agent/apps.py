@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -39,6 +40,7 @@ CONNECT_TIMEOUT = 5.0
 BIND_ATTEMPTS = 20
 MARK = "PERIJOVE_APP"
 PTY = "pty"
+ENDING = ("TERMINATING", "TERMINATED")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _LOG = (
     'dir=${JUPYTER_RUNTIME_DIR:-/tmp}; [ -w "$dir" ] || dir=/tmp; log="$dir/perijove-app-$1.log"; '
@@ -84,7 +86,7 @@ class Apps:
     pool: PortPool
     start_timeout: float = START_TIMEOUT
     _opened: dict[Key, _Opened] = field(default_factory=dict)
-    _locks: dict[Key, asyncio.Lock] = field(default_factory=dict)
+    _locks: WeakValueDictionary[Key, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -94,7 +96,7 @@ class Apps:
 
     def noticed(self, report: KernelReport) -> None:
         """A kernel changed: relays of one that ended are closed."""
-        if report.status not in ("TERMINATING", "TERMINATED"):
+        if report.status not in ENDING:
             return
         for key, opened in list(self._opened.items()):
             if key[0] == report.kernel_id and opened.identity.epoch <= report.epoch:
@@ -125,6 +127,7 @@ class Apps:
             raise ValueError(f"app: {error}") from error
         if not _NAME.fullmatch(app.name):
             raise ValueError(f"app.name is {app.name!r}: letters, digits, '_', '-' and '.'")
+        self._check_alive(identity)
         key = (identity.kernel_id, app.name, app.port)
         async with self._locks.setdefault(key, asyncio.Lock()):
             if app.protocol not in (PTY, PROGRAMS):
@@ -135,12 +138,25 @@ class Apps:
                 opened = None
             if opened is None:
                 opened = self._opened[key] = await self._open(identity, app)
+                try:
+                    self._check_alive(identity)
+                except EngineError:  # nobody else would close its relay
+                    await self._close(key)
+                    raise
         return {
             "host": self.address,
             "port": opened.port,
             "token": opened.relay.token,
             "protocol": app.protocol,
         }
+
+    def _check_alive(self, identity: Identity) -> None:
+        """Raise ``EngineError`` if a run is ending, or gone."""
+        run = identity.kernel_id, identity.epoch
+        for each in self.calls.kernels.reports():
+            if (each.kernel_id, each.epoch) == run and each.status not in ENDING:
+                return
+        raise EngineError("the session has ended")
 
     async def _stop_app(self, params: Mapping[str, Any]) -> None:
         identity = self.calls.running(params)
@@ -173,9 +189,13 @@ class Apps:
                 raise EngineError(str(error), retriable=True) from error
             try:
                 await relay.open(self.address, port)
-            except OSError as error:  # somebody else's: it comes last in the pool
-                log.warning("port %d cannot be used for an app: %s", port, error)
+            except (
+                BaseException
+            ) as error:  # cancelled, or somebody else's: it comes last in the pool
                 self.pool.give_back(port)
+                if not isinstance(error, OSError):
+                    raise
+                log.warning("port %d cannot be used for an app: %s", port, error)
                 continue
             return _Opened(identity, app, relay, port)
         raise EngineError("no port of this node's app_ports can be listened on")
@@ -183,8 +203,10 @@ class Apps:
     async def _close(self, key: Key) -> None:
         opened = self._opened.pop(key, None)
         if opened is not None:
-            await opened.relay.close()
-            self.pool.give_back(opened.port)
+            try:
+                await opened.relay.close()
+            finally:
+                self.pool.give_back(opened.port)
 
     async def _ensure(self, identity: Identity, app: App) -> None:
         """Make the app's port answer. Raises ``EngineError`` with the end of what it printed."""
@@ -253,10 +275,9 @@ class _Target:
         try:
             writer.write(b"ok\n")
             await pipe((reader, writer), (theirs, ours))
+            await _hang_up(ours)
         finally:
-            ours.close()
-            with contextlib.suppress(OSError):
-                await ours.wait_closed()
+            ours.transport.abort()  # who is cut off does not wait for an app that does not read
 
 
 def _mark(identity: Identity, name: str) -> str:
@@ -269,10 +290,14 @@ async def _answers(host: str, port: int) -> bool:
             _, writer = await asyncio.open_connection(host, port)
     except OSError:
         return False
+    await _hang_up(writer)
+    return True
+
+
+async def _hang_up(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
-    return True
 
 
 async def _output(program: Exec) -> bytes:

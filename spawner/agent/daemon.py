@@ -58,6 +58,8 @@ from spawner.agent.runner import Surroundings
 BACK_OFF = (0.2, 10.0)
 """Seconds between attempts to reach the manager: at first, and at most."""
 REFUSED_PAUSE = 10.0
+WELCOME_PATIENCE = 30.0
+"""Seconds that a manager has to take a connection, and as many to say welcome."""
 LONGEST_DEAF = 3.0
 """Seconds between attempts to hear the engine's events again, at most."""
 log = logging.getLogger(__name__)
@@ -83,7 +85,8 @@ class AgentDaemon:
         self._accelerators = accelerators
         self.membership = Membership(Path(config.state_dir), config.read_token())
         self._tls = config.tls()
-        self._changed: asyncio.Queue[KernelReport] = asyncio.Queue()
+        self._changed: dict[str, KernelReport] = {}
+        self._news = asyncio.Event()
         self._kernels = Kernels(
             Surroundings(
                 engine=engine,
@@ -150,7 +153,8 @@ class AgentDaemon:
 
     def _noticed(self, report: KernelReport) -> None:
         """A kernel has a new report."""
-        self._changed.put_nowait(report)
+        self._changed[report.kernel_id] = report
+        self._news.set()
         self._apps.noticed(report)
         if report.failure == REFUSED:  # what it was planned with is not what there is
             self._offering.repeat()
@@ -163,7 +167,8 @@ class AgentDaemon:
     async def _stay_connected(self) -> None:
         """Dial the manager again whenever the connection ends, with growing random pauses."""
         pause, most = BACK_OFF
-        async with aiohttp.ClientSession() as http:
+        patience = aiohttp.ClientTimeout(total=WELCOME_PATIENCE)  # of the handshake
+        async with aiohttp.ClientSession(timeout=patience) as http:
             while True:
                 begun = time.monotonic()
                 try:
@@ -240,7 +245,7 @@ class AgentDaemon:
             await asyncio.sleep(self._config.relist_interval)
             try:
                 await self._kernels.sweep(time.monotonic())
-            except EngineError as error:
+            except (EngineError, OSError) as error:
                 log.warning("cleaning up failed: %s", error)
 
     async def _keep_leases(self) -> None:
@@ -271,10 +276,17 @@ class AgentDaemon:
         """The kernels of this node."""
         return self._kernels
 
-    @property
-    def changed(self) -> asyncio.Queue[KernelReport]:
-        """Reports that the manager has not been sent yet."""
-        return self._changed
+    async def changed(self) -> tuple[KernelReport, ...]:
+        """Wait for reports that the manager has not been sent yet: the newest of each kernel."""
+        await self._news.wait()
+        return self.forget_changes()
+
+    def forget_changes(self) -> tuple[KernelReport, ...]:
+        """What has changed so far; it is not told again."""
+        found = tuple(self._changed.values())
+        self._changed.clear()
+        self._news.clear()
+        return found
 
 
 class _Conversation:
@@ -285,29 +297,35 @@ class _Conversation:
         self._socket = socket
         self._sequence = 0
         self._unacknowledged: deque[tuple[int, tuple[KernelReport, ...]]] = deque()
+        self._acknowledged: asyncio.Queue[tuple[KernelReport, ...]] = asyncio.Queue()
         self._calls: set[asyncio.Task[None]] = set()
         self._networks = daemon.keeper("")
 
     async def run(self) -> None:
         """Until the connection ends."""
-        await self._send(self._daemon.hello())
-        first = await self._socket.receive(timeout=30)
+        hello = self._daemon.hello()
+        await self._send(hello)
+        first = await self._socket.receive(timeout=WELCOME_PATIENCE)
         if first.type is not aiohttp.WSMsgType.TEXT:
-            raise Refused(str(first.extra or first.data or "the connection was closed"))
+            if self._socket.close_code == aiohttp.WSCloseCode.POLICY_VIOLATION:
+                raise Refused(str(first.extra or "see the manager's log"))
+            raise ProtocolError(
+                f"the connection ended before a welcome: {first.extra or first.data}"
+            )
         welcome = decode(first.data)
         if not isinstance(welcome, Welcome):
             raise ProtocolError(f"the manager began with {type(welcome).__name__}, not Welcome")
         if welcome.credential is not None:
             self._daemon.membership.keep(welcome.credential)
             log.info("this node has joined; its credential is in the state folder")
-        log.info("connected to the manager as %s", self._daemon.hello().agent_id)
-        while not self._daemon.changed.empty():  # the whole report holds them all
-            self._daemon.changed.get_nowait()
+        log.info("connected to the manager as %s", hello.agent_id)
+        self._daemon.forget_changes()  # the whole report holds them all
         await self._report(self._daemon.kernels.reports(), whole=True)
         self._networks = self._daemon.keeper(welcome.deployment)
         tasks = [
             asyncio.create_task(self._read()),
             asyncio.create_task(self._networks.run()),
+            asyncio.create_task(self._forget()),
             asyncio.create_task(self._send_reports()),
             asyncio.create_task(self._beat(welcome.heartbeat_interval)),
             asyncio.create_task(self._send_measures()),
@@ -336,13 +354,18 @@ class _Conversation:
                 await self._report(tuple(answers))
         elif isinstance(message, Ack):
             while self._unacknowledged and self._unacknowledged[0][0] <= message.sequence:
-                await self._daemon.kernels.acknowledge(self._unacknowledged.popleft()[1])
+                self._acknowledged.put_nowait(self._unacknowledged.popleft()[1])
         elif isinstance(message, Call):
             task = asyncio.create_task(self._answer(message))
             self._calls.add(task)
             task.add_done_callback(self._calls.discard)
         else:
             raise ProtocolError(f"the manager sent {type(message).__name__}")
+
+    async def _forget(self) -> None:
+        """Remove what ended and is recorded; the manager is listened to meanwhile, however slow the engine is."""
+        while True:
+            await self._daemon.kernels.acknowledge(await self._acknowledged.get())
 
     async def _answer(self, call: Call) -> None:
         answer = await self._daemon.calls.answer(call)
@@ -353,11 +376,7 @@ class _Conversation:
 
     async def _send_reports(self) -> None:
         while True:
-            newest = {(report := await self._daemon.changed.get()).kernel_id: report}
-            while not self._daemon.changed.empty():
-                report = self._daemon.changed.get_nowait()
-                newest[report.kernel_id] = report
-            await self._report(tuple(newest.values()))
+            await self._report(await self._daemon.changed())
 
     async def _report(self, reports: tuple[KernelReport, ...], *, whole: bool = False) -> None:
         for part, is_whole in frames(reports, whole=whole):

@@ -18,16 +18,20 @@ async def probe(endpoint: Endpoint | None, check: HealthCheck) -> str | None:
     what = f"GET {check.path}"
     try:
         async with asyncio.timeout(check.timeout):
-            status = await _status(endpoint, check.path)
+            answered = await status(endpoint, check.path)
     except TimeoutError:
         return f"{what} is not answered within {check.timeout:g} s"
     except (OSError, EOFError, ValueError) as error:
         return f"{what} fails: {error or type(error).__name__}"
-    return None if status == check.expected_status else f"{what} is answered with {status}"
+    return None if answered == check.expected_status else f"{what} is answered with {answered}"
 
 
-async def _status(endpoint: Endpoint, path: str) -> int:
-    """The status of one request. Raises ``OSError``, ``EOFError`` or ``ValueError``."""
+async def status(endpoint: Endpoint, path: str) -> int:
+    """The status of one request. Raises ``OSError``, ``EOFError`` or ``ValueError``.
+
+    Written by hand: many starting kernels are asked several times a second, and a client library's
+    session costs more CPU time than all the rest of the agent.
+    """
     reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, limit=LONGEST_LINE)
     try:
         host = f"{endpoint.host}:{endpoint.port}"

@@ -107,6 +107,9 @@ class ImageTasks:
             except EngineError as error:
                 log.warning("%s of the image %s failed: %s", task.what, task.name, error)
                 task.state, task.message = FAILED, str(error)
+            except Exception as error:  # it must not count as running for ever
+                log.error("%s of the image %s failed", task.what, task.name, exc_info=error)
+                task.state, task.message = FAILED, f"the node failed: {type(error).__name__}"
             else:
                 task.state = DONE
             self._changed()

@@ -78,6 +78,9 @@ class Kernels:
                 self._unknown_since.pop(kernel_id, None)
             else:
                 self._unknown_since.setdefault(kernel_id, now)
+        # No older word can follow one that names a kernel no more.
+        known = named | self._runners.keys()
+        self._highest = {each: epoch for each, epoch in self._highest.items() if each in known}
         return answers
 
     def look(self, kernel_id: str | None = None) -> None:
@@ -137,9 +140,13 @@ class Kernels:
             self._strays.add(identity)
         self._nobodys = nobodys
         for identity in list(self._strays):
-            await self._around.engine.stop(identity, self._around.stop_grace)
-            await self._around.engine.remove(identity)
-            self._strays.discard(identity)
+            try:
+                await self._around.engine.stop(identity, self._around.stop_grace)
+                await self._around.engine.remove(identity)
+            except (EngineError, OSError) as error:  # the others need not stay for it
+                log.warning("%s cannot be removed yet: %s", identity, error)
+            else:
+                self._strays.discard(identity)
 
     def _is_driven(self, identity: Identity) -> bool:
         runner = self._runners.get(identity.kernel_id)
@@ -187,12 +194,13 @@ class Kernels:
         kernel_id = runner.identity.kernel_id
         try:
             await runner.forget()
-        except EngineError as error:
+        except (EngineError, OSError) as error:
             log.warning("kernel %s cannot be removed yet: %s", kernel_id, error)
             self._strays.add(runner.identity)
-        if self._runners.get(kernel_id) is runner:
-            del self._runners[kernel_id]
-            self._unknown_since.pop(kernel_id, None)
+        if self._runners.get(kernel_id) is not runner:
+            return  # it was forgotten twice, and is not any more what is here
+        del self._runners[kernel_id]
+        self._unknown_since.pop(kernel_id, None)
         fenced = self._never_start.pop(kernel_id, None)
         if fenced is not None:
             session_id, epoch = fenced

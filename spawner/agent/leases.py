@@ -21,10 +21,15 @@ LOOK_EVERY = 1.0
 log = logging.getLogger(__name__)
 
 
-class Leases:
-    """Seconds of each kernel's lease, and when the manager was heard of last (seconds since the epoch)."""
+def _since_boot() -> float:
+    """Time that nobody sets, and that goes on while the agent is away and the host sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+
+class Leases:
+    """Seconds of each kernel's lease, and when the manager was heard of last (seconds since the host's boot)."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = _since_boot) -> None:
         self._path, self._clock = path, clock
         self._heard, self._leases = clock(), dict[str, float]()
         self._fenced: dict[str, int] = {}

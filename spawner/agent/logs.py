@@ -7,12 +7,14 @@ from collections.abc import Iterable
 
 import msgspec
 
-from spawner.agent.protocol import KernelReport
+from spawner.agent.protocol import MAX_FRAME_BYTES, KernelReport
 
 MAX_LOG = 1024 * 1024
 """Bytes of output that are kept of one run."""
 HEAD = MAX_LOG // 4
 """Of these, so many from the beginning when it is longer."""
+_ROOM = MAX_FRAME_BYTES // 2
+"""Bytes of several reports in one frame; no single one fills a frame."""
 _MARK = 120
 """Room for the line between beginning and end."""
 
@@ -57,22 +59,28 @@ def frames(
 ) -> list[tuple[tuple[KernelReport, ...], bool]]:
     """Reports as frames that are small enough, with whether each one is whole.
 
-    The output of runs that ended goes ahead; what is whole comes last and names every kernel, without it.
+    What ended runs left behind goes ahead; what is whole comes last and names every kernel, without it.
     """
     every = tuple(reports)
     cut: list[tuple[tuple[KernelReport, ...], bool]] = []
     batch: list[KernelReport] = []
     size = 0
     for report in every:
-        if whole and not report.log:
+        if whole and _brief(report) == report:
             continue
-        if batch and size + len(report.log) > MAX_LOG:
+        length = len(msgspec.json.encode(report))
+        if batch and size + length > _ROOM:
             cut.append((tuple(batch), False))
             batch, size = [], 0
         batch.append(report)
-        size += len(report.log)
+        size += length
     if batch:
         cut.append((tuple(batch), False))
     if whole:
-        cut.append((tuple(msgspec.structs.replace(each, log=b"") for each in every), True))
+        cut.append((tuple(map(_brief, every)), True))
     return cut
+
+
+def _brief(report: KernelReport) -> KernelReport:
+    """Without the output and the measures of a run."""
+    return msgspec.structs.replace(report, log=b"", log_tail="", last_stat={})

@@ -8,6 +8,7 @@ Pure: values and times in, dictionaries out. ``Series.shown`` gives ``{"current"
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,9 +90,11 @@ class Series:
     def add(self, value: float, now: float, capacity: float | None = None) -> None:
         """Take a value; of totals the total so far. ``capacity`` of a utilization: units that can be busy.
 
-        A total that fell began anew; a look that is not later than the last one is ignored.
+        A total that fell began anew; a look that is not later than the last one is ignored, and what is no number.
         """
-        if self._at is not None and now <= self._at:
+        if not math.isfinite(value + (capacity or 0.0)) or (
+            self._at is not None and now <= self._at
+        ):
             return
         seconds = 0.0 if self._at is None else now - self._at
         first = self._at is None

@@ -72,8 +72,10 @@ class Measuring:
         while True:
             try:
                 await self.look()
-            except (EngineError, OSError, ValueError) as error:
+            except (EngineError, OSError) as error:
                 log.warning("the node cannot be measured: %s", error)
+            except Exception as error:  # plug-ins may tell anything, which ends no session
+                log.error("the node cannot be measured", exc_info=error)
             await asyncio.sleep(self._interval)
 
     async def look(self) -> Measures:

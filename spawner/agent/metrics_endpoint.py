@@ -50,7 +50,7 @@ class AgentMetricsEndpoint(Configurable):
         token, tls = self._token(), self._tls()
 
         async def metrics(request: web.Request) -> web.Response:
-            shown = request.headers.get("Authorization", "").encode()
+            shown = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
             if token and not hmac.compare_digest(shown, b"Bearer " + token):
                 raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
             return web.Response(body=render(), headers={"Content-Type": CONTENT_TYPE_LATEST})

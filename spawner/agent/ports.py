@@ -42,7 +42,7 @@ class PortPool:
         if not self._free:
             raise PoolExhausted(f"all {self._size} ports for apps of this node are in use")
         port, since = self._free[0]
-        left = since + self._cool_down - self._now()
+        left = self._cool_down - (self._now() - since)
         if left > 0:
             raise PoolExhausted(
                 f"all {self._size} ports for apps of this node are in use or cooling down:"

@@ -20,17 +20,16 @@ class Programs(Terminals):
 
     KIND = "programs"
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A program until it ends or the other side leaves, which closes its input."""
-        if self.refuses(writer):
-            return
         writer.write(b"ok\n")
         try:
             async with asyncio.timeout(preamble.PATIENCE):
                 found = await preamble.read_frame(reader)
-            program = await self._start(b"" if found is None else found[1])
         except TimeoutError:
             return
+        try:
+            program = await self._start(b"" if found is None else found[1])
         except EngineError as error:
             writer.write(preamble.frame(preamble.DATA, preamble.refusal(str(error))))
             writer.write(preamble.frame(preamble.EXIT, str(FAILED).encode()))

@@ -4,7 +4,7 @@ The agent opens ``<manager>/agents/connect`` with ``Authorization: Bearer <agent
 ``Hello``. The manager answers ``Welcome`` and, then and whenever something changes (and as a slow
 tick every ``sync_interval``), ``Wanted``: the *whole* set of kernels that this agent should run. The
 agent makes reality match and sends ``Report`` for each kernel whose state changed, and a whole
-``Report`` after each ``Hello``; a report is repeated until ``Ack``. ``Call``/``Answer`` carry
+``Report`` after each ``Hello``, which tells again what was not acknowledged. ``Call``/``Answer`` carry
 questions of the manager (logs). A frame is one of these structs with its ``kind``.
 
 Fencing: a kernel is named by id *and* epoch. The agent never starts an epoch lower than the highest

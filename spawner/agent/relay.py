@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 
 from spawner.agent import preamble
@@ -12,6 +13,8 @@ from spawner.agent import preamble
 CHUNK = 65536
 MOST_STRANGERS = 256
 """Connections of a relay that have not said their token yet; further ones are closed at once."""
+KEEP_ALIVE = 60
+"""Seconds of silence after which a connection is tried; it counts as one for as long again."""
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 """Serves a connection that was let in; says ``ok`` or a refusal first."""
 log = logging.getLogger(__name__)
@@ -27,7 +30,7 @@ class Relay:
         self._serve = serve
         self._strangers = 0
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def open(self, host: str, port: int) -> None:
         """Listen. Raises ``OSError``."""
@@ -37,10 +40,11 @@ class Relay:
         """Stop listening and end all connections."""
         if self._server is not None:
             self._server.close()
-        for task in self._tasks:
+        for task, writer in self._open.items():
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+            writer.transport.abort()  # what was not sent yet may never be read
+        if self._open:
+            await asyncio.wait(self._open)
         if self._server is not None:
             await self._server.wait_closed()
 
@@ -54,9 +58,10 @@ class Relay:
             writer.transport.abort()
             return
         self._strangers += 1
+        _keep_alive(writer.get_extra_info("socket"))
         task = asyncio.create_task(self._handle(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._open[task] = writer
+        task.add_done_callback(self._open.pop)
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -88,6 +93,14 @@ class Relay:
         except (TimeoutError, ValueError):  # silent, or no line within the limit
             return False
         return preamble.fits(line, self.token)
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    """Let the system find out that the other side is gone, though it could not say so."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE // 4)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
 async def pipe(

@@ -388,14 +388,14 @@ class KernelRunner:
     async def _tail(self) -> str:
         try:
             text = await self._around.engine.logs(self.identity, LOG_LINES)
-        except EngineError as error:
+        except (EngineError, OSError) as error:
             return f"(the log cannot be read: {error})"
         return text[-TAIL_CHARACTERS:]
 
     async def _output(self) -> bytes:
         try:
             return await self._around.engine.output(self.identity)
-        except EngineError as error:
+        except (EngineError, OSError) as error:
             log.warning("kernel %s: its output is not kept: %s", self.identity.kernel_id, error)
             return b""
 
@@ -491,25 +491,16 @@ async def _serves(spec: KernelSpec, endpoint: Endpoint | None) -> bool:
 
 
 async def _port_answers(endpoint: Endpoint | None) -> bool:
-    """Whether something behind the port speaks (an HTTP port must answer a request).
-
-    Written by hand: many starting kernels are asked several times a second, and a client library's
-    session costs more CPU time than all the rest of the agent.
-    """
+    """Whether something behind the port speaks (an HTTP port must answer a request)."""
     if endpoint is None:
         return False
     try:
         async with asyncio.timeout(PROBE_PATIENCE):
-            reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
-            try:
-                if endpoint.protocol != "http":
-                    return True
-                host = f"{endpoint.host}:{endpoint.port}"
-                writer.write(
-                    f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
-                )
-                return await reader.readexactly(5) == b"HTTP/"
-            finally:
+            if endpoint.protocol == "http":
+                await health.status(endpoint, "/")
+            else:
+                _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
                 writer.close()
-    except (OSError, EOFError):  # nobody listens, nobody answers, or not in time
+    except (OSError, EOFError, ValueError):  # nobody listens, nobody answers, or not in time
         return False
+    return True

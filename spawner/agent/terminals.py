@@ -31,9 +31,19 @@ class Terminals:
         self._open = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A shell until it ends or the other side leaves, which ends it."""
-        if self.refuses(writer):
+        """Let the other side in unless there are too many already, which is said."""
+        if self._open >= MOST:
+            told = f"{MOST} {self.KIND} of this session are open already"
+            writer.write(preamble.refusal(told))
             return
+        self._open += 1
+        try:
+            await self._converse(reader, writer)
+        finally:
+            self._open -= 1
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A shell until it ends or the other side leaves, which ends it."""
         try:
             shell = await self._engine.execute(
                 self._identity, SHELL, environ=ENVIRON, terminal=True
@@ -44,25 +54,15 @@ class Terminals:
         writer.write(b"ok\n")
         await self.carry(reader, writer, shell)
 
-    def refuses(self, writer: asyncio.StreamWriter) -> bool:
-        """Whether there are too many already, which is said."""
-        full = self._open >= MOST
-        if full:
-            told = f"{MOST} {self.KIND} of this session are open already"
-            writer.write(preamble.refusal(told))
-        return full
-
     async def carry(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, shell: Exec
     ) -> None:
         """Frames in both directions until either side is done."""
-        self._open += 1
         typing = asyncio.create_task(_type(reader, shell))
         showing = asyncio.create_task(_show(shell, writer))
         try:
             await asyncio.wait({typing, showing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._open -= 1
             for task in (typing, showing):
                 task.cancel()
             await asyncio.gather(typing, showing, return_exceptions=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,7 @@ def live_the_story(person: Person, platform: Platform) -> None:
     person.log_in("admin", platform.password)
     the_form_tells_and_refuses(person, platform)
     a_session_starts_and_works(person, platform)
+    nobody_gets_in_past_the_proxy(platform)
     a_second_server_waits_its_turn(person, platform)
     the_notebook_survives(person, platform)
     the_second_server_works_beside_the_first(person, platform)
@@ -113,6 +116,28 @@ def a_session_starts_and_works(person: Person, platform: Platform) -> None:
     notebook = person.contents("admin", "Untitled.ipynb")
     assert notebook is not None
     assert "42" in json.dumps(notebook["content"])
+
+
+def nobody_gets_in_past_the_proxy(platform: Platform) -> None:
+    """The server asks for a log-in also at its own port, which others than the proxy may reach."""
+    addresses = json.loads((platform.state / "deployment.json").read_text())
+    token = json.loads((platform.state / "secrets.json").read_text())["proxy_token"]
+    proxy = f"127.0.0.1:{addresses['proxy_api_port']}"
+    _, _, routes = get(proxy, "/api/routes", {"Authorization": f"token {token}"})
+    server = json.loads(routes)["/user/admin"]["target"].removeprefix("http://")
+    for path in ("api/contents", "api/sessions", "perijove/session", "terminals/websocket/1"):
+        for headers in ({}, {"Authorization": "token wrong"}):
+            assert get(server, f"/user/admin/{path}", headers)[0] == 403, path
+    status, location, _ = get(server, "/user/admin/lab", {})
+    assert (status, "/hub/api/oauth2/authorize?" in location) == (302, True)
+
+
+def get(host: str, path: str, headers: dict[str, str]) -> tuple[int, str, bytes]:
+    """Status, where it leads, and body."""
+    with closing(http.client.HTTPConnection(host, timeout=10)) as connection:
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.headers.get("Location", ""), answer.read()
 
 
 def a_second_server_waits_its_turn(person: Person, platform: Platform) -> None:

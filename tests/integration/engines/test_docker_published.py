@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -25,9 +25,11 @@ from tests.integration.engines.conformance import SERVE, SLEEP, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.docker]
 PROBE = "import socket; socket.create_connection(('{}', {}), 2)"
+PROBE_FROM = "import socket; socket.create_connection(('{}', {}), 2, ('{}', 0))"
 WEB = msgspec.structs.replace(USUAL, port=18473)
 """On a port that nothing else of this machine has."""
 RELAYS = f"{PORTS.start}-{PORTS.stop - 1}"
+OPERATIONS = Path(__file__).parents[3] / "docs/operations.md"
 
 
 @pytest.fixture(scope="module")
@@ -111,28 +113,35 @@ def ip(*words: str, check: bool = True) -> int:
     return subprocess.run(["ip", *words], check=check, capture_output=True).returncode
 
 
+class Beside:
+    """A machine beside this host that takes it for a router; it has the addresses 2, 3 and 4 of its net."""
+
+    def __init__(self, space: str, net: str) -> None:
+        self._space, self.net = space, net
+
+    def __call__(self, host: str, port: int, by: int = 2) -> bool:
+        """Whether one reaches a port from there."""
+        probe = ["python3", "-c", PROBE_FROM.format(host, port, f"{self.net}.{by}")]
+        return ip("netns", "exec", self._space, *probe, check=False) == 0
+
+
 @contextmanager
-def machine() -> Iterator[Callable[[str, int], bool]]:
-    """Whether one reaches a port from a machine beside this host that takes it for a router."""
+def machine() -> Iterator[Beside]:
     mark = uuid.uuid4().hex[:6]
     space, link, net = f"pjn-{mark}", f"pjn{mark}", f"10.214.{int(mark[:2], 16) % 250}"
     # As on a host that was a router before Docker came: Docker leaves its policy at ACCEPT then.
     forward = ("FORWARD", "-i", link, "-j", "ACCEPT")
-
-    def reaches(host: str, port: int) -> bool:
-        probe = ["python3", "-c", PROBE.format(host, port)]
-        return ip("netns", "exec", space, *probe, check=False) == 0
-
     try:
         ip("netns", "add", space)
         ip("link", "add", link, "type", "veth", "peer", "name", "uplink", "netns", space)
         ip("addr", "add", f"{net}.1/24", "dev", link)
         ip("link", "set", link, "up")
-        ip("-n", space, "addr", "add", f"{net}.2/24", "dev", "uplink")
+        for each in (2, 3, 4):
+            ip("-n", space, "addr", "add", f"{net}.{each}/24", "dev", "uplink")
         ip("-n", space, "link", "set", "uplink", "up")
         ip("-n", space, "route", "add", "default", "via", f"{net}.1")
         assert firewall._iptables("-A", *forward) is None
-        yield reaches
+        yield Beside(space, net)
     finally:
         firewall._iptables("-D", *forward)
         ip("link", "del", link, check=False)
@@ -210,6 +219,33 @@ async def test_nothing_but_the_relay_leads_to_an_app(
             await node.engine.remove(state.identity)
         await node.stop()
         firewall.unshield(rules)
+
+
+async def test_what_we_advise_keeps_other_nodes_from_servers_and_relays(
+    engine: Engine, image: str, address: str
+) -> None:
+    """The rules of docs/operations.md; 2 is the proxy, 3 the manager, 4 another node with its sessions."""
+    victim = await start(engine, image, SERVE, (Port("web", 8888, published=True),))
+    server = victim.endpoints[0].port
+    await until(lambda: answers(address, server), "it must serve")
+    relay = next(port for port in PORTS if not answers(address, port))
+    with socket.create_server((address, relay)), machine() as from_outside:
+        given = {"10.0.0.1": f"{from_outside.net}.2", "10.0.0.2": f"{from_outside.net}.3",
+                 "10.0.0.3": address, "30000:31000": RELAYS.replace("-", ":")}  # fmt: skip
+        advice = [
+            [given.get(word, word) for word in line.split()[2:]]
+            for line in OPERATIONS.read_text().splitlines()
+            if line.startswith("iptables -I ")
+        ]
+        assert len(advice) == 2
+        assert all(from_outside(address, port, by) for port in (server, relay) for by in (2, 3, 4))
+        try:
+            assert [firewall._iptables("-I", *rule) for rule in advice] == [None, None]
+            for port, allowed in ((server, 2), (relay, 3)):
+                assert [by for by in (2, 3, 4) if from_outside(address, port, by)] == [allowed]
+            assert answers(address, server), "its own agent looks whether it serves"
+        finally:
+            firewall.unshield(advice)
 
 
 async def test_another_agents_start_adds_no_rule_twice(

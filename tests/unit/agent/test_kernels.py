@@ -310,3 +310,65 @@ async def test_the_health_of_an_adopted_kernel_is_followed(node: Begin) -> None:
     assert report.progress == "its health check failed once: its port is not open"
     here.apply(DRAINED)
     await here.until("TERMINATED")
+
+
+class Clinging(MemoryEngine):
+    """Cannot remove one of its kernels, and asks for it first."""
+
+    async def remove(self, identity: Identity) -> None:
+        if identity.kernel_id == "clinging":
+            raise EngineError("its folder is busy")
+        await super().remove(identity)
+
+
+async def test_a_stray_that_cannot_be_removed_does_not_keep_the_others(node: Begin) -> None:
+    engine = Clinging()
+    here = node(engine)
+    for name in ("clinging", *map(str, range(20))):
+        identity = replace(IDENTITY, kernel_id=name)
+        engine.states[identity] = EngineState(identity, "running", name, (), ())
+    await here.kernels.sweep(0.0)
+    await here.kernels.sweep(0.0)
+    assert [each.kernel_id for each in engine.states] == ["clinging"]
+
+
+async def test_nothing_is_kept_of_kernels_that_are_gone(node: Begin) -> None:
+    here = await node(MemoryEngine()).running()
+    here.apply(DRAINED)
+    ended = await here.until("TERMINATED")
+    await here.kernels.acknowledge([ended])
+    here.apply(WANTED)  # sent before the manager heard of the end
+    assert here.engine.calls.count("create") == 1
+    here.apply(Wanted((), ()))
+    assert here.kernels._highest == {}
+
+
+class Broken(MemoryEngine):
+    """Its disk can be neither read nor written."""
+
+    broken = True
+
+    async def logs(self, identity: Identity, tail: int) -> str:
+        raise PermissionError("it is not ours")
+
+    async def output(self, identity: Identity) -> bytes:
+        raise PermissionError("it is not ours")
+
+    async def remove(self, identity: Identity) -> None:
+        if self.broken:
+            raise PermissionError("it is not ours")
+        await super().remove(identity)
+
+
+async def test_a_run_ends_though_its_files_are_out_of_reach(node: Begin) -> None:
+    engine = Broken()
+    here = await node(engine).running()
+    here.apply(DRAINED)
+    ended = await here.until("TERMINATED")
+    assert (ended.log, ended.log_tail) == (b"", "(the log cannot be read: it is not ours)")
+    await here.kernels.acknowledge([ended])
+    assert here.kernels.reports() == ()
+    await here.kernels.sweep(0.0)
+    engine.broken = False
+    await here.kernels.sweep(0.0)
+    assert engine.states == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,22 @@ def test_a_clock_that_went_back_does_not_make_leases_longer(path: Path, clock: C
     again = Leases(path, clock)
     clock.now += 90
     assert again.over() == [LEASED.kernel_id]
+
+
+def test_the_time_that_counts_is_one_that_nobody_sets(path: Path) -> None:
+    leases = Leases(path)
+    leases.renew(Wanted((LEASED,), ()))
+    heard = json.loads(path.read_text())["heard"]
+    assert 0 <= time.clock_gettime(time.CLOCK_BOOTTIME) - heard < 60
+    assert leases.over() == Leases(path).over() == []
+
+
+def test_what_was_heard_before_the_host_booted_does_not_end_anything(
+    path: Path, clock: Clock
+) -> None:
+    Leases(path, clock).renew(Wanted((LEASED,), ()))
+    clock.now = 5.0
+    assert Leases(path, clock).over() == []
 
 
 def test_without_leases_nothing_is_written(path: Path, clock: Clock) -> None:

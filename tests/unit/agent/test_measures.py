@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spawner.accelerators.registry import Accelerators
+from spawner.agent.calls import Calls
 from spawner.agent.engines import counters
+from spawner.agent.engines.base import Identity, Measured
 from spawner.agent.engines.connections import (
     Counted,
     Incoming,
@@ -20,6 +24,9 @@ from spawner.agent.engines.connections import (
 )
 from spawner.agent.engines.counters import sockets
 from spawner.agent.measures import METRICS, STATS, Record
+from spawner.agent.measuring import Measuring
+from tests.harness.engine import MemoryEngine
+from tests.unit.agent.test_kernels import Node
 
 ROUTES = """Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT
 eth0 00000000 010011AC 0003 0 0 0 00000000 0 0 0
@@ -110,6 +117,45 @@ def test_utilization_is_relative_to_what_is_held() -> None:
         "stats.max": "50",
         "stats.avg": "50",
     }
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_left_out(value: float) -> None:
+    record = Record()
+    for at, (now, capacity) in enumerate(((1.0, 2.0), (value, 2.0), (1.0, value))):
+        record.add(METRICS["mem"], now, at, capacity)
+    shown = record.shown()["mem"]
+    assert (shown["current"], shown["capacity"], shown["stats.avg"]) == ("1", "2", "1")
+
+
+class Faulty(MemoryEngine):
+    """Is measured in vain, the first time for a reason that nobody foresaw."""
+
+    async def measure(self) -> dict[Identity, Measured]:
+        self.calls.append("measure")
+        if len(self.calls) == 1:
+            raise KeyError("a fault of the engine")
+        return {}
+
+
+async def test_a_fault_does_not_end_the_measuring(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = Node(Faulty())
+    measuring = Measuring(
+        node.engine,
+        node.kernels,
+        Accelerators([]),
+        folder=str(tmp_path),
+        interval=0.001,
+        running=Calls(node.engine, node.kernels).running,
+        seen=dict,
+    )
+    task = asyncio.create_task(measuring.run())
+    told = await asyncio.wait_for(measuring.following(), 5)
+    task.cancel()
+    assert "mem" in told.node
+    assert "a fault of the engine" in caplog.text
 
 
 def test_a_total_that_falls_began_anew() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spawner.agent.ports import PoolExhausted, PortPool, parse_range
@@ -37,6 +37,7 @@ def test_the_port_that_was_free_longest_comes_first() -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 100)), max_size=60))
+@example([(True, 0.0)] * 5 + [(False, 77.80019899831179), (True, 59.99999999999999)])
 def test_no_port_is_out_twice_or_rests_too_short(steps: list[tuple[bool, float]]) -> None:
     clock = Clock()
     pool = PortPool(range(30000, 30005), 60, clock)

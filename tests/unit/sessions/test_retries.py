@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from authenticator.principals import Principal, Role
 from authenticator.problems import BadRequest, Forbidden, InvalidParameters, NotFound
 from spawner.agent.logs import MAX_LOG, Excerpt, frames, pack
-from spawner.agent.protocol import KernelReport
+from spawner.agent.protocol import MAX_FRAME_BYTES, KernelReport, Report, encode
+from spawner.sessions.reports import LOG_TAIL
 from spawner.sessions.requests import SessionDetail
 from spawner.sessions.retries import RetryPolicy
 from spawner.sessions.runs import unpack
@@ -589,5 +590,18 @@ def test_large_logs_go_ahead_in_frames_of_their_own() -> None:
     ]
     assert [whole for _, whole in cut] == [False, False, True]
     assert not any(each.log for each in cut[-1][0])
-    assert frames([report("b")], whole=False) == [((report("b"),), False)]
     assert frames([], whole=True) == [((), True)]
+    assert frames([report("b")], whole=False) == [((report("b"),), False)]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_however_many_runs_ended_while_the_manager_was_away_every_frame_fits(whole: bool) -> None:
+    tail, measured = "\x1b" * LOG_TAIL, {"mem": {"current": "1" * 200}}
+    every = [
+        KernelReport(str(n), "s", 1, "TERMINATED", log=b"x", log_tail=tail, last_stat=measured)
+        for n in range(200)
+    ]
+    cut = frames(every, whole=whole)
+    assert all(len(encode(Report(1, *each))) < MAX_FRAME_BYTES for each in cut)
+    assert [each for part, is_whole in cut if not is_whole for each in part] == every
+    assert [len(part) for part, is_whole in cut if is_whole] == ([200] if whole else [])
