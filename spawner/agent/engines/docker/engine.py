@@ -229,11 +229,9 @@ class DockerEngine(Engine):
 
     async def stop(self, identity: Identity, grace: float) -> None:
         """SIGTERM, then SIGKILL; a container that is gone is stopped."""
-        client = self._calls.client
-        seconds = max(0, round(grace))
+        stop, seconds = self._calls.client.api.stop, max(0, round(grace))
         with contextlib.suppress(Missing):
-            call = functools.partial(client.api.stop, container_name(identity), timeout=seconds)
-            await self._calls.run(call)
+            await self._calls.wait(stop, container_name(identity), timeout=seconds)
 
     async def remove(self, identity: Identity) -> None:
         """Remove the container with its anonymous volumes."""
@@ -303,7 +301,7 @@ class DockerEngine(Engine):
             return pack(client.api.logs(container_name(identity), stream=True, follow=False))
 
         try:
-            kept: bytes = await self._calls.run(read)
+            kept: bytes = await self._calls.wait(read)
         except Missing:
             return b""
         return kept
