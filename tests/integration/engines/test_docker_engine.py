@@ -114,16 +114,16 @@ class TestDockerEngine(EngineConformance):
 
     async def test_a_session_that_takes_its_time_to_end_holds_up_no_other(
         self,
-        fresh: Callable[[], Engine],
-        settings: Mapping[str, Any],
+        engine: Engine,
         image: str,
         mounts: tuple[BoundMount, ...],
         home: Path,
+        tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        await engine.close()
         monkeypatch.setattr(calls, "THREADS", 1)
-        engine = fresh()
-        await engine.open(settings)
+        await engine.open({"state_dir": str(tmp_path / "agent")})
         program = (
             "import signal, time, pathlib\n"
             "signal.signal(signal.SIGTERM, lambda *_: pathlib.Path('told').touch())\n"
@@ -140,8 +140,6 @@ class TestDockerEngine(EngineConformance):
         finally:
             await engine.stop(state.identity, 0)
             await ending
-            await engine.remove(state.identity)
-            await engine.close()
 
     async def test_containers_are_confined(
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]

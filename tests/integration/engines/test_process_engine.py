@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ class TestProcessEngine(EngineConformance):
         assert state.phase == "running"
 
     async def test_a_command_that_ends_at_once_was_started(
-        self, settings: Mapping[str, Any], image: str, mounts: tuple[BoundMount, ...]
+        self, tmp_path: Path, image: str, mounts: tuple[BoundMount, ...]
     ) -> None:
         class Dozing(ProcessEngine):
             """Notices a first process only when it has ended."""
@@ -98,7 +97,7 @@ class TestProcessEngine(EngineConformance):
                 return super()._reap(mark)
 
         engine = Dozing()
-        await engine.open(settings)
+        await engine.open({"state_dir": str(tmp_path / "agent")})
         state = await self.run(engine, self.spec(image, ("sh", "-c", "exit 3"), ports=()), mounts)
         assert (state.phase, state.exit_code) == ("exited", 3)
         await engine.remove(state.identity)
@@ -116,7 +115,7 @@ class TestProcessEngine(EngineConformance):
 
         def slowly(mark: str) -> list[int]:
             pids = found(mark)
-            time.sleep(0.1)  # as on a busy node with thousands of processes
+            asyncio.run(asyncio.sleep(0.1))  # as on a busy node with thousands of processes
             return pids
 
         script = "trap 'touch said-goodbye; exit' TERM; touch ready; while :; do sleep 0.1; done"
@@ -156,9 +155,9 @@ class TestProcessEngine(EngineConformance):
     async def test_ports_of_a_run_that_could_not_be_made_are_free_again(
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            number = int(probe.getsockname()[1])
+        before = await self.run(engine, self.spec(image, SLEEP), mounts)
+        number = before.endpoints[0].port
+        await engine.remove(before.identity)
         ports = (Port("mine", number, "preopen"),)
         wrong = self.spec(image, SLEEP, ports=ports, files=(File("../outside", "", 0o600),))
         with pytest.raises(EngineError, match="outside"):

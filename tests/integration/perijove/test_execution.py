@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -53,34 +52,14 @@ class Repl:
             )
 
 
-def kernelspec(folder: Path, *argv: str) -> dict[str, str]:
-    """A Python kernel that is none, and the environment in which it is found."""
-    (folder / "kernels/python3").mkdir(parents=True)
-    spec = {"argv": argv, "display_name": "none", "language": "python"}
-    (folder / "kernels/python3/kernel.json").write_text(json.dumps(spec))
-    return {"JUPYTER_PATH": str(folder)}
-
-
 @pytest.fixture
 async def repl(tmp_path: Path) -> AsyncIterator[Repl]:
-    async with asking(tmp_path, {}) as made:
-        yield made
-
-
-@contextlib.asynccontextmanager
-async def asking(tmp_path: Path, environ: Mapping[str, str]) -> AsyncIterator[Repl]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "perijove.execution", "127.0.0.1", str(port)),
-        env={
-            **os.environ,
-            KEY: "secret",
-            "SHELL": "/bin/sh",
-            "PYTHONPATH": str(Path.cwd()),
-            **environ,
-        },
+        env={**os.environ, KEY: "secret", "SHELL": "/bin/sh", "PYTHONPATH": str(Path.cwd())},
         cwd=tmp_path,
     )
     made = Repl(port)
@@ -163,12 +142,24 @@ async def test_a_dead_kernel_is_told_and_started_again(repl: Repl) -> None:
     assert (await repl.run("query", "1"))[0] == [["stdout", "1\n"]]
 
 
-async def test_a_run_ends_however_the_kernel_fails(tmp_path: Path) -> None:
-    async with asking(tmp_path, kernelspec(tmp_path)) as repl:
-        console, seen = await repl.run("query", "1")
-        assert "the kernel cannot be used" in text(console, "stderr")
-        assert seen == [("finished", DIED)]
-        assert "the kernel cannot be used" in (await repl.ask("complete", "wor"))["error"]
+def kernelspec(folder: Path, monkeypatch: pytest.MonkeyPatch, *argv: str) -> None:
+    """Let the Python kernel of this process, and of those that it starts, be another program."""
+    (folder / "kernels/python3").mkdir(parents=True)
+    spec = {"argv": argv, "display_name": "none", "language": "python"}
+    (folder / "kernels/python3/kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(folder))
+
+
+@pytest.fixture
+def useless_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernelspec(tmp_path, monkeypatch)
+
+
+async def test_a_run_ends_however_the_kernel_fails(useless_kernel: None, repl: Repl) -> None:
+    console, seen = await repl.run("query", "1")
+    assert "the kernel cannot be used" in text(console, "stderr")
+    assert seen == [("finished", DIED)]
+    assert "the kernel cannot be used" in (await repl.ask("complete", "wor"))["error"]
 
 
 async def test_a_kernel_that_does_not_get_ready_is_ended(
@@ -177,8 +168,7 @@ async def test_a_kernel_that_does_not_get_ready_is_ended(
     write = (
         "import os, pathlib, time; pathlib.Path('it').write_text(str(os.getpid())); time.sleep(600)"
     )
-    environ = kernelspec(tmp_path, sys.executable, "-c", write)
-    monkeypatch.setenv("JUPYTER_PATH", environ["JUPYTER_PATH"])
+    kernelspec(tmp_path, monkeypatch, sys.executable, "-c", write)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(execution, "PATIENCE", 2.0)
     with pytest.raises(RuntimeError):
