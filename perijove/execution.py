@@ -225,7 +225,12 @@ class Kernel:
                 await manager.start_kernel()
                 client = manager.client()
                 client.start_channels()
-                await client.wait_for_ready(timeout=PATIENCE)
+                try:
+                    await client.wait_for_ready(timeout=PATIENCE)
+                except RuntimeError:
+                    client.stop_channels()
+                    await manager.shutdown_kernel(now=True)
+                    raise
                 self._manager, self._client = manager, client
             return self._client
 
@@ -268,7 +273,9 @@ class Server:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One question."""
         try:
-            given = json.loads(await reader.readline())
+            async with asyncio.timeout(PATIENCE):
+                line = await reader.readline()
+            given = json.loads(line)
             if not hmac.compare_digest(str(given.get("key")).encode(), self._key):
                 raise Refusal("the key is wrong")
             answer = await self.answer(given)
@@ -276,9 +283,11 @@ class Server:
             answer = {"error": str(refusal)}
         except (ValueError, AttributeError):
             answer = {"error": "the question is no JSON object in one line"}
-        except ConnectionError:
+        except (ConnectionError, TimeoutError):
             writer.close()
             return
+        except Exception as error:  # noqa: BLE001 - whatever it is, who asked waits
+            answer = {"error": _useless(error)}
         writer.write(json.dumps(answer).encode() + b"\n")
         writer.close()
 
@@ -334,9 +343,13 @@ class Server:
                     if command
                 }
                 await self._kernel.batch(run, commands)
-        except (OSError, RuntimeError, ValueError) as error:
-            run.show("stderr", f"the kernel cannot be used: {error}\n")
+        except Exception as error:  # noqa: BLE001 - who asked waits for the end of the run
+            run.show("stderr", f"{_useless(error)}\n")
             run.end("finished", DIED)
+
+
+def _useless(error: Exception) -> str:
+    return f"the kernel cannot be used: {error or type(error).__name__}"
 
 
 async def main(host: str, port: int) -> None:

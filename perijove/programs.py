@@ -74,9 +74,9 @@ class Program:
                 if waits and waited:  # seen twice: it does not just take what it was given
                     self._give()
                 waited = waits and not waited
+            child.wait()  # it may have let go of the terminal only
         except KeyboardInterrupt:
             self._interrupt()
-        child.wait()
         child.close()
         code = child.exitstatus
         if code is None:

@@ -71,7 +71,7 @@ def _put(path: Path, file: File, owner: tuple[int, int] | None) -> None:
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file.mode)
     os.fchmod(descriptor, file.mode)  # whatever the agent's umask is
-    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as out:
         out.write(file.content)
     if owner is not None:
         os.chown(path, *owner)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from spawner.agent.engines.base import EngineError, Exec
 from spawner.agent.engines.process_table import MARK
-from spawner.agent.engines.scratch import Run
+from spawner.agent.engines.scratch import USUAL, Run
 
 CHUNK = 65536
 _SHELL = "/bin/sh"
@@ -28,9 +28,6 @@ umask 022
 exec "$@"
 """
 """Joins the control groups of the run before the program begins."""
-
-_USUAL = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE)
-"""Signals that mean what they usually do, whatever the agent itself ignores."""
 
 
 class ProcessExec(Exec):
@@ -125,7 +122,7 @@ class ProcessExec(Exec):
             for descriptor in {self._input, self._output}:
                 os.set_blocking(descriptor, False)
             self._pid = os.posix_spawn(
-                _SHELL, command, environ, setsid=True, setsigdef=_USUAL, file_actions=actions
+                _SHELL, command, environ, setsid=True, setsigdef=USUAL, file_actions=actions
             )
         finally:
             for descriptor in theirs:

@@ -52,6 +52,8 @@ IMAGE = "process"
 HOME_TARGET = "/home/work"
 TICK = 1.0
 """Seconds between looks at memory and logs; ends of processes are noticed at once."""
+PATIENCE = 10.0
+"""Seconds that a first process has to begin, and processes to end by force: some wait for a disk."""
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 _JUPYTER: dict[str, dict[str, Any]] = {
     "ContentsManager": {"allow_hidden": True},
@@ -151,10 +153,21 @@ class ProcessEngine(Engine):
             return self._state(scratch, present)
         if spec.seccomp not in (None, "default"):
             raise EngineError(f"the process engine has no seccomp profiles: {_HINT}")
-        home = self._home(mounts)
+        home = _home(mounts)
+        ports = self._ports.of(spec)
+        try:
+            run = await self._write(scratch, spec, limits, home, ports)
+        except BaseException:
+            self._ports.give_back(ports)
+            raise
+        return self._state(scratch, run)
+
+    async def _write(
+        self, scratch: Scratch, spec: KernelSpec, limits: Limits, home: str, ports: Sequence[int]
+    ) -> Run:
         endpoints = tuple(
             Endpoint(port.name, port.protocol, port.container_port, LOOPBACK, number)
-            for port, number in zip(spec.ports, self._ports.of(spec), strict=True)
+            for port, number in zip(spec.ports, ports, strict=True)
         )
         tokens = Substitution(LOOPBACK, endpoints[0].port if endpoints else 0, home, LOOPBACK)
         cgroups: tuple[str, ...] = ()
@@ -172,7 +185,7 @@ class ProcessEngine(Engine):
             kernel_id=spec.kernel_id,
             session_id=spec.session_id,
             epoch=spec.epoch,
-            argv=tuple(tokens.text(item) for item in spec.command or self._own_command()),
+            argv=tuple(tokens.text(item) for item in spec.command or _own_command()),
             environ=environ,
             cwd=home,
             endpoints=endpoints,
@@ -185,44 +198,60 @@ class ProcessEngine(Engine):
         )
         process_leftovers.make_sockets(scratch)
         await asyncio.to_thread(scratch.write, run, entering.files(spec))
-        return self._state(scratch, run)
+        return run
 
     async def start(self, identity: Identity) -> EngineState:
         """Start the run's first process unless it started before."""
         scratch, run = self._known(identity)
-        state = self._state(scratch, run)
-        if state.phase != "created" or await self._half_started(scratch):
-            return self._state(scratch, run)
-        if shutil.which(run.argv[0], path=run.environ.get("PATH")) is None:
-            raise EngineError(f"the command {run.argv[0]!r} is not installed on this node")
-        try:
-            child = await asyncio.to_thread(scratch.launch, run, limit_data=self._groups is None)
-        except OSError as error:
-            raise EngineError(f"the session cannot be started: {error}") from error
-        self._children[scratch.mark] = child
-        for _ in range(200):
-            if scratch.process() is not None:
-                break
-            if self._reap(scratch.mark):
+        if self._state(scratch, run).phase == "created" and not await self._begun(scratch):
+            if shutil.which(run.argv[0], path=run.environ.get("PATH")) is None:
+                raise EngineError(f"the command {run.argv[0]!r} is not installed on this node")
+            try:
+                self._children[scratch.mark] = await asyncio.to_thread(
+                    scratch.launch, run, limit_data=self._groups is None
+                )
+            except OSError as error:
+                raise EngineError(f"the session cannot be started: {error}") from error
+            if not await self._begun(scratch):
                 raise EngineError(f"the session cannot be started: {scratch.tail(5)}")
-            await asyncio.sleep(0.01)
         self._watch(scratch)
         return self._state(scratch, run)
 
+    async def _begun(self, scratch: Scratch) -> bool:
+        """Whether the run's first process wrote itself down; waits while it is about to.
+
+        It may have been started by an agent that died since. Raises ``EngineError``.
+        """
+        loop, mark = asyncio.get_running_loop(), scratch.mark
+        deadline = loop.time() + PATIENCE
+        while scratch.process() is None:
+            if mark in self._children:
+                lives = not self._reap(mark)
+            else:
+                lives = bool(await asyncio.to_thread(process_table.marked, mark))
+            if not lives:
+                return scratch.process() is not None
+            if loop.time() > deadline:
+                raise EngineError("the session's first process hangs", retriable=True)
+            await asyncio.sleep(0.01)
+        return True
+
     async def stop(self, identity: Identity, grace: float) -> None:
         """SIGTERM to everything of the run, SIGKILL to what is left after ``grace`` seconds."""
-        scratch = self._of(identity)
-        number = signal.SIGTERM
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + grace
-        while pids := await asyncio.to_thread(_pids, scratch.mark, self._groups):
-            if loop.time() >= deadline:
-                number = signal.SIGKILL
-            if number is signal.SIGKILL or deadline - loop.time() > grace - 0.05:
-                process_table.send(pids, number)
-            self._reap(scratch.mark)
+        mark, loop = self._of(identity).mark, asyncio.get_running_loop()
+        deadline = None if grace > 0 else loop.time()
+        while pids := await asyncio.to_thread(_pids, mark, self._groups):
+            if deadline is None:
+                process_table.send(pids, signal.SIGTERM)
+                deadline = loop.time() + grace
+            elif loop.time() >= deadline:
+                process_table.send(pids, signal.SIGKILL)
+            if loop.time() >= deadline + PATIENCE:
+                told = f"processes of the session do not end: {', '.join(map(str, pids))}"
+                raise EngineError(told, retriable=True)
+            self._reap(mark)
             await asyncio.sleep(0.05)
-        self._reap(scratch.mark)
+        self._reap(mark)
 
     async def remove(self, identity: Identity) -> None:
         """End what is left of the run and remove its folder and control groups."""
@@ -398,41 +427,6 @@ class ProcessEngine(Engine):
             run, oom_killed=groups is not None and groups.out_of_memory(scratch.mark)
         )
 
-    async def _half_started(self, scratch: Scratch) -> bool:
-        """Whether a process of the run is there that did not write itself down yet (we died in between)."""
-        for _ in range(100):
-            if scratch.process() is not None:
-                return True
-            if not await asyncio.to_thread(process_table.marked, scratch.mark):
-                return False
-            await asyncio.sleep(0.02)
-        return True
-
-    def _home(self, mounts: tuple[BoundMount, ...]) -> str:
-        """The home folder; other folders appear in it as links. Raises where that cannot be right."""
-        home = next((m.source for m in mounts if m.target == HOME_TARGET), None)
-        if home is None:
-            raise EngineError("the session has no home folder")
-        for mount in mounts:
-            if mount.target == HOME_TARGET:
-                continue
-            name = mount.target.removeprefix(f"{HOME_TARGET}/")
-            if mount.read_only:
-                raise EngineError(f"{mount.target} cannot be mounted read-only here: {_HINT}")
-            if "/" in name:
-                raise EngineError(f"nothing can be mounted at {mount.target} here: {_HINT}")
-            link = Path(home) / name
-            if not link.is_symlink() and link.exists():
-                raise EngineError(f"{name!r} is already a file or folder in the home folder")
-            link.unlink(missing_ok=True)
-            link.symlink_to(mount.source)
-        return home
-
-    def _own_command(self) -> tuple[str, ...]:
-        """JupyterLab behind its own token, for sessions that no hub asked for."""
-        options = ("--no-browser", "--ip={bind_host}", "--port={bind_port}")
-        return (sys.executable, "-m", "jupyterlab", *options, "--ServerApp.root_dir={home}")
-
     def _watch(self, scratch: Scratch) -> None:
         """Wake ``events`` when the run's first process ends, whoever its parent is."""
         process = scratch.process()
@@ -481,6 +475,33 @@ def _configure_jupyter(folder: Path) -> None:
         kernel = folder / "kernels" / "python3"
         shutil.copytree(Path(package.origin).with_name("resources"), kernel, dirs_exist_ok=True)
         (kernel / "kernel.json").write_text(json.dumps(_KERNEL))
+
+
+def _home(mounts: tuple[BoundMount, ...]) -> str:
+    """The home folder; other folders appear in it as links. Raises where that cannot be right."""
+    home = next((m.source for m in mounts if m.target == HOME_TARGET), None)
+    if home is None:
+        raise EngineError("the session has no home folder")
+    for mount in mounts:
+        if mount.target == HOME_TARGET:
+            continue
+        name = mount.target.removeprefix(f"{HOME_TARGET}/")
+        if mount.read_only:
+            raise EngineError(f"{mount.target} cannot be mounted read-only here: {_HINT}")
+        if "/" in name:
+            raise EngineError(f"nothing can be mounted at {mount.target} here: {_HINT}")
+        link = Path(home) / name
+        if not link.is_symlink() and link.exists():
+            raise EngineError(f"{name!r} is already a file or folder in the home folder")
+        link.unlink(missing_ok=True)
+        link.symlink_to(mount.source)
+    return home
+
+
+def _own_command() -> tuple[str, ...]:
+    """JupyterLab behind its own token, for sessions that no hub asked for."""
+    options = ("--no-browser", "--ip={bind_host}", "--port={bind_port}")
+    return (sys.executable, "-m", "jupyterlab", *options, "--ServerApp.root_dir={home}")
 
 
 def _pids(mark: str, groups: ControlGroups | None) -> list[int]:

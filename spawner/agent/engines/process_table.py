@@ -168,9 +168,9 @@ def _fields(pid: int) -> list[str] | None:
 
 
 def send(pids: list[int], number: signal.Signals) -> None:
-    """Send a signal to each process that is still there."""
+    """Send a signal to each process that is still there, and is ours."""
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
 
 

@@ -37,15 +37,22 @@ unset PERIJOVE_CWD PERIJOVE_CGROUPS PERIJOVE_DATA_KIB PERIJOVE_SCRATCH
 mv "$scratch/process.new" "$scratch/process"
 trap : TERM INT HUP
 umask 022
-"$@" &
-child=$!
-wait "$child"; code=$?
-while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
+(exec "$@"); code=$?
 umask 077
 echo "$code" > "$scratch/exit_code.new" && mv "$scratch/exit_code.new" "$scratch/exit_code"
 """
 """First process of a run. It outlives the agent, ignores SIGTERM while its command still ends, and
-writes the command's exit code down, so that nobody has to be there to see it."""
+writes the command's exit code down, so that nobody has to be there to see it. The command is no job
+in the background: those begin with ^C ignored."""
+USUAL = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+)
+"""Signals that mean what they usually do, whatever the agent itself ignores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +159,7 @@ class Scratch:
                 [_SHELL, "-c", _WRAPPER, "perijove-session", *run.before, *run.argv],
                 environ,
                 setsid=True,
+                setsigdef=USUAL,
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_OPEN, 1, str(self.log), appending, 0o600),
@@ -172,7 +180,7 @@ class Scratch:
         endpoints = run.endpoints
         if process is None:
             return EngineState(run.identity, "created", self.mark, endpoints, run.shares)
-        started = (self.folder / "process").stat().st_mtime
+        started = self._written_at("process")
         if self.exit_code() is None and process.alive():
             return EngineState(run.identity, "running", self.mark, endpoints, run.shares, started)
         code = self.exit_code()
@@ -185,7 +193,7 @@ class Scratch:
             started_at=started,
             exit_code=128 + signal.SIGKILL if code is None else code,
             oom_killed=oom_killed or (self.folder / "oom").exists(),
-            ended_at=self._ended_at(),
+            ended_at=self._written_at("exit_code"),
         )
 
     def exit_code(self) -> int | None:
@@ -195,23 +203,24 @@ class Scratch:
         except (OSError, ValueError):
             return None
 
-    def _ended_at(self) -> float | None:
-        with contextlib.suppress(FileNotFoundError):
-            return (self.folder / "exit_code").stat().st_mtime
+    def _written_at(self, name: str) -> float | None:
+        with contextlib.suppress(FileNotFoundError):  # or it is being removed
+            return (self.folder / name).stat().st_mtime
         return None
 
     def note_out_of_memory(self) -> None:
         """Remember that the run was ended because it used too much memory."""
-        (self.folder / "oom").touch()
+        with contextlib.suppress(OSError):
+            (self.folder / "oom").touch()
 
     def note(self, sentence: str) -> None:
         """Add a line to the output, for those who look for the reason of an end."""
-        with contextlib.suppress(FileNotFoundError), self.log.open("a") as file:
+        with contextlib.suppress(OSError), self.log.open("a") as file:
             file.write(f"[{sentence}]\n")
 
     def bound_log(self) -> None:
         """Keep the newest half of a log that grew over its limit (it is open for appending)."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it is gone, or the disk is full
             if self.log.stat().st_size <= LOG_LIMIT:
                 return
             with self.log.open("r+b") as file:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 import urllib.request
 import uuid
@@ -257,6 +258,17 @@ class RunConformance(EngineRig):
         state = await self.run(engine, self.spec(image, command), mounts)
         ended = await self.ends(engine, state.identity)
         assert (ended.exit_code, ended.oom_killed) == (code, False)
+
+    async def test_a_command_begins_with_no_signal_ignored(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        """Else ^C ends nothing in a terminal, and what a pipe's reader leaves goes on."""
+        spec = self.spec(image, ("grep", "SigIgn", "/proc/self/status"), ports=())
+        state = await self.run(engine, spec, mounts)
+        await self.ends(engine, state.identity)
+        ignored = int((await engine.logs(state.identity, 1)).split()[-1], 16)
+        names = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGPIPE", "SIGTERM", "SIGXFSZ")
+        assert [name for name in names if ignored >> (signal.Signals[name] - 1) & 1] == []
 
     async def test_too_much_memory_is_told_apart(
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from spawner.accelerators.specification import DeviceNode, HostMount, RuntimeRequest
 from spawner.agent.engines.base import BoundMount, Engine, EngineError
-from spawner.agent.engines.docker import DockerEngine
+from spawner.agent.engines.docker import DockerEngine, calls
 from spawner.agent.protocol import Port
 from tests.integration.docker_engine import ensure_test_image, running_engine
 from tests.integration.engines.conformance import SERVE, EngineConformance, until
@@ -110,6 +111,35 @@ class TestDockerEngine(EngineConformance):
         with pytest.raises(EngineError, match="needs its vendor's container toolkit") as refused:
             await self.run(engine, spec, mounts, requests=(RuntimeRequest("acme", ("ACME-0",)),))
         assert not refused.value.retriable
+
+    async def test_a_session_that_takes_its_time_to_end_holds_up_no_other(
+        self,
+        engine: Engine,
+        image: str,
+        mounts: tuple[BoundMount, ...],
+        home: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        await engine.close()
+        monkeypatch.setattr(calls, "THREADS", 1)
+        await engine.open({"state_dir": str(tmp_path / "agent")})
+        program = (
+            "import signal, time, pathlib\n"
+            "signal.signal(signal.SIGTERM, lambda *_: pathlib.Path('told').touch())\n"
+            "pathlib.Path('ready').touch()\n"
+            "while True: time.sleep(0.1)\n"
+        )
+        state = await self.run(engine, self.spec(image, ("python3", "-c", program)), mounts)
+        try:
+            await until((home / "ready").exists, "it never began")
+            ending = asyncio.create_task(engine.stop(state.identity, 60))
+            await until((home / "told").exists, "it was not told to end")
+            assert image in {report.name for report in await engine.images()}
+            assert not ending.done()
+        finally:
+            await engine.stop(state.identity, 0)
+            await ending
 
     async def test_containers_are_confined(
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]

@@ -140,6 +140,27 @@ class TestDocker(EngineRig):
         await nothing_left(engine)
         assert state.native_id not in (tmp_path / "agent/containers").read_text()
 
+    async def test_containers_without_a_trace_are_forgotten_by_and_by(
+        self,
+        image: str,
+        engine: Engine,
+        mounts: tuple[BoundMount, ...],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(traces, "MANY", 0)
+        state = await self.run(engine, self.spec(image, SLEEP), mounts)
+        assert await engine.phases() == {state.identity: "running"}
+        written = tmp_path / "agent/containers"
+        assert state.native_id in written.read_text()
+        await engine.stop(state.identity, 0)
+        await engine.remove(state.identity)
+
+        async def forgotten() -> bool:
+            return await engine.phases() == {} and written.read_text() == ""
+
+        await until(forgotten, "it is remembered for ever")
+
     async def test_a_folder_without_a_container(
         self, image: str, engine: Engine, tmp_path: Path
     ) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from spawner.agent.engines import process_table
-from spawner.agent.engines.base import BoundMount, Engine, EngineError, Limits
+from spawner.agent.engines import process, process_table
+from spawner.agent.engines.base import BoundMount, Engine, EngineError, Identity, Limits
 from spawner.agent.engines.cgroups import ControlGroups
 from spawner.agent.engines.process import IMAGE, ProcessEngine
 from spawner.agent.engines.scratch import UNFINISHED
 from spawner.agent.protocol import File, Port
-from tests.integration.engines.conformance import MIB, SERVE, EngineConformance, until
+from tests.integration.engines.conformance import MIB, SERVE, SLEEP, EngineConformance, until
 
 pytestmark = pytest.mark.integration
 
@@ -62,6 +62,108 @@ class TestProcessEngine(EngineConformance):
         await engine.stop(state.identity, 1)
         assert process_table.living(hidden) == []
         await engine.remove(state.identity)
+
+    async def test_a_first_process_that_hangs_is_told_and_waited_for_again(
+        self,
+        engine: Engine,
+        image: str,
+        mounts: tuple[BoundMount, ...],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        gate, slow = tmp_path / "gate", tmp_path / "mv"
+        os.mkfifo(gate)
+        slow.write_text(f'#!/bin/sh\nread line <{gate}\nexec /bin/mv "$@"\n')
+        slow.chmod(0o755)
+        spec = self.spec(image, SLEEP, environ={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+        with monkeypatch.context() as patch:
+            patch.setattr(process, "PATIENCE", 0.2)
+            with pytest.raises(EngineError, match="hangs") as told:
+                await self.run(engine, spec, mounts)
+        assert told.value.retriable
+        await asyncio.to_thread(gate.write_text, "go on\n")
+        state = await engine.start(Identity(spec.kernel_id, spec.session_id, spec.epoch))
+        assert state.phase == "running"
+
+    async def test_a_command_that_ends_at_once_was_started(
+        self, tmp_path: Path, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        class Dozing(ProcessEngine):
+            """Notices a first process only when it has ended."""
+
+            def _reap(self, mark: str) -> bool:
+                if mark in self._children:
+                    os.waitid(os.P_PID, self._children[mark], os.WEXITED | os.WNOWAIT)
+                return super()._reap(mark)
+
+        engine = Dozing()
+        await engine.open({"state_dir": str(tmp_path / "agent")})
+        state = await self.run(engine, self.spec(image, ("sh", "-c", "exit 3"), ports=()), mounts)
+        assert (state.phase, state.exit_code) == ("exited", 3)
+        await engine.remove(state.identity)
+        await engine.close()
+
+    async def test_the_signal_comes_first_however_long_the_search_takes(
+        self,
+        engine: Engine,
+        image: str,
+        mounts: tuple[BoundMount, ...],
+        home: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        found = process_table.marked
+
+        def slowly(mark: str) -> list[int]:
+            pids = found(mark)
+            asyncio.run(asyncio.sleep(0.1))  # as on a busy node with thousands of processes
+            return pids
+
+        script = "trap 'touch said-goodbye; exit' TERM; touch ready; while :; do sleep 0.1; done"
+        state = await self.run(engine, self.spec(image, ("sh", "-c", script)), mounts)
+        await until((home / "ready").exists, "it never began")
+        monkeypatch.setattr(process_table, "marked", slowly)
+        await engine.stop(state.identity, 5)
+        assert (home / "said-goodbye").exists()
+
+    async def test_processes_that_cannot_be_ended_are_told(
+        self,
+        engine: Engine,
+        image: str,
+        mounts: tuple[BoundMount, ...],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        freezer = Path(f"/sys/fs/cgroup/freezer/{tmp_path.name}-{os.getpid()}")
+        try:
+            freezer.mkdir()
+        except OSError:
+            pytest.skip("no processes can be frozen here (control groups of version 1, root)")
+        monkeypatch.setattr(process, "PATIENCE", 0.2)
+        state = await self.run(engine, self.spec(image, SLEEP), mounts)
+        try:
+            for pid in process_table.marked(state.native_id):
+                (freezer / "cgroup.procs").write_text(str(pid))
+            (freezer / "freezer.state").write_text("FROZEN")
+            with pytest.raises(EngineError, match="do not end") as told:
+                await engine.stop(state.identity, 0)
+            assert told.value.retriable
+        finally:
+            (freezer / "freezer.state").write_text("THAWED")
+            await engine.remove(state.identity)
+            freezer.rmdir()
+
+    async def test_ports_of_a_run_that_could_not_be_made_are_free_again(
+        self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
+    ) -> None:
+        before = await self.run(engine, self.spec(image, SLEEP), mounts)
+        number = before.endpoints[0].port
+        await engine.remove(before.identity)
+        ports = (Port("mine", number, "preopen"),)
+        wrong = self.spec(image, SLEEP, ports=ports, files=(File("../outside", "", 0o600),))
+        with pytest.raises(EngineError, match="outside"):
+            await engine.create(wrong, Limits(), mounts)
+        state = await self.run(engine, self.spec(image, SLEEP, ports=ports), mounts)
+        assert state.endpoints[0].port == number
 
     async def test_a_folder_that_cannot_be_protected_is_refused(
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...], tmp_path: Path

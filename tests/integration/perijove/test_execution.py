@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from perijove import execution
 from perijove.execution import DIED, KEY
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -139,6 +140,40 @@ async def test_a_dead_kernel_is_told_and_started_again(repl: Repl) -> None:
     console, seen = await repl.run("query", "import os; os._exit(1)")
     assert (console, seen) == ([], [("finished", DIED)])
     assert (await repl.run("query", "1"))[0] == [["stdout", "1\n"]]
+
+
+def kernelspec(folder: Path, monkeypatch: pytest.MonkeyPatch, *argv: str) -> None:
+    """Let the Python kernel of this process, and of those that it starts, be another program."""
+    (folder / "kernels/python3").mkdir(parents=True)
+    spec = {"argv": argv, "display_name": "none", "language": "python"}
+    (folder / "kernels/python3/kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(folder))
+
+
+@pytest.fixture
+def useless_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernelspec(tmp_path, monkeypatch)
+
+
+async def test_a_run_ends_however_the_kernel_fails(useless_kernel: None, repl: Repl) -> None:
+    console, seen = await repl.run("query", "1")
+    assert "the kernel cannot be used" in text(console, "stderr")
+    assert seen == [("finished", DIED)]
+    assert "the kernel cannot be used" in (await repl.ask("complete", "wor"))["error"]
+
+
+async def test_a_kernel_that_does_not_get_ready_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = (
+        "import os, pathlib, time; pathlib.Path('it').write_text(str(os.getpid())); time.sleep(600)"
+    )
+    kernelspec(tmp_path, monkeypatch, sys.executable, "-c", write)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(execution, "PATIENCE", 2.0)
+    with pytest.raises(RuntimeError):
+        await execution.Kernel().complete("wor")
+    assert not Path(f"/proc/{(tmp_path / 'it').read_text()}").exists()
 
 
 async def test_refusals(repl: Repl) -> None:

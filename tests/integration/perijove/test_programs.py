@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -82,3 +83,12 @@ def test_without_the_extension_it_is_as_it_was(notebook: FrontEnd) -> None:
     assert notebook.run("'system' in vars(get_ipython())")[1] == []
     notebook.run("%load_ext perijove.programs")
     assert notebook.run("!read x; echo $x", ["ada"])[0] == "ada\r\n"
+
+
+def test_a_program_that_let_go_of_its_terminal_is_interrupted_too() -> None:
+    command = "exec <&- >&- 2>&-; sleep 0.3; kill -INT $PPID; exec sleep 600"
+    script = f"from perijove.programs import Program; print(Program({command!r}).run())"
+    done = subprocess.run(
+        [PYTHON, "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.stderr, int(done.stdout.removeprefix("^C")) < 0) == ("", True)

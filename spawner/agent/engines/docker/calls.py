@@ -1,6 +1,7 @@
-"""Blocking calls of the ``docker`` package in a small thread pool of their own.
+"""Blocking calls of the ``docker`` package in thread pools of their own.
 
-A frozen engine can hold those threads but never the agent's loop.
+A frozen engine can hold those threads but never the agent's loop. What waits for something, for the end of a
+container above all, has another pool: starts and looks do not queue behind it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 CALL_TIMEOUT = 60
 THREADS = 8
+PATIENT_THREADS = 64
+"""As many containers can be told to end at a time, for each takes its grace."""
 PING_TIMEOUT = 5
 NO_RUNTIME = "could not select device driver"
 WITHOUT_RUNTIME = "this node needs its vendor's container toolkit, or another way to inject devices"
@@ -75,13 +78,16 @@ class Calls:
         self._client: docker.DockerClient | None = None
         self._hasty: docker.DockerClient | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self._patient: ThreadPoolExecutor | None = None
         self.outages = Outages()
 
     async def open(self) -> None:
         """Connect. Raises ``EngineError``."""
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
+        self._patient = ThreadPoolExecutor(PATIENT_THREADS, thread_name_prefix="docker-patient")
+        connections = THREADS + PATIENT_THREADS + 2
         self._client = await self.run(
-            lambda: docker.from_env(timeout=CALL_TIMEOUT, max_pool_size=THREADS + 2)
+            lambda: docker.from_env(timeout=CALL_TIMEOUT, max_pool_size=connections)
         )
 
     async def ping(self) -> None:
@@ -109,9 +115,10 @@ class Calls:
         if self._client is not None:
             client, self._client = self._client, None
             await self.run(client.close)
-        if self._pool is not None:
-            pool, self._pool = self._pool, None
-            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._patient):
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = self._patient = None
 
     @property
     def client(self) -> docker.DockerClient:
@@ -122,10 +129,15 @@ class Calls:
 
     async def run(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """Run a blocking call in the pool."""
-        loop = asyncio.get_running_loop()
-        call = functools.partial(function, *arguments, **named)
+        return await self._run(self._pool, functools.partial(function, *arguments, **named))
+
+    async def wait(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """Run one that may take long by its nature, and holds up no other."""
+        return await self._run(self._patient, functools.partial(function, *arguments, **named))
+
+    async def _run(self, pool: ThreadPoolExecutor | None, call: Callable[[], T]) -> T:
         try:
-            answer = await loop.run_in_executor(self._pool, call)
+            answer = await asyncio.get_running_loop().run_in_executor(pool, call)
             self.outages.answered()
             return answer
         except (NotFound, ImageNotFound) as error:

@@ -229,11 +229,9 @@ class DockerEngine(Engine):
 
     async def stop(self, identity: Identity, grace: float) -> None:
         """SIGTERM, then SIGKILL; a container that is gone is stopped."""
-        client = self._calls.client
-        seconds = max(0, round(grace))
+        stop, seconds = self._calls.client.api.stop, max(0, round(grace))
         with contextlib.suppress(Missing):
-            call = functools.partial(client.api.stop, container_name(identity), timeout=seconds)
-            await self._calls.run(call)
+            await self._calls.wait(stop, container_name(identity), timeout=seconds)
 
     async def remove(self, identity: Identity) -> None:
         """Remove the container with its anonymous volumes."""
@@ -261,13 +259,15 @@ class DockerEngine(Engine):
 
     async def phases(self) -> Mapping[Identity, str]:
         """One call for all containers, however many there are."""
+        known = self._traces.known
         call = functools.partial(
             self._calls.client.api.containers, all=True, filters={"label": [*self._ours()]}
         )
-        return {
-            identity_of(entry["Labels"]): phase_of(entry["State"])
-            for entry in await self._calls.run(call)
-        }
+        entries = await self._calls.run(call)
+        gone = known - {entry["Id"] for entry in entries}
+        if len(gone) > traces.MANY:
+            await asyncio.to_thread(self._traces.look, gone)
+        return {identity_of(entry["Labels"]): phase_of(entry["State"]) for entry in entries}
 
     async def inspect(self, identity: Identity) -> EngineState | None:
         """State of the container of this run; None as well while somebody removes it."""
@@ -303,7 +303,7 @@ class DockerEngine(Engine):
             return pack(client.api.logs(container_name(identity), stream=True, follow=False))
 
         try:
-            kept: bytes = await self._calls.run(read)
+            kept: bytes = await self._calls.wait(read)
         except Missing:
             return b""
         return kept
@@ -319,8 +319,9 @@ class DockerEngine(Engine):
         queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
         def read() -> None:
-            # The engine going away ends the stream; the agent opens another.
-            with contextlib.suppress(DockerException, RequestException, OSError, AttributeError):
+            # The engine going away ends the stream, maybe within a word (a RuntimeError); the agent opens another.
+            broken = (DockerException, RequestException, OSError, AttributeError, RuntimeError)
+            with contextlib.suppress(*broken):
                 for event in stream:
                     loop.call_soon_threadsafe(queue.put_nowait, event)
             with contextlib.suppress(RuntimeError):  # the loop may be closed by now
@@ -334,7 +335,8 @@ class DockerEngine(Engine):
                 yield EngineEvent(identity_of(labels), what)
             self._calls.outages.failed()  # an engine that only restarts is not missed otherwise
         finally:
-            stream.close()
+            with contextlib.suppress(OSError):  # the connection is gone already
+                stream.close()
 
     async def features(self) -> Mapping[str, Any]:
         """Clusters, and this node's place in a swarm."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import io
 import json
@@ -80,7 +79,7 @@ class Images:
                 " (setting read_only_root, or the image's label ai.perijove.root=writable)"
             )
         conf = _clean_config(facts["Config"], origin["Config"], labels)
-        await asyncio.to_thread(_commit, facts["Id"], name, conf)
+        await self._calls.wait(_commit, facts["Id"], name, conf)
         made = next((each for each in await self.list() if each.name == name), None)
         if made is None:
             raise EngineError(f"the image {name} was made, and is gone")

@@ -59,7 +59,8 @@ class ContainerCounters:
 
     def owners(self, pids: Collection[int]) -> dict[int, Identity]:
         """Whose these processes are. Blocks for the reading of small files."""
-        names = {native_id: identity for identity, (native_id, _) in self._told.items()}
+        told = list(self._told.items())  # at once: the agent notes containers meanwhile
+        names = {native_id: identity for identity, (native_id, _) in told}
         found: dict[int, Identity] = {}
         for pid in pids:
             place = counters.place_of(pid)

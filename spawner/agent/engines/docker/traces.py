@@ -25,6 +25,8 @@ from spawner.agent.engines.docker.networks import BRIDGE
 
 GROUP = re.compile(r"(?:docker-)?([0-9a-f]{64})(?:\.scope)?")
 """A container's control group as Docker names it, with cgroupfs and with systemd."""
+MANY = 500
+"""Ids of containers that are gone after which somebody looks, that those without a trace are forgotten."""
 SESSION_BRIDGE = re.compile(r"perijove[0-9a-f]{7}")
 _TARGET = re.compile(r" --to-destination ([0-9.]+):")
 _DESTINATION = re.compile(r" -d ([0-9.]+)/32 ")
