@@ -95,9 +95,7 @@ class Ensemble:
         )
         await self._prepare_database(Daemon(recipes.manager()))
         await supervisor.bring_up(self._proxy(recipes))
-        await asyncio.gather(
-            supervisor.bring_up(self._manager(recipes)), supervisor.bring_up(self._hub(recipes))
-        )
+        await supervisor.bring_up(self._manager(recipes), self._hub(recipes))
         show("up", f"ready: {self._addresses.public_url}")
         self._show_password()
         await self._bring_up_agent(supervisor, recipes, choice)
