@@ -25,11 +25,12 @@ from pathlib import Path
 import docker
 import psutil
 
+from authenticator.identity import IdentityService
 from benchmarks.interruption import containers_of, remove_containers
 from benchmarks.notebook_client import HubAccess
 from benchmarks.reporting import note
 from hub.config.deployment import Deployment
-from hub.first_start import open_identity
+from hub.first_start import now, open_store
 
 HERE = Path(sys.executable).parent
 CPUS = 1
@@ -164,7 +165,8 @@ def ours(image: str, folder: Path, users: list[str]) -> Iterator[Rig]:
 
 
 async def _add_users(state: Path, users: list[str]) -> None:
-    async with open_identity(Deployment(state_dir=str(state))) as identity:
+    async with open_store(Deployment(state_dir=str(state))) as store:
+        identity = IdentityService(store, now)
         for user in users:
             await identity.create_user(user, with_password=False)
 

@@ -96,7 +96,7 @@ def sources_hash(*made_of: Path) -> str:
 
 
 def outdated(client: docker.DockerClient) -> dict[str, str]:
-    """Offered images of ours that this release would make of other files, and the words that do it."""
+    """Offered images of ours that this release would make of other files, and what is to be said of each."""
     found: dict[str, str] = {}
     for image in client.images.list(filters={"label": SOURCES_LABEL}):
         for tag in image.tags:
@@ -108,7 +108,10 @@ def outdated(client: docker.DockerClient) -> dict[str, str]:
             made_of = (RECIPES / recipe, *(PARTS / each for each in chosen))
             if image.labels[SOURCES_LABEL] != sources_hash(*made_of):
                 options = "".join(f" --with {each}" for each in chosen)
-                found[tag] = f"perijove image build {recipe}{options}"
+                found[tag] = (
+                    "holds another recipe, extension or package than this release;"
+                    f" `perijove image build {recipe}{options}` makes a new one"
+                )
     return found
 
 

@@ -24,6 +24,8 @@ from spawner.scheduler.slots import format_amount, human_amount, parse_amount
 
 KEYS = ("image", "resource_group", "preset", "slots", "shmem")
 MAX_SLOTS = 16
+DEFAULT_IMAGE = "perijove/jupyterlab:latest"
+"""What `perijove image build` makes: the default where it is offered and nothing else is configured."""
 CUSTOM = "custom"
 """Value of the form's ``preset`` field that says: use the amounts below."""
 AGAIN = "again"

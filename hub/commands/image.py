@@ -137,10 +137,12 @@ class ImageList(Command):
     description = "List the images that this machine's Docker engine has for sessions."
 
     def act(self, *arguments: str) -> None:
-        """One line per tag, then what cannot be understood of the labels."""
+        """One line per tag, then what cannot be understood of the labels, and what is outdated."""
+        from kernels.build import outdated
         from spawner.sessions.apps import label_warnings
 
-        images = _docker_client().images.list(filters={"label": "ai.perijove.image"})
+        client = _docker_client()
+        images = client.images.list(filters={"label": "ai.perijove.image"})
         rows = [
             (tag, image.short_id.removeprefix("sha256:"), f"{image.attrs['Size'] / 1e6:.0f} MB")
             for image in images
@@ -150,6 +152,8 @@ class ImageList(Command):
         for image in images:
             for sentence in label_warnings(image.labels):
                 say(f"warning: {', '.join(image.tags)}: {sentence}")
+        for name, sentence in sorted(outdated(client).items()):
+            say(f"warning: {name} {sentence}")
 
 
 class ImageGroup(Group):

@@ -333,11 +333,15 @@ def _written_beside(path: Path, text: str, mode: int) -> str:
     """Write a temporary file in the folder of ``path``, durable, and return its name."""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(handle, "w") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            os.unlink(temporary)
+            raise
     except OSError as error:
         raise DeploymentError(f"{path} cannot be written: {error.strerror}") from error
-    with os.fdopen(handle, "w") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
     return temporary

@@ -74,6 +74,7 @@ class Daemon:
 
     def start(self) -> None:
         """Start it. The launch is recorded before, so that it is found whatever interrupts us."""
+        self.started_at = time.monotonic()
         launch = secrets.token_hex(8)
         self._write({"launch": launch})
         environ = {**_inherited(), **self.spec.environ, **self.spec.secrets, LAUNCH: launch}
@@ -88,7 +89,6 @@ class Daemon:
                 start_new_session=True,
             )
         self.process = psutil.Process(self._child.pid)
-        self.started_at = time.monotonic()
         self._write(
             {
                 "launch": launch,

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 
 from hub.config.deployment import LOOPBACK
 from hub.supervision.supervisor import SupervisorError
-
-IMAGE = "perijove/jupyterlab:latest"
-"""What `perijove image build` makes; sessions can start once it is there."""
+from spawner.options import DEFAULT_IMAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +20,7 @@ class EngineChoice:
     image_missing: bool = False
     """Whether the image must be built before the agent starts."""
     outdated: Mapping[str, str] = field(default_factory=dict)
-    """Images that were built from another recipe, extension or package than this release has, and what builds them."""
+    """Images that were built from something else than this release has, and what is to be said of each."""
 
 
 def choose_engine(wanted: str) -> EngineChoice:
@@ -44,7 +42,7 @@ def choose_engine(wanted: str) -> EngineChoice:
         client = docker.from_env(timeout=20)
         try:
             gateway = ensure_network(client)
-            client.images.get(IMAGE)
+            client.images.get(DEFAULT_IMAGE)
             told = outdated(client)
         except ImageNotFound:
             return EngineChoice("docker", gateway, "a Docker engine answers", image_missing=True)

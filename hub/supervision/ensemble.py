@@ -16,12 +16,13 @@ import aiohttp
 
 from hub.commands.base import say
 from hub.config.deployment import LOOPBACK, Deployment
-from hub.first_start import ADMIN, first_administrator, prepare_database
+from hub.first_start import ADMIN, default_images, first_administrator, prepare_database
 from hub.supervision.daemons import Daemon
-from hub.supervision.engine_choice import IMAGE, EngineChoice, choose_engine, process_choice
+from hub.supervision.engine_choice import EngineChoice, choose_engine, process_choice
 from hub.supervision.logfiles import printable
 from hub.supervision.recipes import Recipes
 from hub.supervision.supervisor import Listener, Member, Supervisor, SupervisorError, only_one
+from spawner.options import DEFAULT_IMAGE
 from store import schema
 from store.engine import StoreError
 
@@ -94,9 +95,7 @@ class Ensemble:
         )
         await self._prepare_database(Daemon(recipes.manager()))
         await supervisor.bring_up(self._proxy(recipes))
-        await asyncio.gather(
-            supervisor.bring_up(self._manager(recipes)), supervisor.bring_up(self._hub(recipes))
-        )
+        await supervisor.bring_up(self._manager(recipes), self._hub(recipes))
         show("up", f"ready: {self._addresses.public_url}")
         self._show_password()
         await self._bring_up_agent(supervisor, recipes, choice)
@@ -127,9 +126,9 @@ class Ensemble:
                 raise SupervisorError("the image could not be built; see the lines above")
             choice = process_choice("the image could not be built")
             show("up", f"engine of the local agent: process ({choice.reason})")
-        for image, command in choice.outdated.items():
-            told = "holds another recipe, extension or package than this release"
-            show("image", f"{image} {told}; `{command}` makes a new one")
+        used = await default_images(self.deployment) if choice.outdated else frozenset()
+        for image in sorted(used & choice.outdated.keys()):
+            show("image", f"{image} {choice.outdated[image]}")
         daemon = Daemon(recipes.agent(choice.engine))
         await supervisor.bring_up(
             Member(daemon, ready=lambda: self._agent_ready(daemon), grace=15.0)
@@ -137,7 +136,7 @@ class Ensemble:
 
     async def _build_image(self) -> bool:
         """Build the image in a process of its own, showing its progress; whether it is there now."""
-        show("image", f"{IMAGE} is not there yet; building it (a few minutes, once)")
+        show("image", f"{DEFAULT_IMAGE} is not there yet; building it (a few minutes, once)")
         command = [sys.executable, "-P", "-m", "hub.app", "image", "build"]
         if self.config_path is not None:
             command += ["-f", str(self.config_path)]

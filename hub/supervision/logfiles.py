@@ -78,11 +78,17 @@ def rotate(path: Path, limit: int = MAX_BYTES) -> bool:
             return False
     except FileNotFoundError:
         return False
+    copy = path.with_name(f"{path.name}.new")
+    try:
+        shutil.copyfile(path, copy)
+    except OSError:  # a full disk: the older ones are not moved for half a copy
+        copy.unlink(missing_ok=True)
+        raise
     for number in range(KEEP - 1, 0, -1):
         older = path.with_name(f"{path.name}.{number}")
         if older.exists():
             older.replace(path.with_name(f"{path.name}.{number + 1}"))
-    shutil.copyfile(path, path.with_name(f"{path.name}.1"))
+    copy.replace(path.with_name(f"{path.name}.1"))
     os.truncate(path, 0)
     return True
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from hub.config.deployment import can_bind
+from hub.config.deployment import DeploymentError, can_bind
 from hub.supervision.daemons import Daemon
 from hub.supervision.logfiles import LogFollower, last_lines
 
@@ -22,6 +22,8 @@ STABLE_AFTER = 30.0
 READY_WITHIN = 120.0
 ANSWERS_WITHIN = 10.0
 """Seconds in which an adopted daemon must answer, else it is replaced."""
+FOLLOW_AGAIN = 5.0
+"""Seconds until a log that could not be read or rotated (a full disk) is tried again."""
 TRIES = 3
 """Starts that may fail in a row before the first readiness; then `up` gives up."""
 
@@ -77,11 +79,21 @@ class Supervisor:
         self._members: dict[str, Member] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def bring_up(self, member: Member) -> None:
-        """Adopt or start ``member`` and return when it answers; from then on keep it running.
+    async def bring_up(self, *members: Member) -> None:
+        """Adopt or start ``members`` side by side and return when all answer; from then on keep them running.
 
-        Raises ``SupervisorError`` when an address is taken or when it ends again and again.
+        Raises ``SupervisorError`` when an address is taken or when one ends again and again; nothing is done
+        for the others any more then.
         """
+        tasks = [asyncio.create_task(self._bring_up(each)) for each in members]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _bring_up(self, member: Member) -> None:
         daemon = member.daemon
         self._members[daemon.name] = member
         self._do(daemon.name, self._follow(daemon))
@@ -141,7 +153,10 @@ class Supervisor:
         daemon = member.daemon
         backoff = Backoff()
         for _ in range(TRIES):
-            daemon.start()
+            try:
+                daemon.start()
+            except OSError as error:
+                raise SupervisorError(f"the {daemon.name} cannot be started: {error}") from error
             if await self._answers(member, READY_WITHIN):
                 return
             if daemon.alive():
@@ -169,7 +184,7 @@ class Supervisor:
             await asyncio.sleep(delay)
             try:
                 daemon.start()
-            except OSError as error:
+            except (OSError, DeploymentError) as error:
                 self.say(daemon.name, f"cannot be started: {error}")
                 continue
             if await self._answers(member, READY_WITHIN):
@@ -196,10 +211,16 @@ class Supervisor:
         follower = LogFollower(
             daemon.spec.log, lambda line: self.say(daemon.name, line), everything=self._verbose
         )
-        try:
-            await follower.follow()
-        except OSError as error:
-            self.say(daemon.name, f"its log cannot be followed any more: {error}")
+        told = ""
+        while True:
+            try:
+                await follower.follow()
+            except OSError as error:
+                sentence = f"its log cannot be followed now: {error}"
+                if sentence != told:
+                    self.say(daemon.name, sentence)
+                told = sentence
+            await asyncio.sleep(FOLLOW_AGAIN)
 
 
 def check_listeners(member: Member) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.principals import Principal, Scope, require
 from authenticator.problems import InvalidParameters
+from spawner.options import DEFAULT_IMAGE
 from spawner.scheduler.dryrun import fit, fit_all, why
 from spawner.scheduler.model import Agent, KernelRequest, Quota, SessionRequest, Snapshot, Verdict
 from spawner.scheduler.policies import Policies
@@ -179,7 +180,8 @@ class Offers:
         offered = [row for row in images if row.name in there]
         best = next((p for p, v in zip(presets, verdicts, strict=True) if v.verdict == "now"), None)
         alive = any(agent.alive and agent.schedulable for agent in snapshot.agents)
-        first = offered[0].name if offered else None
+        names = [row.name for row in offered]
+        usual = DEFAULT_IMAGE if DEFAULT_IMAGE in names else next(iter(names), None)
         return {
             "presets": [
                 {
@@ -202,7 +204,7 @@ class Offers:
                 for row in offered
             ],
             "defaults": {
-                "image": (default.options.get("default_image") if default else None) or first,
+                "image": (default.options.get("default_image") if default else None) or usual,
                 "resource_group": group,
                 "preset": (best or presets[0]).name if presets else None,
             },

@@ -238,6 +238,73 @@ async def test_says_when_it_answers_again(rig):
     await supervisor.end(("thing",))
 
 
+async def test_what_cannot_be_started_again_is_tried_ever_more_rarely(rig):
+    member = rig.member()
+    supervisor = rig.supervisor()
+    await supervisor.bring_up(member)
+    first = rig.answering()
+    member.daemon.started_at -= module.STABLE_AFTER
+    away = rig.folder.with_name("away")
+    rig.folder.rename(away)  # neither the record nor the log can be written
+    os.kill(first, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while not any("starting it again in 0.4 s" in text for text in rig.said):
+            await asyncio.sleep(0.02)
+    assert sum("cannot be started" in text for text in rig.said) == 2
+    away.rename(rig.folder)
+    assert await rig.answering_other_than(first)
+    await supervisor.end(("thing",))
+
+
+async def test_when_one_of_several_gives_up_nothing_starts_another_again(rig, monkeypatch):
+    """What is ended because a neighbour failed must stay ended."""
+    monkeypatch.setattr(module, "READY_WITHIN", 30.0)
+    failing = DaemonSpec(
+        name="other",
+        argv=(sys.executable, str(PROGRAM), "fails", "0"),
+        environ={"PATH": os.environ["PATH"]},
+        secrets={},
+        log=rig.folder / "other.log",
+        record=rig.folder / "other.json",
+        directory=rig.folder,
+    )
+
+    async def never() -> bool:
+        return False
+
+    deaf = rig.member("deaf")
+    supervisor = rig.supervisor()
+    before = asyncio.all_tasks()
+    with pytest.raises(SupervisorError, match="no such luck"):
+        await supervisor.bring_up(Member(Daemon(failing), ready=never), deaf)
+    pid = deaf.daemon.pid
+    await supervisor.end(("thing", "other"))
+    assert not _runs(pid)
+    assert asyncio.all_tasks() <= before
+
+
+async def test_a_log_that_cannot_be_read_for_a_while_is_followed_again(rig, monkeypatch):
+    monkeypatch.setattr(module, "FOLLOW_AGAIN", 0.02)
+    supervisor = rig.supervisor()
+    await supervisor.bring_up(rig.member())
+    log = rig.folder / "thing.log"
+
+    async def said(words: str) -> None:
+        async with asyncio.timeout(10):
+            while not any(words in text for text in rig.said):
+                await asyncio.sleep(0.02)
+
+    await said("answers pid=")
+    log.unlink()
+    log.mkdir()
+    await said("cannot be followed now")
+    log.rmdir()
+    log.write_text("[W now] once more\n")
+    await said("once more")
+    assert sum("cannot be followed" in text for text in rig.said) == 1
+    await supervisor.end(("thing",))
+
+
 async def test_key_lines_of_the_log_are_forwarded(rig):
     supervisor = rig.supervisor()
     await supervisor.bring_up(rig.member())

@@ -78,6 +78,20 @@ def test_rotation_keeps_a_bounded_number(tmp_path):
     assert path.with_name("hub.log.1").read_text().startswith(str(KEEP + 2))
 
 
+def test_a_rotation_that_fails_moves_nothing(tmp_path):
+    path = tmp_path / "hub.log"
+    path.write_text("now" * 20)
+    path.with_name("hub.log.1").write_text("before")
+    path.with_name("hub.log.new").mkdir()  # the copy cannot be written
+    with pytest.raises(OSError, match=r"hub\.log\.new"):
+        rotate(path, limit=10)
+    path.with_name("hub.log.new").rmdir()
+    assert path.with_name("hub.log.1").read_text() == "before"
+    assert path.read_text() == "now" * 20
+    assert rotate(path, limit=10)
+    assert path.with_name("hub.log.2").read_text() == "before"
+
+
 def test_control_characters_do_not_reach_the_terminal(tmp_path):
     assert printable("a\x1b[2Jb\tc") == "a?[2Jb\tc"
     path = tmp_path / "x.log"

@@ -5,6 +5,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.principals import Role
 from authenticator.problems import Forbidden, InvalidParameters
+from hub.config.deployment import Deployment
+from hub.first_start import default_images
+from spawner.options import DEFAULT_IMAGE
 from spawner.sessions.offers import NO_NODES, bootstrap
 from spawner.sessions.states import Status
 from spawner.sessions.tables import PresetRow, ResourceGroupRow
@@ -43,6 +46,27 @@ async def test_spawn_options(plane: Rig) -> None:
     assert offer["images"] == [{"name": IMAGE, "label": "Test image", "architecture": "x86_64"}]
     assert offer["defaults"]["image"] == IMAGE
     assert "node-" not in str(offer)
+
+
+async def test_the_plain_image_is_the_default_unless_another_is_configured(plane: Rig) -> None:
+    ada = await plane.user()
+    more = ("a/first:latest", "perijove/jupyterlab-vscode:latest")
+    await plane.agent(FakeAgent("node-1", images=more))
+    assert (await plane.plane.offers.spawn_options(ada))["defaults"]["image"] == more[0]
+    await plane.agent(FakeAgent("node-2", images=(*more, DEFAULT_IMAGE)))
+    assert (await plane.plane.offers.spawn_options(ada))["defaults"]["image"] == DEFAULT_IMAGE
+    deployment = Deployment(db_url=plane.store.url.render_as_string(hide_password=False))
+    assert await default_images(deployment) == {DEFAULT_IMAGE}
+
+    async def configure(db: AsyncSession) -> None:
+        row = await db.get_one(ResourceGroupRow, "default")
+        row.options = {**row.options, "default_image": more[1]}
+
+    await plane.store.write(configure)
+    assert (await plane.plane.offers.spawn_options(ada))["defaults"]["image"] == more[1]
+    assert await default_images(deployment) == {more[1]}
+    deployment.config.PerijoveSpawner.image = "mine:latest"
+    assert await default_images(deployment) == {"mine:latest"}
 
 
 @pytest.mark.parametrize(
