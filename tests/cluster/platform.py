@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from hub.config.deployment import Secrets
 from tests.cluster.hosts import Host, Hosts, sh
 from tests.harness.audit import audit
-from tests.integration.up.deployments import free_port
+from tests.harness.ports import free_port
 
 T = TypeVar("T")
 PROGRAM = (sys.executable, "-m", "hub.app")
