@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,7 @@ pytestmark = pytest.mark.integration
 
 
 class TestProcessEngine(EngineConformance):
-    @pytest.fixture
-    def fresh(self) -> Callable[[], Engine]:
-        return ProcessEngine
-
-    @pytest.fixture
-    def settings(self, tmp_path: Path) -> Mapping[str, Any]:
-        return {"state_dir": str(tmp_path / "agent")}
+    kind = ProcessEngine
 
     @pytest.fixture
     def image(self) -> str:

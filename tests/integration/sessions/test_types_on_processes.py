@@ -10,7 +10,6 @@ import pytest
 import pytest_asyncio
 
 from spawner.sessions.states import Status
-from tests.harness.plane import REQUEST
 from tests.harness.ports import free_port
 from tests.integration.sessions.docker_node import Site, site
 from tests.integration.sessions.test_types_on_docker import CHECK, batch
@@ -30,13 +29,6 @@ http.server.ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_
 async def _site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     async with site(tmp_path_factory.mktemp("types"), "process") as made:
         yield made
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def node(_site: Site) -> AsyncIterator[Site]:
-    """The node that all tests share; none leaves a session to the next one."""
-    yield _site
-    await _site.api.plane.plane.sessions.end_all(REQUEST)
 
 
 def service(port: object, ill: Path, **fields: object) -> dict[str, object]:
