@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from authenticator.problems import InvalidParameters
-from spawner.scheduler.slots import format_amount, human_amount, parse_amount
+from spawner.scheduler.slots import SLOT_NAME, format_amount, human_amount, parse_amount
 
 KEYS = ("image", "resource_group", "preset", "slots", "shmem")
 MAX_SLOTS = 16
@@ -36,7 +36,6 @@ AGENT_TOKENS = ("home", "bind_host", "bind_port", "session_address")
 
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_SLOT = re.compile(r"[a-z][a-z0-9_-]{0,31}(\.[a-z0-9_-]{1,31})?")
 _AMOUNT_LENGTH = 32
 
 
@@ -182,7 +181,7 @@ def _slots(value: object, errors: dict[str, str]) -> dict[str, int]:
         return {}
     slots: dict[str, int] = {}
     for slot, text in value.items():
-        if not isinstance(slot, str) or not _SLOT.fullmatch(slot):
+        if not isinstance(slot, str) or not SLOT_NAME.fullmatch(slot):
             errors["slots"] = f"has the key {_shown(slot)}: give a slot such as cpu or mem"
             continue
         amount = _amount(f"slots.{slot}", slot, text, errors)

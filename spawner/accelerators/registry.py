@@ -149,10 +149,13 @@ class Accelerators:
             return None
         asking = asyncio.ensure_future(ask())
         try:
-            await asyncio.wait([asking], timeout=PATIENCE)
+            try:
+                await asyncio.wait([asking], timeout=PATIENCE)
+            finally:  # also when who asked is cancelled, as with each connection to the manager that ends
+                if not asking.done():
+                    self._hanging[plugin.name] = asking
+                    asking.add_done_callback(lambda _: self._answered_late(plugin.name, asking))
             if not asking.done():
-                self._hanging[plugin.name] = asking
-                asking.add_done_callback(lambda _: self._answered_late(plugin.name, asking))
                 raise TimeoutError(f"no answer within {PATIENCE:g} s")
             answer = asking.result()
         except Exception as error:

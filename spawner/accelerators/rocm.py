@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -40,6 +41,10 @@ class RocmPlugin(SysfsPlugin):
             facts = properties(folder / "properties")
             if facts.get("simd_count") and facts.get("drm_render_minor"):
                 gpus[int(match.string)] = (folder, facts)
+        times = Counter(facts.get("unique_id") for _, facts in gpus.values())
+        for _, facts in gpus.values():
+            if times[facts.get("unique_id")] > 1:
+                facts["unique_id"] = 0  # partitions of one GPU, which have it from the GPU
         ids = {node: self._id(facts) for node, (_, facts) in gpus.items()}
         for place, (node, (folder, facts)) in enumerate(gpus.items()):
             linked = frozenset(ids[peer] for peer in _peers(folder) if peer in ids and peer != node)

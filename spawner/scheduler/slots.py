@@ -49,6 +49,9 @@ KINDS: dict[str, SlotKind] = {
 PARTITION = "-mig"
 """The end of the names of slots that are partitions of an accelerator, such as ``cuda.1g.10gb-mig``."""
 
+SLOT_NAME = re.compile(r"(?=.{1,64}\Z)[a-z][a-z0-9_-]*([.:][a-z0-9_-]+)*")
+"""There is one way only to read a name so: a long one that is wrong is refused at once."""
+
 _BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?\s*", re.IGNORECASE)
 _COUNT = re.compile(r"\s*(\d+)(?:\.(\d{1,6})0*)?\s*")
 _SUFFIX = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}

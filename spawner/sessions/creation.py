@@ -58,7 +58,6 @@ NAME_RULE = (
     "4 to 64 letters, digits, '_', '-' and '.', beginning and ending with none of '-' and '.'"
 )
 IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}")
-SLOT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}([.:][a-z0-9._-]{1,31})*")
 ENVIRON_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 CLUSTER_MODES = ("single-node", "multi-node")
 REQUIRED = {"cpu": "1", "mem": "1g"}
@@ -155,7 +154,7 @@ class Checker:
         for slot, value in self.new.slots.items():
             if value is None:
                 continue
-            if not SLOT_NAME.fullmatch(slot) or slot not in self.facts.slots:
+            if slot not in self.facts.slots:
                 known = ", ".join(sorted(self.facts.slots))
                 self.fault(f"config.resources.{slot[:_SHOWN]}", f"unknown slot: known are {known}")
                 continue

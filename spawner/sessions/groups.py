@@ -13,13 +13,12 @@ from typing import Any
 
 from spawner.scheduler.model import DeviceRules, GroupPolicy, PreemptionRules
 from spawner.scheduler.policies import Policies, PolicyError
-from spawner.scheduler.slots import parse_amount
+from spawner.scheduler.slots import SLOT_NAME, parse_amount
 from spawner.sessions.durations import seconds_of
 from spawner.sessions.kinds import TYPES, USUAL_TYPES
 from spawner.sessions.losses import Rules, read_rules
 
 PROFILE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-SLOT = re.compile(r"[a-z][a-z0-9_-]{0,31}([.:][a-z0-9._-]{1,31})*")
 _SHOWN = 80
 
 
@@ -190,7 +189,7 @@ def _seconds_or_never(value: Any) -> float | None:
 
 
 def _slot_name(value: Any) -> str:
-    if not isinstance(value, str) or not SLOT.fullmatch(value):
+    if not isinstance(value, str) or not SLOT_NAME.fullmatch(value):
         raise ValueError(f"{str(value)[:_SHOWN]!r} is not the name of a slot, such as cpu")
     return value
 

@@ -21,9 +21,9 @@ from authenticator.tables import (
     UserRow,
 )
 from spawner.scheduler.policies import Policies
-from spawner.scheduler.slots import format_amount, parse_amount
+from spawner.scheduler.slots import SLOT_NAME, format_amount, parse_amount
 from spawner.sessions.durations import seconds_of
-from spawner.sessions.groups import SLOT, read_options, seccomp_profile
+from spawner.sessions.groups import read_options, seccomp_profile
 from spawner.sessions.idleness import read_checks
 from spawner.sessions.tables import PresetRow, RegistryRow, ResourceGroupRow
 from store.base import Base
@@ -155,7 +155,7 @@ def amounts(value: Any) -> dict[str, int]:
         raise ValueError(f'{str(value)[:_SHOWN]!r}: an object such as {{"cpu": 4, "mem": "8g"}}')
     parsed: dict[str, int] = {}
     for slot, amount in value.items():
-        if not isinstance(slot, str) or not SLOT.fullmatch(slot):
+        if not isinstance(slot, str) or not SLOT_NAME.fullmatch(slot):
             raise ValueError(f"{str(slot)[:_SHOWN]!r} is not the name of a slot, such as cpu")
         parsed[slot] = parse_amount(slot, amount)
     return parsed

@@ -1,4 +1,4 @@
-"""A platform on one node, for a module of tests; tests of several nodes have their own."""
+"""A platform for a module of tests, on one node where the module has no other one (its fixture ``shared``)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.one_node import containers, live, one_node
-from tests.cluster.platform import Platform, until
+from tests.cluster.one_node import one_node
+from tests.cluster.platform import Platform
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +19,10 @@ def shared() -> Iterator[Platform]:
 @pytest.fixture
 def platform(shared: Platform) -> Iterator[Platform]:
     """The platform, which every test leaves without sessions; nothing differs in the end."""
+    yield shared
     try:
-        yield shared
         shared.audit()
-        for ref in live(shared):
-            shared.call("DELETE", f"/session/{ref}")
-        until(lambda: live(shared), lambda left: not left)
-        until(lambda: containers(shared), lambda left: not left)
-        shared.audit()
-    except BaseException:
-        print(shared.story())
-        raise
+    finally:
+        print(shared.story())  # shown when a test failed
+        shared.end_all()
+    shared.audit()

@@ -37,14 +37,6 @@ def one_node(
             yield made
 
 
-def live(platform: Platform) -> list[str]:
-    """Ids of all sessions that have not ended."""
-    found = platform.call("GET", "/sessions")["sessions"]
-    return [
-        each["id"] for each in found if each["status"] not in ("TERMINATED", "ERROR", "CANCELLED")
-    ]
-
-
 def host_of(platform: Platform) -> Host:
     (host,) = platform.hosts.all
     return host

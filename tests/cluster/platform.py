@@ -14,13 +14,16 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from hub.config.deployment import Secrets
-from tests.cluster.hosts import Host, Hosts
+from tests.cluster.hosts import Host, Hosts, sh
 from tests.harness.audit import audit
-from tests.integration.up.deployments import free_port
+from tests.harness.ports import free_port
 
 T = TypeVar("T")
 PROGRAM = (sys.executable, "-m", "hub.app")
 USER = "ada"
+ENDED = ("TERMINATED", "CANCELLED", "ERROR")
+OURS = {"ps -aq": "ai.perijove.kernel", "network ls -q": "ai.perijove.network=session"}
+"""With which labels engines list what they have of sessions."""
 
 
 def until(look: Callable[[], T], good: Callable[[T], object], seconds: float = 60.0) -> T:
@@ -132,6 +135,29 @@ class Platform:
         )
         assert found["status"] in statuses, found["statusInfo"]
         return found
+
+    def live(self) -> list[str]:
+        """Ids of everybody's sessions that have not ended."""
+        found = self.call("GET", "/sessions?all=1", user="admin")["sessions"]
+        return [each["id"] for each in found if each["status"] not in ENDED]
+
+    def end_all(self) -> None:
+        """End everybody's sessions; engines have nothing of them any more."""
+        for ref in self.live():
+            self.call("DELETE", f"/session/{ref}", user="admin")
+        until(self.live, lambda left: not left, 90)
+        until(self._left, lambda left: not left, 90)
+
+    def _left(self) -> list[str]:
+        """What engines have of sessions."""
+        return [
+            f"{host.name} {words}: {each}"
+            for host in self.hosts.all
+            for words, label in OURS.items()
+            for each in sh(
+                "docker", "-H", host.socket, *words.split(), "--filter", f"label={label}"
+            ).split()
+        ]
 
     def agents(self) -> dict[str, Any]:
         """Connected agents by id."""

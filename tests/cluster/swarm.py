@@ -57,7 +57,6 @@ def running_swarm() -> Iterator[Platform]:
                 made.agents, lambda found: all(IMAGE in each["images"] for each in found.values())
             )
             yield made
-            print(made.story())
 
 
 def containers(platform: Platform, session: str) -> dict[str, tuple[Host, str]]:
@@ -95,11 +94,11 @@ def session_networks(platform: Platform) -> list[str]:
 
 
 def end(platform: Platform, ref: str) -> None:
-    """End a session; no container and no network of it stays."""
+    """End a session; no container and no network of it stays, however young."""
     platform.call("DELETE", f"/session/{ref}")
     platform.wait(ref, "TERMINATED")
     until(lambda: containers(platform, ref), lambda found: not found)
-    until(lambda: session_networks(platform), lambda names: not any(ref in n for n in names), 90)
+    until(lambda: session_networks(platform), lambda names: not any(ref in n for n in names), 20)
 
 
 def roles(found: dict[str, Any]) -> dict[str, str]:

@@ -27,7 +27,6 @@ bundle=$(sed 's/.*"bundle":"\([^"]*\)".*/\1/')
 grep -o 'NVIDIA_VISIBLE_DEVICES=[^"]*' "$bundle/config.json" | sort -u > "$(mktemp FOLDER/told.XXXXXX)"
 """
 GPUS = (driver.gpu(0, mig=1), *INSTANCES, driver.gpu(1), driver.gpu(2))
-OPEN = ("PENDING", "SCHEDULED", "PREPARING", "CREATING", "RUNNING", "TERMINATING")
 
 
 class Rack(Platform):
@@ -73,16 +72,6 @@ class Rack(Platform):
     def used(self) -> set[str]:
         return {name for name, device in self.devices().items() if device["used"] != "0"}
 
-    def end_all(self) -> None:
-        """No session is left."""
-        for each in self.call("GET", "/sessions")["sessions"]:
-            if each["status"] in OPEN:
-                self.call("DELETE", f"/session/{each['id']}")
-        until(
-            lambda: [s for s in self.call("GET", "/sessions")["sessions"] if s["status"] in OPEN],
-            lambda left: not left,
-        )
-
 
 def hooked(folder: Path) -> list[str]:
     """Which devices the hook was to give, container by container."""
@@ -90,7 +79,7 @@ def hooked(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
     folder = tmp_path_factory.mktemp("hook")
     driver.library()
     hook = folder / "nvidia-container-runtime-hook"
@@ -116,15 +105,11 @@ def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
 
 
 @pytest.fixture
-def clean(rack: Rack) -> Iterator[Rack]:
-    """The rack, which every test leaves without sessions; nothing differs in the end."""
-    try:
-        yield rack
-        rack.end_all()
-        rack.audit()
-    except BaseException:
-        print(rack.story())
-        raise
+def clean(platform: Rack) -> Rack:
+    """The rack, whose hook was told nothing yet."""
+    for told in platform.hook.glob("told.*"):
+        told.unlink()
+    return platform
 
 
 def test_an_instance_goes_by_its_uuid_from_the_form_to_the_runtime(clean: Rack) -> None:

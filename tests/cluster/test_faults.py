@@ -23,7 +23,6 @@ from tests.cluster.one_node import (
     host_of,
     identities,
     inside,
-    live,
     submit,
     used,
 )
@@ -107,9 +106,7 @@ def test_shares_of_devices_are_known_again_from_labels(platform: Platform, damag
         )
         platform.audit()
     finally:
-        for ref in live(platform):
-            platform.call("DELETE", f"/session/{ref}")
-        until(lambda: live(platform), lambda left: not left)
+        platform.end_all()
         platform.kill("h1")
         platform.start_agent(host)
         until(platform.agents, bool)

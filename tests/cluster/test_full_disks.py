@@ -51,7 +51,7 @@ def neighbour(platform: Platform) -> Iterator[str]:
     before = identities(platform)[ref]
     yield ref
     assert platform.session(ref)["status"] == "RUNNING"
-    assert identities(platform) == {ref: before}
+    until(lambda: identities(platform), lambda found: found == {ref: before})
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def refused(platform: Platform, name: str, image: str = TEST_IMAGE) -> None:
     ref = submit(platform, name, image=image)
     found = until(lambda: platform.session(ref), lambda seen: seen["status"] == "ERROR", 60)
     assert FULL in found["statusInfo"].lower(), found["statusInfo"]
-    assert ref not in containers(platform)
+    until(lambda: containers(platform), lambda left: ref not in left)
 
 
 def test_a_disk_is_full_during_a_pull(platform: Platform, neighbour: str, tmp_path: Path) -> None:

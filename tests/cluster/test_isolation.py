@@ -81,21 +81,9 @@ for network in range(4096, 4224):
 
 
 @pytest.fixture(scope="module")
-def platform() -> Iterator[Platform]:
+def shared() -> Iterator[Platform]:
     with running_swarm() as made:
         yield made
-
-
-@pytest.fixture(autouse=True)
-def _audited(platform: Platform) -> Iterator[None]:
-    """Nothing differs at the end of a test, and nothing is left of its sessions."""
-    yield
-    platform.audit()
-    for user in USERS:
-        for each in platform.call("GET", "/sessions", user=user)["sessions"]:
-            if each["status"] not in ("TERMINATED", "CANCELLED", "ERROR"):
-                platform.call("DELETE", f"/session/{each['id']}", user=user)
-    until(lambda: session_networks(platform), lambda left: not left, 90)
 
 
 def cluster(platform: Platform, name: str, size: int, user: str = "ada", **more: object) -> str:

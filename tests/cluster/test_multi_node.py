@@ -39,16 +39,9 @@ if world.rank == 0:
 
 
 @pytest.fixture(scope="module")
-def platform() -> Iterator[Platform]:
+def shared() -> Iterator[Platform]:
     with running_swarm() as made:
         yield made
-
-
-@pytest.fixture(autouse=True)
-def _audited(platform: Platform) -> Iterator[None]:
-    """Nothing differs at the end of a test."""
-    yield
-    platform.audit()
 
 
 def test_a_collective_over_three_hosts(platform: Platform) -> None:

@@ -14,10 +14,10 @@ import pytest
 
 from tests.cluster.one_node import creations, host_of, one_node, submit
 from tests.cluster.platform import Platform, until
+from tests.harness.ports import free_port
 from tests.harness.recovery import timed
 from tests.integration.docker_engine import unavailable
 from tests.integration.postgres_server import PostgresServer, find_binaries
-from tests.integration.up.deployments import free_port
 
 pytestmark = [
     pytest.mark.integration,

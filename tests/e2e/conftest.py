@@ -1,4 +1,4 @@
-"""A browser, and a folder for the pictures that the tests keep."""
+"""A browser, a folder for the pictures that the tests keep, and a platform for a test that has no other one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
+
+from tests.e2e.platform import Platform
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -42,3 +44,13 @@ def shots() -> Path:
     folder = Path(__file__).parents[2] / "artifacts" / "screenshots"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[Platform]:
+    platform = Platform(tmp_path / "state", "process")
+    platform.start(timeout=120)
+    try:
+        yield platform
+    finally:
+        platform.end()

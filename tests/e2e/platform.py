@@ -7,22 +7,28 @@ import os
 import queue
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from tests.harness.ports import free_port
 
 HERE = Path(sys.executable).parent
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def until(condition: Callable[[], Any], what: str, seconds: float = 90) -> Any:
+    """The first answer of ``condition`` that is true; fails with ``what``."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+    return answer
 
 
 class Platform:
@@ -87,18 +93,24 @@ class Platform:
     def pid_of(self, name: str, within: float = 30) -> int:
         """Process id of proxy, hub, manager or agent, once the supervisor wrote it down."""
         record = self.state / "run" / f"{name}.json"
-        deadline = time.monotonic() + within
-        while not (record.exists() and (pid := json.loads(record.read_text()).get("pid"))):
-            assert time.monotonic() < deadline, f"{name} is not started"
-            time.sleep(0.05)
-        return int(pid)
+
+        def pid() -> int | None:
+            return json.loads(record.read_text()).get("pid") if record.exists() else None
+
+        return int(until(pid, f"{name} is not started", within))
 
     def add_user(self, name: str) -> None:
         """Add a person, who may be there from an earlier call."""
         if name not in self._users:
-            command = [str(HERE / "perijove"), "user", "add", name, "--state-dir", str(self.state)]
-            subprocess.run(command, check=True, capture_output=True)
+            self.command("user", "add", name)
             self._users.add(name)
+
+    def command(self, *words: str) -> str:
+        """What a ``perijove`` command on this state folder prints."""
+        command = [str(HERE / "perijove"), *words, "--state-dir", str(self.state)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def kill(self, name: str) -> int:
         """``kill -9`` one of the four; its old process id."""

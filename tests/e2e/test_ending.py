@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +10,16 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.e2e.lab import SLOW, Person
-from tests.e2e.platform import HERE, Platform
+from tests.e2e.platform import Platform
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-LIFETIME = 110
+LIFETIME = 80
 """Seconds that the session may run at first: JupyterLab must be there before half of it is over."""
 
 
-@pytest.fixture
-def platform(tmp_path: Path) -> Iterator[Platform]:
-    platform = Platform(tmp_path / "state", "process")
-    platform.start(timeout=120)
-    try:
-        yield platform
-    finally:
-        platform.end()
-
-
 def policy(platform: Platform, *settings: str) -> None:
-    command = [str(HERE / "perijove"), "policy", "set", "default", *settings]
-    environ = {**os.environ, "PERIJOVE_STATE": str(platform.state)}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    platform.command("policy", "set", "default", *settings)
 
 
 def sessions(person: Person) -> list[dict[str, Any]]:

@@ -11,10 +11,9 @@ import os
 import re
 import signal
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import docker
 import pytest
 
-from tests.e2e.platform import Platform
+from tests.e2e.platform import Platform, until
 from tests.harness.audit import audit
 from tests.harness.recovery import timed
 from tests.integration.docker_engine import ensure_session_image, running_engine
@@ -80,16 +79,6 @@ class Rest:
         _, model = self.call("GET", f"/hub/api/users/{user}")
         servers = (model or {}).get("servers") or {}
         return dict(servers.get("") or {})
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        answer = condition()
-        if answer:
-            return answer
-        time.sleep(0.1)
-    raise AssertionError(what)
 
 
 def patience() -> float:

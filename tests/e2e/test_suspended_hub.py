@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ import pytest
 import websocket
 
 from hub.api.authentication import CACHE_SECONDS
-from tests.e2e.platform import Platform
+from tests.e2e.platform import Platform, until
 from tests.e2e.test_survival import (
     Rest,
     goes_on,
@@ -29,7 +27,6 @@ from tests.e2e.test_survival import (
     spawn,
     start_counting,
     started,
-    until,
 )
 from tests.harness.audit import audit
 from tests.harness.recovery import timed
@@ -87,10 +84,8 @@ def test_a_hub_is_suspended(platform: Platform) -> None:
     spawn(rest, platform, USER)
     until(lambda: ready(rest, USER), "the server never started")
     counter = start_counting(rest, USER)
-    perijove = str(Path(sys.executable).parent / "perijove")
     rule = [f"idle_timeout={IDLE}", 'idle_checks={"warn_before": "2s"}']
-    state = ["--state-dir", str(platform.state)]
-    subprocess.run([perijove, "policy", "set", "default", *rule, *state], check=True)
+    platform.command("policy", "set", "default", *rule)
     with connected(rest, platform):
         runs = session_runs(platform)
         short = {"note": "short", "expires_in": LIFE}

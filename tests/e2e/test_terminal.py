@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,6 @@ from tests.e2e.lab import SLOW, Person
 from tests.e2e.platform import Platform
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
-
-
-@pytest.fixture
-def platform(tmp_path: Path) -> Iterator[Platform]:
-    platform = Platform(tmp_path / "state", "process")
-    platform.start(timeout=120)
-    try:
-        yield platform
-    finally:
-        platform.end()
 
 
 def typed(page: Page, command: str, expected: str) -> None:

@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message
@@ -22,7 +22,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.lab import SLOW, Person
-from tests.e2e.platform import Platform
+from tests.e2e.platform import Platform, until
 from tests.e2e.web_image import BACKEND_AI, SCALAR, ensure_backend_ai_image, ensure_web_image
 from tests.harness.apart import apart
 from tests.integration.docker_engine import ensure_session_image, running_engine
@@ -39,6 +39,8 @@ c.JupyterHub.load_roles.append({{
 }})
 """
 APP = Path(__file__).with_name("web_app.py").read_text()
+FORGET = "rm -rf /home/work/.jupyter/lab\n"
+"""The home folder remembers what an earlier session had open, and JupyterLab would open that again."""
 MEGABYTES = 200
 MOST_GROWTH = 64 * 1024 * 1024
 
@@ -101,15 +103,6 @@ def client(platform: Platform, user: str) -> Client:
     status, token = probe.ask("POST", f"/hub/api/users/{user}/tokens", {})
     assert status == 201, token
     return Client(platform, token["token"])
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 90) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if answer := condition():
-            return answer
-        time.sleep(0.1)
-    raise AssertionError(what)
 
 
 def session(
@@ -346,7 +339,7 @@ def test_a_port_of_a_program_in_a_browser(platform: Platform, person: Person, sh
 
 def test_apps_of_an_image_in_a_browser(platform: Platform, person: Person, shots: Path) -> None:
     admin = client(platform, "admin")
-    write = f"python3 - <<'END'\n{SCALAR}\nEND\n"
+    write = f"{FORGET}python3 - <<'END'\n{SCALAR}\nEND\n"
     made = session(admin, "many-apps", write, ensure_web_image())
 
     page = opened(person, "slow of many-apps")
@@ -377,8 +370,7 @@ def test_jupyterlab_of_a_session_that_no_hub_asked_for(
     platform: Platform, person: Person, shots: Path
 ) -> None:
     admin = client(platform, "admin")
-    # The home folder remembers what an earlier session had open, and JupyterLab would open that again.
-    made = session(admin, "by-program", "rm -rf /home/work/.jupyter/lab\n", ensure_web_image())
+    made = session(admin, "by-program", FORGET, ensure_web_image())
     path = f"/services/perijove-apps/{made}/jupyterlab/"
     lab = Person(opened(person, "JupyterLab of by-program"), platform.url, shots)
     lab.page.wait_for_url(re.compile(rf"{path}lab"), timeout=SLOW)

@@ -24,7 +24,7 @@ from hub.config.deployment import Secrets
 from spawner.agent.engines.process_leftovers import runs
 from spawner.agent.protocol import Share
 from tests.harness.audit import audit
-from tests.integration.up.deployments import free_port
+from tests.harness.ports import free_port
 
 PROGRAM = (sys.executable, "-m", "hub.app")
 IMAGE = "process"

@@ -4,12 +4,13 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 import uuid
 from pathlib import Path
+
+from tests.harness.ports import free_port
 
 USER = "perijove"
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
@@ -24,18 +25,12 @@ def find_binaries() -> Path | None:
     return None if found is None else Path(found).parent
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class PostgresServer:
     """Starts at once; PostgreSQL refuses to run as root, so then it runs as the user ``postgres``."""
 
     def __init__(self, binaries: Path) -> None:
         self.binaries = binaries
-        self.port = _free_port()
+        self.port = free_port()
         self.account = pwd.getpwnam("postgres").pw_name if os.geteuid() == 0 else None
         self.folder = Path(tempfile.mkdtemp(prefix="perijove-pg-"))
         self.folder.chmod(0o755)

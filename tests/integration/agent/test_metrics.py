@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,13 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.harness.ports import free_port
 from tests.integration.agent.manager import TOKEN, scripted_manager
 from tests.integration.agent.test_agent_process import Agent, spec
 from tests.integration.engines.conformance import until
 from tests.integration.nodes.test_joining import PERIJOVE, Authority
 
 pytestmark = pytest.mark.integration
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def metrics(url: str, **how: Any) -> dict[str, dict[tuple[str, ...], float]] | int:

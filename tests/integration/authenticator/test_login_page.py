@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ import pytest
 
 from authenticator.authenticator import AWAY
 from authenticator.problems import WRONG_CREDENTIALS, AuthFailed, RateLimited
+from tests.harness.ports import free_port
 from tests.unit.authenticator.test_authenticator import ADA, SECRET, Manager
 
 pytestmark = pytest.mark.integration
@@ -33,16 +33,6 @@ c.JupyterHub.db_url = "sqlite:///hub.sqlite"
 c.PerijoveAuthenticator.auth_refresh_age = 1
 c.PerijoveAuthenticator.request_timeout = 3
 """
-
-
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @dataclass
@@ -74,7 +64,7 @@ async def hub(tmp_path: Path) -> AsyncIterator[Hub]:
     )
     (tmp_path / "config.py").write_text(CONFIG)
     manager = Manager()
-    public, api, port = free_ports(3)
+    public, api, port = free_port(), free_port(), free_port()
     environment = os.environ | {
         "BIND_URL": f"http://127.0.0.1:{public}",
         "PROXY_API": f"http://127.0.0.1:{api}",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.platform import HERE, Platform
+from tests.e2e.platform import Platform
 from tests.integration.docker_engine import unavailable
 
 REQUIREMENTS = ("backend.ai-client==23.9.10", "yarl<1.17.1")
@@ -51,9 +51,7 @@ def client() -> Path:
 
 def account(platform: Platform) -> dict[str, str]:
     """The environment in which the client acts for the platform's admin."""
-    command = [str(HERE / "perijove"), "token", "create", "admin"]
-    command += ["--state-dir", str(platform.state)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = platform.command("token", "create", "admin")
     access, secret = re.findall(r"key(?:, shown only now)?: (\S+)", output)
     return {
         "PATH": os.environ["PATH"],

@@ -15,7 +15,8 @@ import docker
 import pytest
 
 from kernels.build import RECIPES
-from tests.e2e.platform import Platform, free_port
+from tests.e2e.platform import Platform
+from tests.harness.ports import free_port
 from tests.integration.compat.conftest import account
 from tests.integration.docker_engine import ensure_session_image, running_engine, unavailable
 

@@ -1,7 +1,7 @@
 """What every engine guarantees (``spawner.agent.engines.base``), one test a guarantee.
 
-Subclass ``EngineConformance`` in a ``test_*`` module; give it the fixtures ``fresh`` (makes an engine
-that is not open yet), ``settings`` and ``image``. Kernels run ``python3``.
+Subclass ``EngineConformance`` in a ``test_*`` module; give it the ``kind`` of engine and the fixture ``image``.
+Kernels run ``python3``.
 """
 
 from __future__ import annotations
@@ -83,6 +83,17 @@ async def _none(count: Callable[[], Any]) -> bool:
 
 class EngineRig:
     """An open engine, a home folder, and runs of kernels on it."""
+
+    kind: type[Engine]
+
+    @pytest.fixture
+    def fresh(self) -> Callable[[], Engine]:
+        """Makes an engine that is not open yet."""
+        return self.kind
+
+    @pytest.fixture
+    def settings(self, tmp_path: Path) -> Mapping[str, Any]:
+        return {"state_dir": str(tmp_path / "agent")}
 
     @pytest.fixture
     async def engine(

@@ -52,9 +52,7 @@ def images() -> Iterator[dict[str, str]]:
 
 
 class TestAccounts(EngineRig):
-    @pytest.fixture
-    def fresh(self) -> type[DockerEngine]:
-        return DockerEngine
+    kind = DockerEngine
 
     @pytest.fixture(params=[1000, 12345])
     def uid(self, request: pytest.FixtureRequest, home: Path) -> int:

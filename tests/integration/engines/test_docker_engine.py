@@ -6,9 +6,8 @@ import asyncio
 import json
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import docker
 import pytest
@@ -64,13 +63,7 @@ def docker_image() -> Iterator[str]:
 
 
 class TestDockerEngine(EngineConformance):
-    @pytest.fixture
-    def fresh(self) -> Callable[[], Engine]:
-        return DockerEngine
-
-    @pytest.fixture
-    def settings(self, tmp_path: Path) -> Mapping[str, Any]:
-        return {"state_dir": str(tmp_path / "agent")}
+    kind = DockerEngine
 
     @pytest.fixture
     def image(self, docker_image: str) -> str:

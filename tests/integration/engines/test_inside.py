@@ -36,13 +36,7 @@ def plain() -> Iterator[str]:
 
 
 class TestInside(EngineRig):
-    @pytest.fixture
-    def settings(self, tmp_path: Path) -> dict[str, Any]:
-        return {"state_dir": str(tmp_path / "agent")}
-
-    @pytest.fixture
-    def fresh(self) -> type[DockerEngine]:
-        return DockerEngine
+    kind = DockerEngine
 
     @pytest.fixture(params=["plain", "foreign"])
     def image(self, request: pytest.FixtureRequest, plain: str) -> str:

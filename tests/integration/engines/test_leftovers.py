@@ -9,7 +9,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +82,7 @@ async def nothing_left(engine: Engine) -> None:
 class TestDocker(EngineRig):
     pytestmark = pytest.mark.docker
 
-    @pytest.fixture
-    def fresh(self) -> Callable[[], Engine]:
-        return DockerEngine
-
-    @pytest.fixture
-    def settings(self, tmp_path: Path) -> Mapping[str, Any]:
-        return {"state_dir": str(tmp_path / "agent")}
+    kind = DockerEngine
 
     @pytest.fixture
     def image(self) -> Iterator[str]:
@@ -241,13 +235,7 @@ def test_rules_and_bridges_of_what_is_gone() -> None:
 
 
 class TestProcess(EngineRig):
-    @pytest.fixture
-    def fresh(self) -> Callable[[], Engine]:
-        return ProcessEngine
-
-    @pytest.fixture
-    def settings(self, tmp_path: Path) -> Mapping[str, Any]:
-        return {"state_dir": str(tmp_path / "agent")}
+    kind = ProcessEngine
 
     async def test_control_groups_of_no_run(
         self,

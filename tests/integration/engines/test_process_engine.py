@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,14 @@ from spawner.agent.engines.cgroups import ControlGroups
 from spawner.agent.engines.process import IMAGE, ProcessEngine
 from spawner.agent.engines.scratch import UNFINISHED
 from spawner.agent.protocol import File, Port
+from tests.harness.ports import free_port
 from tests.integration.engines.conformance import MIB, SERVE, SLEEP, EngineConformance, until
 
 pytestmark = pytest.mark.integration
 
 
 class TestProcessEngine(EngineConformance):
-    @pytest.fixture
-    def fresh(self) -> Callable[[], Engine]:
-        return ProcessEngine
-
-    @pytest.fixture
-    def settings(self, tmp_path: Path) -> Mapping[str, Any]:
-        return {"state_dir": str(tmp_path / "agent")}
+    kind = ProcessEngine
 
     @pytest.fixture
     def image(self) -> str:
@@ -175,9 +169,7 @@ class TestProcessEngine(EngineConformance):
     async def test_a_service_that_knows_its_port_gets_it_unless_somebody_has_it(
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            number = int(probe.getsockname()[1])
+        number = free_port()
         serve = ("python3", "-m", "http.server", str(number), "--bind", "127.0.0.1")
         kind = {"session_type": "inference", "ports": (Port("service", number),)}
         state = await self.run(engine, self.spec(image, serve, **kind), mounts)

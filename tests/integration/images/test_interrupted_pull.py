@@ -15,58 +15,13 @@ import pytest
 
 from spawner.agent.engines.docker import DockerEngine
 from spawner.agent.protocol import ImagePull
+from tests.harness.cable import Cable
 from tests.integration.docker_engine import running_engine
 from tests.integration.images.test_registry import PASSWORD, RIGHT, Registry
 
 pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.timeout(300)]
 LAYER = 24 * 1024 * 1024
 SMALL = 1024 * 1024
-
-
-class Cable:
-    """A relay in front of the registry that counts what it carries, and breaks when it is told to."""
-
-    def __init__(self, to: int) -> None:
-        self._to, self.port = to, 0
-        self.carried, self.breaks_at = 0, 0
-        self.broken = asyncio.Event()
-        self._wires: set[asyncio.StreamWriter] = set()
-        self._server: asyncio.Server | None = None
-
-    async def join(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def cut(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            for wire in list(self._wires):
-                wire.transport.abort()
-            await self._server.wait_closed()
-            self._server = None
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._to)
-        self._wires |= {writer, back}
-        try:
-            await asyncio.gather(self._carry(reader, back, False), self._carry(there, writer, True))
-        finally:
-            self._wires -= {writer, back}
-            for wire in (writer, back):
-                wire.close()
-
-    async def _carry(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, counts: bool
-    ) -> None:
-        with contextlib.suppress(OSError):
-            while piece := await source.read(65536):
-                if counts:
-                    self.carried += len(piece)
-                    if self.breaks_at and self.carried > self.breaks_at:
-                        self.broken.set()
-                        return
-                sink.write(piece)
-                await sink.drain()
 
 
 @pytest.fixture
@@ -76,7 +31,7 @@ async def cable(tmp_path: Path) -> AsyncIterator[tuple[Cable, str]]:
         (tmp_path / "registry").mkdir()
         registry = Registry(tmp_path / "registry")
         registry.start()
-        relay = Cable(int(registry.host.rpartition(":")[2]))
+        relay = Cable(registry.port)
         await relay.join()
         name = f"127.0.0.1:{relay.port}/interrupted:1"
         client = docker.from_env(timeout=120)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
@@ -20,6 +19,7 @@ import pytest
 from spawner.agent.engines.base import BoundMount, EngineError, Identity, Limits
 from spawner.agent.engines.docker import DockerEngine, pulls
 from spawner.agent.protocol import ImagePull, KernelSpec, Share
+from tests.harness.ports import free_port
 from tests.integration.docker_engine import (
     TEST_IMAGE,
     ensure_test_image,
@@ -42,9 +42,7 @@ class Registry:
     """A registry that may be stopped and started."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.folder = folder
         self.host = f"127.0.0.1:{self.port}"
         self.image = f"{self.host}/team/python:1"

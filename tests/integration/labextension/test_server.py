@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import labextension
-from tests.e2e.platform import free_port
+from tests.harness.ports import free_port
 from tests.harness.session_upstream import TOKEN, Upstream, upstream
 
 pytestmark = pytest.mark.integration

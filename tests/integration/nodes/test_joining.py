@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.harness.ports import free_port
 from tests.integration.engines.conformance import until
 
 pytestmark = pytest.mark.integration
@@ -80,11 +81,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.authority = folder, Authority(folder)
-        with contextlib.ExitStack() as stack:
-            probes = [stack.enter_context(socket.socket()) for _ in range(2)]
-            for probe in probes:
-                probe.bind(("127.0.0.1", 0))
-            self.plain, self.secure = (int(probe.getsockname()[1]) for probe in probes)
+        self.plain, self.secure = free_port(), free_port()
         self.environ = {
             **os.environ,
             "PERIJOVE_STATE": str(folder / "manager"),

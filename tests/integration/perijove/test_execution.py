@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from perijove import execution
 from perijove.execution import DIED, KEY
+from tests.harness.ports import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -54,9 +54,7 @@ class Repl:
 
 @pytest.fixture
 async def repl(tmp_path: Path) -> AsyncIterator[Repl]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "perijove.execution", "127.0.0.1", str(port)),
         env={**os.environ, KEY: "secret", "SHELL": "/bin/sh", "PYTHONPATH": str(Path.cwd())},

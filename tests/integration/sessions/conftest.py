@@ -1,14 +1,16 @@
-"""Databases of each kind, and a control plane on PostgreSQL."""
+"""Databases of each kind, a control plane on PostgreSQL, and the node of a module."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from store import schema
 from store.database import Store
 from tests.harness.plane import Rig, rig
+from tests.integration.sessions.docker_node import Site
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -30,3 +32,10 @@ async def plane(postgres_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
     async with rig(store, tmp_path) as made:
         yield made
     await store.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def node(_site: Site) -> AsyncIterator[Site]:
+    """The node that all tests of a module share (its fixture ``_site``); none leaves a session to the next one."""
+    yield _site
+    await _site.end_all()

@@ -26,7 +26,8 @@ from spawner.sessions.control import ControlSettings
 from spawner.sessions.states import FINAL, Status
 from spawner.sessions.tables import SessionRow
 from store.database import Store
-from tests.harness.plane import TOKEN, sqlite_url
+from tests.harness.cable import Cable
+from tests.harness.plane import REQUEST, TOKEN, sqlite_url
 from tests.integration.docker_engine import TEST_IMAGE
 from tests.unit.api.server import Api, serving
 
@@ -37,42 +38,6 @@ USER = (1000, 1000) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
 """Whose containers' processes are, and the folders that they write to."""
 PERIJOVE = str(Path(sys.executable).parent / "perijove")
 SETTINGS = ControlSettings(tick=2, heartbeat_interval=1, agent_timeout=4, sync_interval=1)
-
-
-class Cable:
-    """A relay between agent and manager. While it is cut, nobody gets through."""
-
-    def __init__(self, port: int) -> None:
-        self._to, self.port = port, 0
-        self._server: asyncio.Server | None = None
-        self._wires: set[asyncio.StreamWriter] = set()
-
-    async def join(self) -> None:
-        self._server = await asyncio.start_server(self._carry, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def cut(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            for wire in list(self._wires):
-                wire.transport.abort()
-            await self._server.wait_closed()
-            self._server = None
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._to)
-        self._wires |= {writer, back}
-        try:
-            await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
-        finally:
-            self._wires -= {writer, back}
-
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while piece := await source.read(65536):
-                sink.write(piece)
-                await sink.drain()
-        sink.close()
 
 
 class Site:
@@ -192,6 +157,14 @@ class Site:
         assert ended.status == 200, ended.body
         await self.reach(session)
         await self.until(lambda: self.containers(session, every=True), lambda left: not left)
+
+    async def end_all(self) -> None:
+        """End all sessions and wait until none lives, also where a test left the node cut off or dead."""
+        await self.cable.join()
+        if self._agent is None:
+            await self.start_agent()
+        sessions = self.api.plane.plane.sessions
+        await self.until(lambda: sessions.end_all(REQUEST), lambda left: left == 0)
 
     async def clean(self) -> None:
         """Leave nothing: neither processes nor containers."""

@@ -20,7 +20,6 @@ from hub.api.connections import CLOSED_BY_POLICY
 from hub.api.execution import MOST_ANSWERS
 from spawner.sessions.execution import KEY
 from spawner.sessions.states import Status
-from tests.harness.plane import REQUEST
 from tests.integration.docker_engine import ensure_session_image, ensure_test_image, running_engine
 from tests.integration.sessions.docker_node import OWNER, USER, Site, site
 from tests.unit.api.server import HUB_SECRET
@@ -46,13 +45,6 @@ async def _site(
 ) -> AsyncIterator[Site]:
     async with site(tmp_path_factory.mktemp("personal")) as made:
         yield made
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def node(_site: Site) -> AsyncIterator[Site]:
-    """The node that all tests share; none leaves a session to the next one."""
-    yield _site
-    await _site.api.plane.plane.sessions.end_all(REQUEST)
 
 
 async def tell(node: Site, method: str, at: str, user: str = OWNER, **body: Any) -> Any:

@@ -15,7 +15,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from spawner.sessions import losses
 from spawner.sessions.states import Status
 from spawner.sessions.tables import ResourceGroupRow
-from tests.harness.plane import REQUEST
 from tests.integration.docker_engine import ensure_test_image, running_engine
 from tests.integration.sessions.docker_node import OWNER, Site, epoch, site
 
@@ -47,13 +46,6 @@ def _engine() -> Iterator[None]:
 async def _site(_engine: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     async with site(tmp_path_factory.mktemp("types")) as made:
         yield made
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def node(_site: Site) -> AsyncIterator[Site]:
-    """The node that all tests share; none leaves a session to the next one."""
-    yield _site
-    await _site.api.plane.plane.sessions.end_all(REQUEST)
 
 
 def batch(command: str, **fields: object) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from spawner.sessions.states import Status
-from tests.harness.plane import REQUEST
+from tests.harness.ports import free_port
 from tests.integration.sessions.docker_node import Site, site
 from tests.integration.sessions.test_types_on_docker import CHECK, batch
 
@@ -30,13 +29,6 @@ http.server.ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_
 async def _site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     async with site(tmp_path_factory.mktemp("types"), "process") as made:
         yield made
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def node(_site: Site) -> AsyncIterator[Site]:
-    """The node that all tests share; none leaves a session to the next one."""
-    yield _site
-    await _site.api.plane.plane.sessions.end_all(REQUEST)
 
 
 def service(port: object, ill: Path, **fields: object) -> dict[str, object]:
@@ -98,9 +90,7 @@ async def test_commands_that_end_while_the_agent_is_dead_have_their_results(
 
 async def test_a_service_is_watched_and_starts_again(node: Site, tmp_path: Path) -> None:
     ill = tmp_path / "ill"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     policy = {"max_retries": 1, "backoff": "0s"}
     session = await node.submit("knows", **service(port, ill, retryPolicy=policy))
     asking = await node.submit("asks", **service("{bind_port}", tmp_path / "never"))

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,6 +14,8 @@ from typing import Any
 
 import aiohttp
 from yarl import URL
+
+from tests.harness.ports import free_port
 
 API_TOKEN = "test-api-token"
 PASSWORD = "a password for tests"
@@ -59,13 +60,6 @@ c.PerijoveSpawner.poll_cache_seconds = 0.2
 c.Spawner.poll_interval = 1
 c.Spawner.http_timeout = 20
 """
-
-
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 async def until(condition: Callable[[], Any], what: str, timeout: float = 90) -> Any:

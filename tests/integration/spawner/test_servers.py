@@ -245,7 +245,9 @@ async def test_end_of_a_session_is_noticed_and_an_absent_manager_is_not_death(
     assert await hub.ready(user)
     await manager.start()
     manager.fail(manager.sessions[0], "killed", code=137)
-    await until(lambda: "exit code: 137" in hub.log, "the hub noticed")
+    await until(
+        lambda: f"User {user} server stopped, with exit code: 137" in hub.log, "it was noticed"
+    )
 
 
 async def test_start_waits_for_a_manager_that_is_away(

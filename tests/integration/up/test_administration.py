@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.up.deployments import Up, free_port, running_up
+from tests.harness.ports import free_port
+from tests.integration.up.deployments import Up, running_up
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.harness.ports import free_port
 from tests.integration.docker_engine import unavailable
-from tests.integration.up.deployments import START_WITHIN, Output, alive, free_port
+from tests.integration.up.deployments import START_WITHIN, Output, alive
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[3]

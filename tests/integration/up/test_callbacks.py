@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.up.deployments import eventually, free_port, running_up
+from tests.harness.ports import free_port
+from tests.integration.up.deployments import eventually, running_up
 from tests.integration.up.test_administration import call
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]

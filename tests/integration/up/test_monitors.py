@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.ports import free_port
 from tests.harness.sentry import receiving, silent
-from tests.integration.up.deployments import Up, free_port, running_up
+from tests.integration.up.deployments import Up, running_up
 from tests.integration.up.test_administration import call
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]

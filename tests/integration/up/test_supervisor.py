@@ -24,15 +24,10 @@ from hub.supervision.supervisor import (
     SupervisorError,
     only_one,
 )
+from tests.harness.ports import free_port
 
 pytestmark = pytest.mark.integration
 PROGRAM = Path(__file__).with_name("daemon_program.py")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Rig:

@@ -11,7 +11,8 @@ import urllib.request
 
 import pytest
 
-from tests.integration.up.deployments import NAMES, Up, alive, eventually, free_port, running_up
+from tests.harness.ports import free_port
+from tests.integration.up.deployments import NAMES, Up, alive, eventually, running_up
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 

@@ -333,3 +333,17 @@ async def test_a_driver_that_hangs_is_asked_once_and_keeps_nobody_waiting(
     await asyncio.sleep(0)
     assert await accelerators.devices() == listed
     assert stuck.asked == 3
+
+
+async def test_a_driver_that_hangs_is_asked_once_by_many_who_give_up() -> None:
+    stuck = Stuck()
+    accelerators = Accelerators([stuck])
+    listed = await accelerators.devices()
+    stuck.free.clear()
+    try:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(accelerators.devices(), 0.01)
+        assert await accelerators.devices() == listed
+        assert stuck.asked == 2
+    finally:
+        stuck.free.set()

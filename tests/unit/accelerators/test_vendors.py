@@ -120,6 +120,22 @@ def test_a_kernel_gets_its_nodes_and_variables(
     assert variables.items() <= given.items()
 
 
+def test_partitions_of_one_amd_gpu_are_told_apart(tmp_path: Path) -> None:
+    def partitioned(tree: trees.Tree) -> None:
+        trees.rocm(tree)
+        for each in (tree.root / "sys/class/kfd/kfd/topology/nodes").glob("*/properties"):
+            each.write_text(each.read_text().replace(f"unique_id {0xDEF}", f"unique_id {0xABC}"))
+
+    plugin = RocmPlugin()
+    first, second = found(plugin, partitioned, tmp_path)
+    assert (first.device_id, second.device_id) == ("renderD128", "renderD129")
+    assert first.links == (second.device_id,)
+    spec = plugin.device_spec([share(second)])
+    assert [node.path for node in spec.devices] == ["/dev/kfd", "/dev/dri/renderD129"]
+    assert spec.host_environ["ROCR_VISIBLE_DEVICES"] == "1"
+    assert "ROCR_VISIBLE_DEVICES" not in spec.enforced
+
+
 def test_links_and_measures_of_amd_gpus(tmp_path: Path) -> None:
     plugin = RocmPlugin()
     first, second = found(plugin, trees.rocm, tmp_path)

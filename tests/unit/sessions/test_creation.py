@@ -21,6 +21,8 @@ from tests.harness.agent import IMAGE, LABELS, FakeAgent, SlowAgent
 from tests.harness.plane import FINISHED, REQUEST, Rig, hub_launch, request, until
 
 NOW = dt.datetime(2026, 11, 23, 12, tzinfo=dt.UTC)
+DOTS = f"a{'.' * 60}!"
+"""As the name of a slot it could be read in more ways than anybody could try."""
 
 
 async def test_all_wrong_fields_are_told_at_once(plane: Rig) -> None:
@@ -39,7 +41,7 @@ async def test_all_wrong_fields_are_told_at_once(plane: Rig) -> None:
             cluster_size=0,
             cluster_mode="ring",
             architecture="sparc",
-            slots={"cpu": "0.33", "mem": "lots", "cuda.nothing": "1"},
+            slots={"cpu": "0.33", "mem": "lots", "cuda.nothing": "1", DOTS: "1"},
             resource_opts={"shmem": "-1", "colour": "blue"},
             environ={"1X": "", "LD_PRELOAD": "x", "OK": "a\0b"},
             preopen_ports=["80", 2200],
@@ -64,6 +66,7 @@ async def test_all_wrong_fields_are_told_at_once(plane: Rig) -> None:
         "config.resources.cpu",
         "config.resources.mem",
         "config.resources.cuda.nothing",
+        f"config.resources.{DOTS}",
         "config.resource_opts.shmem",
         "config.resource_opts.colour",
         "config.environ.1X",

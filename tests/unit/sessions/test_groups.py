@@ -93,6 +93,7 @@ WRONG: list[tuple[str, object, str, str]] = [
     ("weights", {"ada": 0}, "weights", "ada: '0' is not a number above 0"),
     ("weights", {"ada": True}, "weights", "is not a number"),
     ("slot_weights", {"?": 1}, "slot_weights", "is not the name of a slot"),
+    ("slot_weights", {f"a{'.' * 60}!": 1}, "slot_weights", "is not the name of a slot"),
     ("half_life", "soon", "half_life", "'soon': a duration"),
     ("half_life", 0, "half_life", "longer"),
     ("ageing", -1, "ageing", "a duration"),

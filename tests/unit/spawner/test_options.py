@@ -76,6 +76,7 @@ def test_what_a_form_comes_to_is_always_valid(form: dict[str, list[str]]) -> Non
         ({"slots": {"cpu": "0.05"}}, "slots.cpu"),
         ({"slots": {"cpu": 10**5000}}, "slots.cpu"),
         ({"slots": {"mem": "inf"}}, "slots.mem"),
+        ({"slots": {"a" + "." * 60 + "!": "1"}}, "slots"),
         ({"slots": {f"s{n}": "1" for n in range(17)}}, "slots"),
         ({"shmem": "-1"}, "shmem"),
         ({"image": "x\n"}, "image"),
@@ -97,6 +98,8 @@ def test_form_fields_become_options() -> None:
         "slots": {"cpu": "2", "mem": "1.5g", "cuda.device": "1"},
     }
     assert from_form(form | {"preset": ["small"]}) == {"preset": "small"}
+    part = "cuda.device:1g.10gb-mig"
+    assert from_form({f"slot.{part}": ["1"]}) == {"slots": {part: "1"}}
     assert from_form({}) == {}
     assert from_form({"slot.cuda.device": ["0"], "cpu": ["1"]}) == {"slots": {"cpu": "1"}}
 

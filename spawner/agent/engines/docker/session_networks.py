@@ -37,6 +37,8 @@ class SessionNetworks:
         self.home = ""
         self._open_way = False
         self._making = asyncio.Lock()
+        self._told: set[str] = set()
+        """Names of those that this agent was told to keep at some time, while they are there."""
 
     async def features(self) -> dict[str, Any]:
         """What this node can connect: its own containers, and those of its swarm."""
@@ -109,8 +111,9 @@ class SessionNetworks:
         for network in networks:
             if network.name not in present:
                 await self.ensure(network, deployment)
-        done = True
-        for name in present.keys() - {network.name for network in networks}:
+        wanted, done = {network.name for network in networks}, True
+        self._told = self._told & present.keys() | wanted
+        for name in present.keys() - wanted:
             done = await self._remove(present[name]) and done
         return done
 
@@ -133,7 +136,7 @@ class SessionNetworks:
 
     async def _remove(self, facts: Mapping[str, Any]) -> bool:
         """Whether the network is gone; one in use stays until its containers are removed."""
-        if facts.get("Driver") == "overlay":
+        if facts.get("Driver") == "overlay" and facts["Name"] not in self._told:
             made = timestamp(str(facts["Created"]))
             if made is not None and dt.datetime.now(dt.UTC).timestamp() - made < GRACE:
                 return False
