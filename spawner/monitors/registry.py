@@ -251,8 +251,8 @@ class _Handler(logging.Handler):
                 setattr(exception, TOLD, True)
         try:
             message = record.getMessage()
-        except Exception:  # noqa: BLE001 - whatever an argument does that is to be told
-            message = str(record.msg)
+        except Exception as failed:  # noqa: BLE001 - whatever an argument does that is to be told
+            message = f"{record.msg} (its arguments cannot be told: {type(failed).__name__})"
         error = LoggedError(message, str(record.msg), record.name, exception)
         for catcher in self._catchers:
             catcher.put(error)

@@ -52,7 +52,11 @@ LOOSE_ENDS = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X"
 TEXTS = {".py", ".ts", ".tsx", ".js", ".css", ".html", ".md", ".sh", ".cfg", ".toml", ".mako"}
 
 BOUNDARIES = {
+    "perijove/execution.py",
     "spawner/accelerators/registry.py",
+    "spawner/agent/calls.py",
+    "spawner/agent/images.py",
+    "spawner/agent/measuring.py",
     "spawner/agent/runner.py",
     "spawner/monitors/registry.py",
     "spawner/resuming.py",
@@ -63,7 +67,11 @@ BOUNDARIES = {
 }
 """Files with a place where any error is caught and handed on or logged: ends of tasks and processes.
 
+``perijove/execution.py``: kernels of any language fail in any way; who asked for a run waits for its end.
 ``spawner/accelerators/registry.py``: a plug-in is foreign code; the others must go on without it.
+``spawner/agent/calls.py``: whatever a call raises is its answer, or the manager would wait for one.
+``spawner/agent/images.py``: a pull or commit that raises has failed; it must not count as running.
+``spawner/agent/measuring.py``: engines and plug-ins of others may raise anything; the next look may work.
 ``spawner/agent/runner.py``: engines and plug-ins of others may raise anything; the start has failed then.
 ``spawner/monitors/registry.py``: a monitor is foreign code; the service must go on whatever it does.
 ``spawner/resuming.py``: the hub's proxy client may raise anything; the hub's next check adds the route.

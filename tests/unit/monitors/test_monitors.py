@@ -202,7 +202,9 @@ def test_a_message_that_cannot_be_made_does_no_harm(sentry: Sentry) -> None:
             run.handler.handle(record)
         log.error("the last")
     events = sentry.until("the last", PATIENCE)
-    assert [each["logentry"]["formatted"] for each in events[:-1]] == ["%(name)r"] * 2
+    untold = "%(name)r (its arguments cannot be told: "
+    assert all(each["logentry"]["formatted"].startswith(untold) for each in events[:-1])
+    assert len(events) == 3
 
 
 async def test_what_is_not_rendered_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
