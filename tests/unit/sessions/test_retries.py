@@ -70,6 +70,46 @@ async def test_a_failed_attempt_is_followed_by_another_until_one_succeeds(plane:
     assert [(row["attempt"], row["exit_code"]) for row in story[:2]] == [(1, 1), (2, 9)]
 
 
+KEPT = "(this output is not kept any more)"
+
+
+async def test_the_oldest_output_is_given_up_first(
+    plane: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spawner.sessions.runs.KEPT_BYTES", 40)
+    agent, ada = await plane.agent(), await plane.user()
+    detail = await plane.create(ada, **BATCH, **policy(2))
+    for epoch in (1, 2, 3):
+        agent.end((await alive(agent, epoch)).spec.kernel_id, 1, log=f"attempt {epoch}")
+    await plane.wait(detail, *FINISHED)
+    ref = str(detail.session.id)
+    told = [await plane.plane.sessions.logs(ada, ref, attempt=each) for each in (1, 2, 3)]
+    assert told == [KEPT, "attempt 2", "attempt 3"]
+
+
+async def test_the_output_of_a_lost_run_counts_too(
+    plane: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spawner.sessions.runs.KEPT_BYTES", 30)
+    await options(plane, lost_after={"batch": "10m"})
+    agent, ada = await plane.agent(), await plane.user()
+    detail = await plane.run(ada, **BATCH)
+    (await alive(agent, 1)).log = "of the lost run"
+    await _lose(plane, agent)
+    other = await plane.agent(FakeAgent("node-2"))
+    other.end((await alive(other, 2)).spec.kernel_id, log="of the last run")
+    await plane.wait(detail, *FINISHED)
+    await plane.connect(agent)
+
+    async def gone() -> list[LostRunRow]:
+        return await _lost(plane)
+
+    await until(gone, lambda rows: not rows)
+    ref = str(detail.session.id)
+    told = [await plane.plane.sessions.logs(ada, ref, attempt=each) for each in (1, 2)]
+    assert told == [KEPT, "of the last run"]
+
+
 async def test_the_last_attempt_tells_how_many_there_were(plane: Rig) -> None:
     agent = await plane.agent()
     ada = await plane.user()
