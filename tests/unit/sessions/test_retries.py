@@ -3,6 +3,7 @@
 import zlib
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -87,16 +88,23 @@ async def test_the_oldest_output_is_given_up_first(
     assert told == [KEPT, "attempt 2", "attempt 3"]
 
 
+class WholeLogs(FakeAgent):
+    """Sends the whole output of what ended, as agents do."""
+
+    def seen(self, kernel: FakeKernel) -> KernelReport:
+        return msgspec.structs.replace(super().seen(kernel), log=zlib.compress(kernel.log.encode()))
+
+
 async def test_the_output_of_a_lost_run_counts_too(
     plane: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spawner.sessions.runs.KEPT_BYTES", 30)
     await options(plane, lost_after={"batch": "10m"})
-    agent, ada = await plane.agent(), await plane.user()
+    agent, ada = await plane.agent(WholeLogs()), await plane.user()
     detail = await plane.run(ada, **BATCH)
     (await alive(agent, 1)).log = "of the lost run"
     await _lose(plane, agent)
-    other = await plane.agent(FakeAgent("node-2"))
+    other = await plane.agent(WholeLogs("node-2"))
     other.end((await alive(other, 2)).spec.kernel_id, log="of the last run")
     await plane.wait(detail, *FINISHED)
     await plane.connect(agent)
