@@ -383,6 +383,19 @@ async def test_a_leased_session_that_its_node_ended_does_not_start_again(plane: 
     assert "could not reach the manager and ended it" in ended.session.status_info
 
 
+async def test_a_batch_that_its_node_ended_has_failed_whatever_it_says(plane: Rig) -> None:
+    await options(plane, lost_after={"batch": {"after": "10m", "then": "terminate", "lease": True}})
+    agent, ada = await plane.agent(), await plane.user()
+    detail = await plane.run(ada, **BATCH)
+    await agent.disconnect()
+    plane.clock.forward(301)
+    (await alive(agent, 1)).exit_code = 0
+    agent.fence()
+    await plane.connect(agent)
+    ended = await plane.wait(detail, *FINISHED)
+    assert (ended.status, ended.session.result) == (Status.TERMINATED, "failure")
+
+
 async def test_a_session_that_began_without_a_lease_is_not_given_up_for_want_of_one(
     plane: Rig,
 ) -> None:
@@ -418,6 +431,18 @@ async def test_what_becomes_of_a_session_of_a_lost_node(
     detail = await plane.run(ada, **fields)
     await _lose(plane, agent)
     assert (await now(plane, ada, detail)).status is status
+
+
+async def test_a_batch_that_is_given_up_with_its_node_tells_that_it_failed(plane: Rig) -> None:
+    await options(plane, lost_after="5m")
+    agent, ada = await plane.agent(), await plane.user()
+    detail = await plane.run(ada, **BATCH)
+    with plane.plane.bus.subscribe(lambda event: event.session_id == detail.session.id) as told:
+        await _lose(plane, agent)
+    names = [event.name async for event in told]
+    assert [name for name in names if name.startswith("session_")] == [
+        "session_terminating", "session_failure", "session_terminated",
+    ]  # fmt: skip
 
 
 async def test_a_run_without_a_lease_waits_for_its_node(plane: Rig) -> None:
