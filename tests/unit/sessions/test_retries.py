@@ -258,7 +258,7 @@ async def lost(plane: Rig) -> list[LostRunRow]:
     return await plane.store.read(work)
 
 
-async def test_a_session_can_come_back_to_the_node_that_waslost(plane: Rig) -> None:
+async def test_a_session_can_come_back_to_the_node_that_was_lost(plane: Rig) -> None:
     await options(plane, lost_after={"batch": "10m"})
     agent = await plane.agent()
     ada = await plane.user()
