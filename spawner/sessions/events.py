@@ -131,7 +131,6 @@ class EventBus:
 
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
-        self.closed = False
 
     def subscribe(
         self, wanted: Callable[[Event], bool] = lambda event: True, size: int = QUEUE_SIZE
@@ -153,7 +152,6 @@ class EventBus:
 
     def close(self) -> None:
         """End all subscriptions."""
-        self.closed = True
         for subscription in tuple(self._subscriptions):
             subscription.close()
 

@@ -215,16 +215,15 @@ async def give_up(change: Change, agent_id: str, silent: float, rules: Mapping[s
         if requeued and await _elsewhere(change, session, agent_id, cause):
             continue
         loaded = await steps.load(change.db, session.id)
-        if loaded is not None and await degraded.let_go(change, *loaded, agent_id, cause):
+        if loaded is None or await degraded.let_go(change, *loaded, agent_id, cause):
             continue
         steps.ask_to_end(session, steps.AGENT_TERMINATED, cause)
         if session.type == "batch" and session.result == "undefined":
             session.result = "failure"
-        await steps.advance(change, session.id)
+        await steps.step(change, *loaded)
         if Status(session.status) not in FINAL:
-            await change.move_session(
-                session, Status.TERMINATED, cause, reason=steps.AGENT_TERMINATED
-            )
+            main, reason = loaded[1][0], steps.AGENT_TERMINATED
+            await steps.finish(change, session, main, Status.TERMINATED, reason, cause)
 
 
 async def _elsewhere(change: Change, session: SessionRow, agent_id: str, cause: str) -> bool:

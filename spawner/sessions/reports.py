@@ -159,7 +159,8 @@ async def _ended(
     report: KernelReport,
 ) -> None:
     old = Status(kernel.status)
-    kernel.exit_code = report.exit_code
+    # A program that ends with 0 because its node ended it has not done its work.
+    kernel.exit_code = None if report.failure == "fenced" else report.exit_code
     kernel.last_stat = report.last_stat or kernel.last_stat
     kernel.last_log = report.log_tail[-LOG_TAIL:]
     why, cause = _why(kernel, report), retries.cause_of(session, report)

@@ -76,9 +76,15 @@ async def replaced(change: Change, kernel: KernelRow, report: KernelReport) -> N
     """A run that another took the place of ended: keep what it printed."""
     run = await change.db.get(RunRow, (kernel.id, report.epoch))
     if run is not None and run.log is None:
-        run.exit_code, run.ended_at, run.log = report.exit_code, change.now, _log(report)
-        await change.db.flush()
-        await _bound(change.db, run.session_id)
+        run.exit_code, run.ended_at = report.exit_code, change.now
+        await _complete(change.db, run, report)
+
+
+async def _complete(db: AsyncSession, run: RunRow, report: KernelReport) -> None:
+    """The output of a run that was written down before its node told of its end."""
+    run.log = _log(report)
+    await db.flush()
+    await _bound(db, run.session_id)
 
 
 async def _bound(db: AsyncSession, session_id: uuid.UUID) -> None:
@@ -174,8 +180,8 @@ async def heard(change: Change, agent_id: str, kernel_id: uuid.UUID, report: Ker
         return False
     if report.status == Status.TERMINATED:
         run = await change.db.get(RunRow, (kernel_id, report.epoch))
-        if run is not None and report.log:
-            run.log = report.log
+        if run is not None:
+            await _complete(change.db, run, report)
         await _gone(change, row)
     return True
 

@@ -150,11 +150,11 @@ async def _towards_end(change: Change, session: SessionRow, kernels: Sequence[Ke
     main = kernels[0]
     ended = all(Status(kernel.status) in FINAL for kernel in kernels)
     if ended and Status.TERMINATED in TRANSITIONS[Status(session.status)]:
-        await _finish(change, session, main, Status.TERMINATED, reason, cause)
+        await finish(change, session, main, Status.TERMINATED, reason, cause)
         return
     await change.move_session(session, Status.TERMINATING, cause, reason=reason)
     if ended:
-        await _finish(change, session, main, Status.TERMINATED, reason, cause)
+        await finish(change, session, main, Status.TERMINATED, reason, cause)
 
 
 async def _drain(
@@ -229,7 +229,7 @@ async def _fail(
     others = [kernel for kernel in kernels if kernel is not failed]
     for kernel in others:
         await _drain(change, session, kernel, FAILED_TO_START, "another kernel failed")
-    await _finish(change, session, failed, Status.ERROR, FAILED_TO_START, failed.status_info)
+    await finish(change, session, failed, Status.ERROR, FAILED_TO_START, failed.status_info)
 
 
 async def _end_unasked(
@@ -247,7 +247,7 @@ async def _end_unasked(
     await _towards_end(change, session, kernels)
 
 
-async def _finish(
+async def finish(
     change: Change,
     session: SessionRow,
     kernel: KernelRow,
@@ -255,7 +255,7 @@ async def _finish(
     reason: str,
     cause: str,
 ) -> None:
-    """The last step; ``kernel`` is the one whose exit code counts."""
+    """The last step; ``kernel`` is the one whose exit code counts. Kernels of lost nodes may end later."""
     code = kernel.exit_code
     session.status_data = {
         **{k: v for k, v in session.status_data.items() if k != "scheduler"},

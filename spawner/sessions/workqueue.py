@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import deque
 from collections.abc import Hashable
 from typing import Generic, TypeVar
@@ -22,8 +21,6 @@ class WorkQueue(Generic[K]):
         self._failures: dict[K, int] = {}
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._arrived = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     def put(self, key: K) -> None:
         """Work on ``key`` soon, also when it was backing off."""
@@ -33,7 +30,6 @@ class WorkQueue(Generic[K]):
         if key in self._waiting:
             return
         self._waiting.add(key)
-        self._idle.clear()
         if key not in self._working:
             self._ready.append(key)
             self._arrived.set()
@@ -64,18 +60,11 @@ class WorkQueue(Generic[K]):
         self._leave(key)
         return delay
 
-    async def join(self) -> None:
-        """Wait until nothing waits and nothing is in work (keys that back off do not count)."""
-        await self._idle.wait()
-
     def close(self) -> None:
         """Forget keys that back off."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-
-    def __len__(self) -> int:
-        return len(set(itertools.chain(self._waiting, self._working, self._timers)))
 
     def _due(self, key: K) -> None:
         self._timers.pop(key, None)
@@ -86,5 +75,3 @@ class WorkQueue(Generic[K]):
         if key in self._waiting:
             self._ready.append(key)
             self._arrived.set()
-        if not self._waiting and not self._working:
-            self._idle.set()

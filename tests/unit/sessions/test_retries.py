@@ -66,6 +66,23 @@ async def test_a_failed_attempt_is_followed_by_another_until_one_succeeds(plane:
     assert [(row["attempt"], row["exit_code"]) for row in story[:2]] == [(1, 1), (2, 9)]
 
 
+KEPT = "(this output is not kept any more)"
+
+
+async def test_the_oldest_output_is_given_up_first(
+    plane: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spawner.sessions.runs.KEPT_BYTES", 40)
+    agent, ada = await plane.agent(), await plane.user()
+    detail = await plane.create(ada, **BATCH, **policy(2))
+    for epoch in (1, 2, 3):
+        agent.end((await alive(agent, epoch)).spec.kernel_id, 1, log=f"attempt {epoch}")
+    await plane.wait(detail, *FINISHED)
+    ref = str(detail.session.id)
+    told = [await plane.plane.sessions.logs(ada, ref, attempt=each) for each in (1, 2, 3)]
+    assert told == [KEPT, "attempt 2", "attempt 3"]
+
+
 async def test_the_last_attempt_tells_how_many_there_were(plane: Rig) -> None:
     agent = await plane.agent()
     ada = await plane.user()
@@ -85,7 +102,7 @@ async def test_a_new_attempt_does_not_carry_the_exit_code_of_the_last(plane: Rig
     await alive(agent, 2)
     assert (await plane.wait(detail, Status.RUNNING)).main.exit_code is None
     await options(plane, lost_after="5m")
-    await _lose(plane, agent)
+    await lose(plane, agent)
     ended = await now(plane, ada, detail)
     assert (ended.status, ended.main.exit_code) == (Status.TERMINATED, None)
 
@@ -194,7 +211,7 @@ async def test_a_run_ended_when_its_node_says_though_nobody_heard(plane: Rig, la
     assert ran == pytest.approx({600.0: 3000, -600.0: 3600, 86400.0: 0}[late], abs=60)
 
 
-async def _lose(plane: Rig, agent: FakeAgent, seconds: float = 700) -> None:
+async def lose(plane: Rig, agent: FakeAgent, seconds: float = 700) -> None:
     await agent.disconnect()
     plane.clock.forward(60)
     await plane.plane.reconciler.watch_agents()
@@ -209,7 +226,7 @@ async def test_a_batch_goes_on_elsewhere_and_its_old_run_stays_accounted(plane: 
     detail = await plane.run(ada, **BATCH, cpu="3")
     assert (await alive(agent, 1)).spec.lease == 300
     await plane.policy(total_resource_slots={"cpu": 3_000_000})
-    await _lose(plane, agent)
+    await lose(plane, agent)
     other = await plane.agent(FakeAgent("node-2"))
     kernel = await alive(other, 2)
     assert kernel.spec.environ["PERIJOVE_ATTEMPT"] == "2"
@@ -217,11 +234,11 @@ async def test_a_batch_goes_on_elsewhere_and_its_old_run_stays_accounted(plane: 
     await plane.validate()
     await plane.plane.reconciler.sweep()
     await plane.validate()
-    assert len(await _lost(plane)) == 1
+    assert len(await lost(plane)) == 1
     await plane.connect(agent)
 
     async def gone() -> list[LostRunRow]:
-        return await _lost(plane)
+        return await lost(plane)
 
     await until(gone, lambda rows: not rows)
     assert agent.kernels == {}
@@ -230,7 +247,7 @@ async def test_a_batch_goes_on_elsewhere_and_its_old_run_stays_accounted(plane: 
     assert (await plane.wait(detail, *FINISHED)).session.result == "success"
 
 
-async def _lost(plane: Rig) -> list[LostRunRow]:
+async def lost(plane: Rig) -> list[LostRunRow]:
     async def work(db: AsyncSession) -> list[LostRunRow]:
         return list(await db.scalars(select(LostRunRow)))
 
@@ -242,24 +259,12 @@ async def test_a_session_can_come_back_to_the_node_that_was_lost(plane: Rig) -> 
     agent = await plane.agent()
     ada = await plane.user()
     detail = await plane.run(ada, **BATCH, cpu="3")
-    await _lose(plane, agent)
+    await lose(plane, agent)
     assert (await now(plane, ada, detail)).status is Status.PENDING
     await plane.connect(agent)
     kernel = await alive(agent, 2)
     assert [run[1] for run in agent.kernels] == [2]
     assert kernel.spec.kernel_id == str(detail.main.id)
-
-
-async def test_what_a_removed_node_held_of_lost_runs_is_free_at_once(plane: Rig) -> None:
-    await options(plane, lost_after={"batch": "10m"})
-    agent, root = await plane.agent(), await plane.user("root", role=Role.SUPERADMIN)
-    await plane.run(await plane.user(), **BATCH)
-    await _lose(plane, agent)
-    assert len(await _lost(plane)) == 1
-    await plane.plane.nodes.remove(root, "node-1", forced=False, request_id=REQUEST)
-    await plane.validate()
-    repaired = await plane.plane.reconciler.repair()
-    assert (repaired.freed, await _lost(plane)) == (0, [])
 
 
 async def test_a_fenced_run_starts_again_when_its_node_is_back(plane: Rig) -> None:
@@ -273,75 +278,6 @@ async def test_a_fenced_run_starts_again_when_its_node_is_back(plane: Rig) -> No
     assert agent.kernels == {}
     await plane.connect(agent)
     await alive(agent, 2)
-
-
-LEASED = {"interactive": {"after": "10m", "lease": True}}
-
-
-async def test_a_node_that_is_cut_off_ends_a_leased_session_before_it_is_given_up(
-    plane: Rig,
-) -> None:
-    await options(plane, lost_after=LEASED)
-    agent, ada = await plane.agent(), await plane.user()
-    detail = await plane.run(ada)
-    assert (await alive(agent, 1)).spec.lease == 300
-    await options(plane, lost_after={"interactive": {"after": "4m", "lease": True}})
-    await agent.disconnect()
-    plane.clock.forward(60)
-    await plane.plane.reconciler.watch_agents()
-    plane.clock.forward(230)
-    await plane.plane.reconciler.watch_agents()
-    agent.fence()
-    assert (await now(plane, ada, detail)).status is Status.RUNNING
-    assert agent.kernels
-    plane.clock.forward(11)
-    agent.fence()
-    assert not agent.kernels
-    plane.clock.forward(300)
-    await plane.plane.reconciler.watch_agents()
-    assert (await now(plane, ada, detail)).status is Status.TERMINATED
-    await plane.validate()
-
-
-async def test_a_lease_counts_from_the_last_word_that_a_node_may_have_heard(plane: Rig) -> None:
-    await options(plane, lost_after=LEASED)
-    agent, ada = await plane.agent(), await plane.user()
-    detail = await plane.run(ada)
-    await agent.disconnect()
-    plane.clock.forward(550)
-    await plane.plane.reconciler.watch_agents()
-    plane.clock.forward(320)
-    await plane.plane.reconciler.watch_agents()
-    assert (await now(plane, ada, detail)).status is Status.RUNNING
-    plane.clock.forward(10)
-    await plane.plane.reconciler.watch_agents()
-    assert (await now(plane, ada, detail)).status is Status.TERMINATED
-
-
-async def test_a_leased_session_that_its_node_ended_does_not_start_again(plane: Rig) -> None:
-    await options(plane, lost_after=LEASED)
-    agent, ada = await plane.agent(), await plane.user()
-    detail = await plane.run(ada)
-    await agent.disconnect()
-    plane.clock.forward(301)
-    agent.fence()
-    await plane.connect(agent)
-    ended = await plane.wait(detail, *FINISHED)
-    assert ended.status is Status.TERMINATED
-    assert "could not reach the manager and ended it" in ended.session.status_info
-
-
-async def test_a_session_that_began_without_a_lease_is_not_given_up_for_want_of_one(
-    plane: Rig,
-) -> None:
-    agent, ada = await plane.agent(), await plane.user()
-    detail = await plane.run(ada)
-    await options(plane, lost_after=LEASED)
-    await _lose(plane, agent)
-    assert (await now(plane, ada, detail)).status is Status.RUNNING
-    await plane.destroy(ada, detail)
-    await plane.plane.reconciler.watch_agents()
-    assert (await now(plane, ada, detail)).status is Status.TERMINATED
 
 
 @pytest.mark.parametrize(
@@ -364,7 +300,7 @@ async def test_what_becomes_of_a_session_of_a_lost_node(
     agent = await plane.agent()
     ada = await plane.user()
     detail = await plane.run(ada, **fields)
-    await _lose(plane, agent)
+    await lose(plane, agent)
     assert (await now(plane, ada, detail)).status is status
 
 
@@ -373,7 +309,7 @@ async def test_a_run_without_a_lease_waits_for_its_node(plane: Rig) -> None:
     ada = await plane.user()
     detail = await plane.run(ada, **BATCH)
     await options(plane, lost_after={"batch": "5m"})
-    await _lose(plane, agent)
+    await lose(plane, agent)
     assert (await now(plane, ada, detail)).status is Status.RUNNING
 
 
