@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -406,7 +407,10 @@ class KernelRunner:
             return
         if state.phase == "running" and not self.ended:
             where = functools.partial(_main, self._around.engine, state, spec)
-            work = health.follow(where, spec.health, self._tell_health)
+            patience = 0.0  # an earlier agent may not have seen it answer yet
+            if self.report.healthy is None and state.started_at is not None:
+                patience = state.started_at + spec.start_timeout - time.time()
+            work = health.follow(where, spec.health, self._tell_health, patience)
             self._prober = asyncio.create_task(work, name=f"health-{self.identity.kernel_id}")
 
     def _stop_probing(self) -> None:

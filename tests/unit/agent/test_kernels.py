@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from spawner.accelerators.registry import Accelerators
 from spawner.agent import runner
 from spawner.agent.engines.base import BoundMount, EngineError, EngineState, Identity, Limits
 from spawner.agent.kernels import Kernels
-from spawner.agent.protocol import HealthCheck, ImagePull, KernelReport, KernelSpec, Wanted
+from spawner.agent.protocol import HealthCheck, ImagePull, KernelReport, KernelSpec, Port, Wanted
 from spawner.agent.runner import Surroundings
 from tests.harness.engine import MemoryEngine
 
@@ -372,3 +373,49 @@ async def test_a_run_ends_though_its_files_are_out_of_reach(node: Begin) -> None
     engine.broken = False
     await here.kernels.sweep(0.0)
     assert engine.states == {}
+
+
+@pytest.mark.parametrize(("since", "healthy"), [(0.0, True), (3600.0, False)])
+async def test_a_service_that_was_still_starting_when_its_agent_ended_is_not_ill(
+    node: Begin, since: float, healthy: bool
+) -> None:
+    engine = Reached()
+    begun = time.time() - since
+    engine.states[IDENTITY] = EngineState(IDENTITY, "running", "c", (), (), begun)
+    here = node(engine)
+    await here.kernels.adopt()
+    check = HealthCheck(interval=0.0, max_failures=1)
+    port = Port("serve", 8000)
+    wanted = structs.replace(SPEC, health=check, ports=(port,), session_type="inference")
+    here.apply(Wanted((wanted,), ()))
+    async with asyncio.timeout(5):
+        while (report := await here.reports.get()).healthy is None:
+            pass
+    assert report.healthy is healthy
+    here.apply(DRAINED)
+    await here.until("TERMINATED")
+    await engine.close()
+
+
+class Reached(MemoryEngine):
+    """Its kernels can be reached from the third time on that they are asked for, and serve then."""
+
+    server: asyncio.Server | None = None
+
+    async def reach(self, identity: Identity, port: int) -> tuple[str, int]:
+        self.calls.append("reach")
+        if self.calls.count("reach") < 3:
+            raise EngineError("it has no address yet")
+        if self.server is None:
+            self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        host, number = self.server.sockets[0].getsockname()
+        return host, number
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        writer.close()
+
+    async def close(self) -> None:
+        if self.server is not None:
+            self.server.close()
