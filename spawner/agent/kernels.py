@@ -97,7 +97,6 @@ class Kernels:
         runner = self._runners.get(kernel_id)
         if runner is None or not runner.fence():
             return None
-        log.warning("kernel %s: its lease is over, ending it", kernel_id)
         return runner.identity.epoch
 
     async def acknowledge(self, reports: Iterable[KernelReport]) -> None:
