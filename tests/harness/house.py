@@ -53,6 +53,9 @@ TEXTS = {".py", ".ts", ".tsx", ".js", ".css", ".html", ".md", ".sh", ".cfg", ".t
 
 BOUNDARIES = {
     "spawner/accelerators/registry.py",
+    "spawner/agent/calls.py",
+    "spawner/agent/images.py",
+    "spawner/agent/measuring.py",
     "spawner/agent/runner.py",
     "spawner/monitors/registry.py",
     "spawner/resuming.py",
@@ -63,6 +66,9 @@ BOUNDARIES = {
 """Files with a place where any error is caught and handed on or logged: ends of tasks and processes.
 
 ``spawner/accelerators/registry.py``: a plug-in is foreign code; the others must go on without it.
+``spawner/agent/calls.py``: whoever asked waits for an answer, whatever happened.
+``spawner/agent/images.py``: a task whose end nobody tells counts as running for ever.
+``spawner/agent/measuring.py``: plug-ins of others may read anything; that must not end the agent.
 ``spawner/agent/runner.py``: engines and plug-ins of others may raise anything; the start has failed then.
 ``spawner/monitors/registry.py``: a monitor is foreign code; the service must go on whatever it does.
 ``spawner/resuming.py``: the hub's proxy client may raise anything; the hub's next check adds the route.
