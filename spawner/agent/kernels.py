@@ -154,6 +154,7 @@ class Kernels:
     async def close(self) -> None:
         """Stop watching; kernels go on."""
         await asyncio.gather(*(runner.close() for runner in self._runners.values()))
+        self._around.mounting.shutdown(wait=False, cancel_futures=True)
 
     def _want(self, spec: KernelSpec) -> None:
         if spec.epoch < self._highest.get(spec.kernel_id, 0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -14,7 +15,15 @@ from spawner.accelerators.registry import Accelerators
 from spawner.agent import runner
 from spawner.agent.engines.base import BoundMount, EngineError, EngineState, Identity, Limits
 from spawner.agent.kernels import Kernels
-from spawner.agent.protocol import HealthCheck, ImagePull, KernelReport, KernelSpec, Port, Wanted
+from spawner.agent.protocol import (
+    HealthCheck,
+    ImagePull,
+    KernelReport,
+    KernelSpec,
+    Mount,
+    Port,
+    Wanted,
+)
 from spawner.agent.runner import Surroundings
 from tests.harness.engine import MemoryEngine
 
@@ -419,3 +428,26 @@ class Reached(MemoryEngine):
     async def close(self) -> None:
         if self.server is not None:
             self.server.close()
+
+
+async def test_a_volume_that_does_not_answer_keeps_its_own_sessions_only(
+    node: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(runner, "MOUNT_PATIENCE", 0.05)
+    monkeypatch.setattr(runner, "resolve_mounts", lambda *_: over.wait(20))
+    here = node(MemoryEngine())
+    try:
+        stuck = structs.replace(SPEC, mounts=(Mount("nas", "home", "/home/work"),))
+        every = [structs.replace(stuck, kernel_id=str(n)) for n in range(40)]
+        here.apply(Wanted((*every, SPEC), ()))
+        reports: dict[str, str] = {}
+        async with asyncio.timeout(5):
+            while len(reports) < 40:
+                if (report := await here.reports.get()).status == "TERMINATED":
+                    reports[report.kernel_id] = report.progress
+            assert await asyncio.to_thread(lambda: True), "others have threads"
+        assert set(reports.values()) == {"no answer of the node's volumes nas in time"}
+        assert here.engine.states[IDENTITY].phase == "running"
+    finally:
+        over.set()
