@@ -13,6 +13,8 @@ from spawner.agent.engines.base import EngineError, EngineState, Identity
 from spawner.agent.protocol import KernelReport, KernelSpec, Share, Wanted
 from spawner.agent.runner import KernelRunner, Surroundings
 
+REMEMBERED = 10_000
+"""Kernels that are gone and whose epochs are known, in case that an older word of them comes late."""
 log = logging.getLogger(__name__)
 
 
@@ -78,9 +80,9 @@ class Kernels:
                 self._unknown_since.pop(kernel_id, None)
             else:
                 self._unknown_since.setdefault(kernel_id, now)
-        # No older word can follow one that names a kernel no more.
-        known = named | self._runners.keys()
-        self._highest = {each: epoch for each, epoch in self._highest.items() if each in known}
+        gone = [each for each in self._highest if each not in named and each not in self._runners]
+        for kernel_id in gone[: max(0, len(gone) - REMEMBERED)]:
+            del self._highest[kernel_id]
         return answers
 
     def look(self, kernel_id: str | None = None) -> None:

@@ -12,7 +12,7 @@ import pytest
 from msgspec import structs
 
 from spawner.accelerators.registry import Accelerators
-from spawner.agent import runner
+from spawner.agent import kernels, runner
 from spawner.agent.engines.base import BoundMount, EngineError, EngineState, Identity, Limits
 from spawner.agent.kernels import Kernels
 from spawner.agent.protocol import (
@@ -342,15 +342,19 @@ async def test_a_stray_that_cannot_be_removed_does_not_keep_the_others(node: Beg
     assert [each.kernel_id for each in engine.states] == ["clinging"]
 
 
-async def test_nothing_is_kept_of_kernels_that_are_gone(node: Begin) -> None:
+async def test_of_kernels_that_are_gone_the_newest_are_known(
+    node: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "REMEMBERED", 2)
     here = await node(MemoryEngine()).running()
     here.apply(DRAINED)
     ended = await here.until("TERMINATED")
     await here.kernels.acknowledge([ended])
     here.apply(WANTED)  # sent before the manager heard of the end
     assert here.engine.calls.count("create") == 1
+    here.apply(Wanted((), (("two", 1), ("three", 1))))
     here.apply(Wanted((), ()))
-    assert here.kernels._highest == {}
+    assert here.kernels._highest == {"two": 2, "three": 2}
 
 
 class Broken(MemoryEngine):
