@@ -189,10 +189,8 @@ class Apps:
                 raise EngineError(str(error), retriable=True) from error
             try:
                 await relay.open(self.address, port)
-            except (
-                BaseException
-            ) as error:  # cancelled, or somebody else's: it comes last in the pool
-                self.pool.give_back(port)
+            except BaseException as error:
+                self.pool.give_back(port)  # where it comes last
                 if not isinstance(error, OSError):
                     raise
                 log.warning("port %d cannot be used for an app: %s", port, error)
