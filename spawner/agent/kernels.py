@@ -144,8 +144,9 @@ class Kernels:
             try:
                 await self._around.engine.stop(identity, self._around.stop_grace)
                 await self._around.engine.remove(identity)
-            except (EngineError, OSError) as error:  # the others need not stay for it
+            except (EngineError, OSError) as error:
                 log.warning("%s cannot be removed yet: %s", identity, error)
+                await self._around.engine.ping()  # the others need not stay, if the engine is well
             else:
                 self._strays.discard(identity)
 

@@ -323,7 +323,13 @@ async def test_the_health_of_an_adopted_kernel_is_followed(node: Begin) -> None:
 
 
 class Clinging(MemoryEngine):
-    """Cannot remove one of its kernels, and asks for it first."""
+    """Cannot remove one of its kernels."""
+
+    well = True
+
+    async def ping(self) -> None:
+        if not self.well:
+            raise EngineError("it does not answer")
 
     async def remove(self, identity: Identity) -> None:
         if identity.kernel_id == "clinging":
@@ -340,6 +346,9 @@ async def test_a_stray_that_cannot_be_removed_does_not_keep_the_others(node: Beg
     await here.kernels.sweep(0.0)
     await here.kernels.sweep(0.0)
     assert [each.kernel_id for each in engine.states] == ["clinging"]
+    engine.well = False
+    with pytest.raises(EngineError, match="does not answer"):
+        await here.kernels.sweep(0.0)
 
 
 async def test_of_kernels_that_are_gone_the_newest_are_known(
