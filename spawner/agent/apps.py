@@ -299,12 +299,12 @@ async def _hang_up(writer: asyncio.StreamWriter) -> None:
 
 
 async def _output(program: Exec) -> bytes:
-    """All that a short program prints."""
+    """What a short program prints, or the end of it."""
     data = b""
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             while more := await program.read():
-                data += more
+                data = (data + more)[-CHUNK:]
     except TimeoutError:
         log.warning("a program of the agent in a kernel did not end in time")
     finally:

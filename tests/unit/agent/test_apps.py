@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from spawner.agent import preamble
-from spawner.agent.apps import Apps
+from spawner.agent.apps import Apps, _output
 from spawner.agent.calls import Calls
 from spawner.agent.engines.base import Exec, Identity
 from spawner.agent.ports import PortPool
 from spawner.agent.protocol import Call
-from spawner.agent.relay import Relay
+from spawner.agent.relay import CHUNK, Relay
 from spawner.agent.terminals import MOST, Terminals
 from tests.harness.engine import MemoryEngine
 from tests.unit.agent.test_kernels import DRAINED, IDENTITY, SPEC, Node
@@ -42,6 +42,22 @@ class Done(Exec):
 
     async def exit_code(self) -> int | None:
         return 0
+
+
+class Babbling(Done):
+    """A program that printed far too much."""
+
+    left = 1000
+
+    async def read(self) -> bytes:
+        self.left -= 1
+        return b"x" * CHUNK if self.left > 0 else b"the end" if self.left == 0 else b""
+
+
+async def test_of_what_an_app_printed_only_the_end_is_read() -> None:
+    told = await _output(Babbling())
+    assert told.endswith(b"the end")
+    assert len(told) <= CHUNK
 
 
 class Reached(MemoryEngine):
