@@ -22,6 +22,7 @@ from tests.unit.agent.test_kernels import DRAINED, IDENTITY, SPEC, Node
 
 SHELL = {"name": "terminal", "protocol": "pty", "port": 0}
 STUCK = {"name": "stuck", "protocol": "tcp", "port": 8090}
+PORTS = range(31300, 31320)
 ENDED = "the session has ended"
 
 
@@ -87,13 +88,13 @@ class Reached(MemoryEngine):
 
 
 class Host:
-    """A kernel whose apps lead to a listener that never reads; a port for one relay."""
+    """A kernel whose apps lead to a listener that never reads."""
 
-    def __init__(self, listener: socket.socket, port: int) -> None:
+    def __init__(self, listener: socket.socket) -> None:
         self.engine = Reached(listener.getsockname())
         self.node = Node(self.engine)
         self.calls = Calls(self.engine, self.node.kernels)
-        self.pool = PortPool(range(port, port + 1), 0.0)
+        self.pool = PortPool(PORTS, 0.0)
         self.apps = Apps(self.engine, self.calls, "127.0.0.1", self.pool)
 
     async def ask(self, method: str, **params: Any) -> Any:
@@ -108,9 +109,7 @@ class Host:
 @pytest.fixture
 async def host() -> AsyncIterator[Host]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        host = Host(listener, port)
+        host = Host(listener)
         await host.node.running()
         yield host
         async with asyncio.timeout(5):
@@ -132,7 +131,7 @@ async def test_an_app_that_is_opened_while_its_session_ends_keeps_no_port(host: 
     host.engine.may_look.set()
     assert await opening == ENDED
     assert host.apps.kernels() == frozenset()
-    assert host.pool.take()
+    assert len(host.pool._free) == len(PORTS)
 
 
 async def test_a_stuck_app_can_be_stopped_and_gives_its_port_back(host: Host) -> None:
@@ -148,7 +147,7 @@ async def test_a_stuck_app_can_be_stopped_and_gives_its_port_back(host: Host) ->
             same = same + 1 if left == before else 0
         assert await host.ask("stop_app", name="stuck") is None
     writer.transport.abort()
-    assert host.pool.take()
+    assert len(host.pool._free) == len(PORTS)
     assert dict(host.apps._locks) == {}
 
 
