@@ -69,7 +69,8 @@ class Reached(MemoryEngine):
         self.target = target
         self.may_look = asyncio.Event()
         self.may_look.set()
-        self.asked = asyncio.Event()
+        self.asked, self.ending, self.may_end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.may_end.set()
 
     async def reach(self, identity: Identity, port: int) -> tuple[str, int]:
         self.asked.set()
@@ -84,6 +85,8 @@ class Reached(MemoryEngine):
         environ: Mapping[str, str] | None = None,
         terminal: bool = False,
     ) -> Exec:
+        self.ending.set()
+        await self.may_end.wait()
         return Done()
 
 
@@ -149,6 +152,19 @@ async def test_a_stuck_app_can_be_stopped_and_gives_its_port_back(host: Host) ->
     writer.transport.abort()
     assert len(host.pool._free) == len(PORTS)
     assert dict(host.apps._locks) == {}
+
+
+async def test_who_opens_an_app_that_is_being_ended_waits_for_its_end(host: Host) -> None:
+    host.engine.may_end.clear()
+    ending = asyncio.create_task(host.ask("stop_app", name="stuck"))
+    await host.engine.ending.wait()
+    opening = asyncio.create_task(host.ask("start_app", app=STUCK))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not host.engine.asked.is_set()
+    host.engine.may_end.set()
+    assert await ending is None
+    assert (await opening)["protocol"] == "tcp"
 
 
 async def test_terminals_that_are_opened_at_once_are_counted_too() -> None:
