@@ -40,6 +40,7 @@ CONNECT_TIMEOUT = 5.0
 BIND_ATTEMPTS = 20
 MARK = "PERIJOVE_APP"
 PTY = "pty"
+STOPPING = -1
 ENDING = ("TERMINATING", "TERMINATED")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _LOG = (
@@ -128,8 +129,10 @@ class Apps:
         if not _NAME.fullmatch(app.name):
             raise ValueError(f"app.name is {app.name!r}: letters, digits, '_', '-' and '.'")
         self._check_alive(identity)
+        async with self._lock(identity.kernel_id, app.name, STOPPING):
+            pass  # what is being ended is no app any more
         key = (identity.kernel_id, app.name, app.port)
-        async with self._locks.setdefault(key, asyncio.Lock()):
+        async with self._lock(*key):
             if app.protocol not in (PTY, PROGRAMS):
                 await self._ensure(identity, app)
             opened = self._opened.get(key)
@@ -161,11 +164,16 @@ class Apps:
     async def _stop_app(self, params: Mapping[str, Any]) -> None:
         identity = self.calls.running(params)
         name = str(params.get("name"))
-        for key in [each for each in self._opened if each[:2] == (identity.kernel_id, name)]:
-            async with self._locks.setdefault(key, asyncio.Lock()):
-                await self._close(key)
-        argv = ("sh", "-c", _END, "sh", f"{MARK}={_mark(identity, name)}")
-        await _output(await self.engine.execute(identity, argv))
+        async with self._lock(identity.kernel_id, name, STOPPING):
+            for key in [each for each in self._opened if each[:2] == (identity.kernel_id, name)]:
+                async with self._lock(*key):
+                    await self._close(key)
+            argv = ("sh", "-c", _END, "sh", f"{MARK}={_mark(identity, name)}")
+            await _output(await self.engine.execute(identity, argv))
+
+    def _lock(self, *key: *Key) -> asyncio.Lock:
+        """Held by who opens an app, or (port ``STOPPING``) ends it."""
+        return self._locks.setdefault(key, asyncio.Lock())
 
     async def _list_apps(self, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         kernel_id = self.calls.running(params).kernel_id
@@ -189,10 +197,8 @@ class Apps:
                 raise EngineError(str(error), retriable=True) from error
             try:
                 await relay.open(self.address, port)
-            except (
-                BaseException
-            ) as error:  # cancelled, or somebody else's: it comes last in the pool
-                self.pool.give_back(port)
+            except BaseException as error:
+                self.pool.give_back(port)  # where it comes last
                 if not isinstance(error, OSError):
                     raise
                 log.warning("port %d cannot be used for an app: %s", port, error)
@@ -301,12 +307,12 @@ async def _hang_up(writer: asyncio.StreamWriter) -> None:
 
 
 async def _output(program: Exec) -> bytes:
-    """All that a short program prints."""
+    """What a short program prints, or the end of it."""
     data = b""
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             while more := await program.read():
-                data += more
+                data = (data + more)[-CHUNK:]
     except TimeoutError:
         log.warning("a program of the agent in a kernel did not end in time")
     finally:

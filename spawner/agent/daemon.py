@@ -41,7 +41,6 @@ from spawner.agent.protocol import (
     REFUSED,
     Ack,
     Call,
-    Heartbeat,
     Hello,
     KernelReport,
     Message,
@@ -87,7 +86,7 @@ class AgentDaemon:
         self._tls = config.tls()
         self._changed: dict[str, KernelReport] = {}
         self._news = asyncio.Event()
-        self._kernels = Kernels(
+        self.kernels = Kernels(
             Surroundings(
                 engine=engine,
                 accelerators=accelerators,
@@ -101,25 +100,25 @@ class AgentDaemon:
             ),
             config.orphan_grace,
         )
-        self._calls = Calls(engine, self._kernels)
+        self.calls = Calls(engine, self.kernels)
         self.measuring = Measuring(
             engine,
-            self._kernels,
+            self.kernels,
             accelerators,
             folder=config.state_dir,
             interval=config.measure_interval,
-            running=self._calls.running,
+            running=self.calls.running,
             seen=lambda: self._apps.seen(),
         )
-        self._calls.offer("processes", self.measuring.processes)
+        self.calls.offer("processes", self.measuring.processes)
         self.hurry = asyncio.Event()
         """Set when the next sign of life should not wait: the images, or the engine's health, may be others."""
-        self._images = ImageTasks(engine, self._calls, self.hurry.set)
+        self._images = ImageTasks(engine, self.calls, self.hurry.set)
         self._leases = Leases(Path(config.state_dir) / "leases.json")
         pool = PortPool(parse_range(config.app_ports), config.app_port_rest)
-        self._apps = Apps(engine, self._calls, config.address, pool)
-        offer_inventory(self._calls, self._apps)
-        self._offering = Offering(engine, accelerators, self.hurry.set)
+        self._apps = Apps(engine, self.calls, config.address, pool)
+        offer_inventory(self.calls, self._apps)
+        self.offering = Offering(engine, accelerators, self.hurry.set)
 
     async def run(self) -> None:
         """Open the engine, adopt what is there, then serve the manager for ever."""
@@ -135,20 +134,20 @@ class AgentDaemon:
             }
         )
         try:
-            await self._offering.open()
-            await self._kernels.adopt(self._leases.fenced)
+            await self.offering.open()
+            await self.kernels.adopt(self._leases.fenced)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_events())
                 tasks.create_task(self._relist())
-                tasks.create_task(self._offering.watch())
+                tasks.create_task(self.offering.watch())
                 tasks.create_task(self._keep_leases())
                 tasks.create_task(self.measuring.run())
                 tasks.create_task(self._stay_connected())
         finally:
-            await self._offering.close()
+            await self.offering.close()
             await self._images.close()
             await self._apps.close()
-            await self._kernels.close()
+            await self.kernels.close()
             await self._engine.close()
 
     def _noticed(self, report: KernelReport) -> None:
@@ -157,12 +156,12 @@ class AgentDaemon:
         self._news.set()
         self._apps.noticed(report)
         if report.failure == REFUSED:  # what it was planned with is not what there is
-            self._offering.repeat()
+            self.offering.repeat()
 
     async def _admit(self, identity: Identity, shares: tuple[Share, ...]) -> None:
         """Raise ``Refused`` unless the node has room for ``shares`` of a run that begins."""
         devices = await self._accelerators.devices()
-        admission.check(shares, devices, self._kernels.held(identity))
+        admission.check(shares, devices, self.kernels.held(identity))
 
     async def _stay_connected(self) -> None:
         """Dial the manager again whenever the connection ends, with growing random pauses."""
@@ -214,16 +213,12 @@ class AgentDaemon:
             architecture=platform.machine(),
             engine=self._engine.name,
             address=self._config.address,
-            devices=self._offering.devices,
-            images=self._offering.images,
+            devices=self.offering.devices,
+            images=self.offering.images,
             max_containers=self._config.max_containers,
             slots=self._accelerators.slots(),
-            features=self._offering.features(),
+            features=self.offering.features(),
         )
-
-    async def heartbeat(self) -> Heartbeat:
-        """A sign of life, with what changed."""
-        return await self._offering.heartbeat()
 
     async def _follow_events(self) -> None:
         """Turn the engine's hints into looks; open the stream again when it ends."""
@@ -232,19 +227,19 @@ class AgentDaemon:
             try:
                 async for event in self._engine.events():
                     pause = 0.5
-                    self._kernels.look(event.identity.kernel_id)
+                    self.kernels.look(event.identity.kernel_id)
             except EngineError as error:
                 log.warning("no events from the engine: %s", error)
             await asyncio.sleep(pause)
             pause = min(LONGEST_DEAF, pause * 2)
-            self._kernels.look()
+            self.kernels.look()
 
     async def _relist(self) -> None:
         """The slow tick: look at everything, sweep orphans."""
         while True:
             await asyncio.sleep(self._config.relist_interval)
             try:
-                await self._kernels.sweep(time.monotonic())
+                await self.kernels.sweep(time.monotonic())
             except (EngineError, OSError) as error:
                 log.warning("cleaning up failed: %s", error)
 
@@ -252,7 +247,7 @@ class AgentDaemon:
         """End what may go on elsewhere when the manager was not heard of for too long."""
         while True:
             for kernel_id in self._leases.over():
-                epoch = self._kernels.fence(kernel_id)
+                epoch = self.kernels.fence(kernel_id)
                 if epoch is not None:
                     self._leases.fence(kernel_id, epoch)
             await asyncio.sleep(leases.LOOK_EVERY)
@@ -260,21 +255,11 @@ class AgentDaemon:
     def wanted(self, wanted: Wanted) -> list[KernelReport]:
         """The manager's word: leases begin anew, reality is made to match."""
         self._leases.renew(wanted)
-        return self._kernels.apply(wanted, time.monotonic())
+        return self.kernels.apply(wanted, time.monotonic())
 
     def keeper(self, deployment: str) -> NetworkKeeper:
         """Keeps the networks that the manager wants, for one connection."""
         return NetworkKeeper(self._engine, deployment, self._config.relist_interval)
-
-    @property
-    def calls(self) -> Calls:
-        """Answers to the manager's questions."""
-        return self._calls
-
-    @property
-    def kernels(self) -> Kernels:
-        """The kernels of this node."""
-        return self._kernels
 
     async def changed(self) -> tuple[KernelReport, ...]:
         """Wait for reports that the manager has not been sent yet: the newest of each kernel."""
@@ -395,7 +380,7 @@ class _Conversation:
                 async with asyncio.timeout(interval):
                     await changed.wait()
             changed.clear()
-            await self._send(await self._daemon.heartbeat())
+            await self._send(await self._daemon.offering.heartbeat())
             self._daemon.metrics.beat()
 
     async def _send(self, message: Message) -> None:

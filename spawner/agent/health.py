@@ -53,17 +53,21 @@ async def follow(
     where: Callable[[], Awaitable[Endpoint | None]],
     check: HealthCheck,
     tell: Callable[[bool, str], None],
+    patience: float = 0.0,
 ) -> None:
     """Probe for ever what ``where`` finds; tell each time what is known: after ``max_failures`` in a row
-    it is not well."""
-    failures, endpoint = 0, None
+    it is not well. For ``patience`` seconds a service that never was well is starting, and no failure counts."""
+    loop = asyncio.get_running_loop()
+    failures, endpoint, started_by = 0, None, loop.time() + patience
     while True:
         endpoint = endpoint or await where()
         wrong = await probe(endpoint, check)
-        failures = 0 if wrong is None else failures + 1
         if wrong is None:
+            failures, started_by = 0, loop.time()
             tell(True, "")
-        elif failures >= check.max_failures:
+        elif loop.time() >= started_by:
+            failures += 1
+        if failures >= check.max_failures:
             times = "once" if check.max_failures == 1 else f"{check.max_failures} times in a row"
             tell(False, f"its health check failed {times}: {wrong}")
         await asyncio.sleep(check.interval)

@@ -13,6 +13,8 @@ from spawner.agent.engines.base import EngineError, EngineState, Identity
 from spawner.agent.protocol import KernelReport, KernelSpec, Share, Wanted
 from spawner.agent.runner import KernelRunner, Surroundings
 
+REMEMBERED = 10_000
+"""Kernels that are gone and whose epochs are known, in case that an older word of them comes late."""
 log = logging.getLogger(__name__)
 
 
@@ -78,9 +80,9 @@ class Kernels:
                 self._unknown_since.pop(kernel_id, None)
             else:
                 self._unknown_since.setdefault(kernel_id, now)
-        # No older word can follow one that names a kernel no more.
-        known = named | self._runners.keys()
-        self._highest = {each: epoch for each, epoch in self._highest.items() if each in known}
+        gone = [each for each in self._highest if each not in named and each not in self._runners]
+        for kernel_id in gone[: max(0, len(gone) - REMEMBERED)]:
+            del self._highest[kernel_id]
         return answers
 
     def look(self, kernel_id: str | None = None) -> None:
@@ -97,7 +99,6 @@ class Kernels:
         runner = self._runners.get(kernel_id)
         if runner is None or not runner.fence():
             return None
-        log.warning("kernel %s: its lease is over, ending it", kernel_id)
         return runner.identity.epoch
 
     async def acknowledge(self, reports: Iterable[KernelReport]) -> None:
@@ -143,8 +144,9 @@ class Kernels:
             try:
                 await self._around.engine.stop(identity, self._around.stop_grace)
                 await self._around.engine.remove(identity)
-            except (EngineError, OSError) as error:  # the others need not stay for it
+            except (EngineError, OSError) as error:
                 log.warning("%s cannot be removed yet: %s", identity, error)
+                await self._around.engine.ping()  # the others need not stay, if the engine is well
             else:
                 self._strays.discard(identity)
 
@@ -155,6 +157,7 @@ class Kernels:
     async def close(self) -> None:
         """Stop watching; kernels go on."""
         await asyncio.gather(*(runner.close() for runner in self._runners.values()))
+        self._around.mounting.shutdown(wait=False, cancel_futures=True)
 
     def _want(self, spec: KernelSpec) -> None:
         if spec.epoch < self._highest.get(spec.kernel_id, 0):

@@ -63,6 +63,7 @@ class Leases:
     def fence(self, kernel_id: str, epoch: int) -> None:
         """Note that a run is being ended because its lease is over."""
         if self._fenced.get(kernel_id) != epoch:
+            log.warning("kernel %s: its lease is over, ending it", kernel_id)
             self._fenced[kernel_id] = epoch
             self._write()
 

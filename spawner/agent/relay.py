@@ -70,7 +70,8 @@ class Relay:
             finally:
                 self._strangers -= 1
             if not admitted:
-                log.warning("somebody without the token of an app was refused")
+                who = writer.get_extra_info("peername")
+                log.warning("somebody at %s without the token of an app was refused", who)
                 writer.write(preamble.refusal("wrong token"))
                 return
             self.connections += 1

@@ -11,14 +11,23 @@ import contextlib
 import functools
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from spawner.accelerators.registry import Accelerators, PluginError
 from spawner.agent import health
 from spawner.agent.admission import Refused
-from spawner.agent.engines.base import Endpoint, Engine, EngineError, EngineState, Identity
+from spawner.agent.engines.base import (
+    BoundMount,
+    Endpoint,
+    Engine,
+    EngineError,
+    EngineState,
+    Identity,
+)
 from spawner.agent.mounts import resolve_mounts
 from spawner.agent.protocol import REFUSED, KernelReport, KernelSpec, Share
 
@@ -31,6 +40,8 @@ LOOK_EVERY = 2.0
 """Seconds after which a starting kernel is looked at without a hint that something happened to it."""
 AT_ONCE = min(8, 2 * (os.cpu_count() or 2))
 """Containers that are created at a time. More would not be there sooner, but the first ones later."""
+MOUNT_PATIENCE = 30.0
+"""Seconds that volumes have to tell where folders are."""
 RETRIES = 5
 RETRY_PAUSE = 0.5
 """Seconds before the first repetition; twice as many before each further one."""
@@ -61,6 +72,10 @@ class Surroundings:
     last_stat: Callable[[Identity], dict[str, Any]] = lambda identity: {}
     """What was measured of a run last."""
     creating: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    mounting: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(AT_ONCE, "mounting")
+    )
+    """Threads that a volume which does not answer may keep; nothing else of the agent needs them."""
 
 
 class KernelRunner:
@@ -211,7 +226,7 @@ class KernelRunner:
         self._admitted = True
         self._say("PREPARING", progress="preparing the image and the folders")
         await self._persist(lambda: self._have_image(spec))
-        mounts = await asyncio.to_thread(resolve_mounts, spec.mounts, around.volumes)
+        mounts = await self._mounts(spec)
         limits = around.accelerators.limits(spec.shares, spec.shm_bytes, around.max_pids)
         async with around.creating:
             self._say("CREATING", progress="creating the container")
@@ -233,6 +248,20 @@ class KernelRunner:
         healthy = None if spec.health is None else True
         self._say("RUNNING", progress="running", healthy=healthy, **self._reached(state))
         return state
+
+    async def _mounts(self, spec: KernelSpec) -> tuple[BoundMount, ...]:
+        """Where its folders are. Raises ``EngineError``, also when a volume does not answer."""
+        if not spec.mounts:
+            return ()
+        resolve = functools.partial(resolve_mounts, spec.mounts, self._around.volumes)
+        try:
+            async with asyncio.timeout(MOUNT_PATIENCE):
+                return await asyncio.get_running_loop().run_in_executor(
+                    self._around.mounting, resolve
+                )
+        except TimeoutError as error:
+            names = ", ".join(sorted({mount.volume for mount in spec.mounts}))
+            raise EngineError(f"no answer of the node's volumes {names} in time") from error
 
     async def _have_image(self, spec: KernelSpec) -> None:
         async for sentence in self._around.engine.ensure_image(spec.image, spec.pull):
@@ -406,7 +435,10 @@ class KernelRunner:
             return
         if state.phase == "running" and not self.ended:
             where = functools.partial(_main, self._around.engine, state, spec)
-            work = health.follow(where, spec.health, self._tell_health)
+            patience = 0.0  # an earlier agent may not have seen it answer yet
+            if self.report.healthy is None and state.started_at is not None:
+                patience = state.started_at + spec.start_timeout - time.time()
+            work = health.follow(where, spec.health, self._tell_health, patience)
             self._prober = asyncio.create_task(work, name=f"health-{self.identity.kernel_id}")
 
     def _stop_probing(self) -> None:

@@ -108,7 +108,7 @@ async def test_an_engine_that_falls_ill_before_the_welcome_is_told_of(
         if isinstance(message, Hello):
             engine.well = False
             async with asyncio.timeout(5):
-                while not made._offering._unwell:
+                while not made.offering._unwell:
                     await asyncio.sleep(0.01)
         elif isinstance(message, Heartbeat):
             told.append(message.features)

@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 
 from spawner.agent import preamble
-from spawner.agent.apps import Apps
+from spawner.agent.apps import Apps, _output
 from spawner.agent.calls import Calls
 from spawner.agent.engines.base import Exec, Identity
 from spawner.agent.ports import PortPool
 from spawner.agent.protocol import Call
-from spawner.agent.relay import Relay
+from spawner.agent.relay import CHUNK, Relay
 from spawner.agent.terminals import MOST, Terminals
 from tests.harness.engine import MemoryEngine
 from tests.unit.agent.test_kernels import DRAINED, IDENTITY, SPEC, Node
 
 SHELL = {"name": "terminal", "protocol": "pty", "port": 0}
 STUCK = {"name": "stuck", "protocol": "tcp", "port": 8090}
+PORTS = range(31300, 31320)
 ENDED = "the session has ended"
 
 
@@ -44,6 +45,22 @@ class Done(Exec):
         return 0
 
 
+class Babbling(Done):
+    """A program that printed far too much."""
+
+    left = 1000
+
+    async def read(self) -> bytes:
+        self.left -= 1
+        return b"x" * CHUNK if self.left > 0 else b"the end" if self.left == 0 else b""
+
+
+async def test_of_what_an_app_printed_only_the_end_is_read() -> None:
+    told = await _output(Babbling())
+    assert told.endswith(b"the end")
+    assert len(told) <= CHUNK
+
+
 class Reached(MemoryEngine):
     """Every port of its kernels is ``target``, once somebody may look."""
 
@@ -52,7 +69,8 @@ class Reached(MemoryEngine):
         self.target = target
         self.may_look = asyncio.Event()
         self.may_look.set()
-        self.asked = asyncio.Event()
+        self.asked, self.ending, self.may_end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.may_end.set()
 
     async def reach(self, identity: Identity, port: int) -> tuple[str, int]:
         self.asked.set()
@@ -67,17 +85,19 @@ class Reached(MemoryEngine):
         environ: Mapping[str, str] | None = None,
         terminal: bool = False,
     ) -> Exec:
+        self.ending.set()
+        await self.may_end.wait()
         return Done()
 
 
 class Host:
-    """A kernel whose apps lead to a listener that never reads; a port for one relay."""
+    """A kernel whose apps lead to a listener that never reads."""
 
-    def __init__(self, listener: socket.socket, port: int) -> None:
+    def __init__(self, listener: socket.socket) -> None:
         self.engine = Reached(listener.getsockname())
         self.node = Node(self.engine)
         self.calls = Calls(self.engine, self.node.kernels)
-        self.pool = PortPool(range(port, port + 1), 0.0)
+        self.pool = PortPool(PORTS, 0.0)
         self.apps = Apps(self.engine, self.calls, "127.0.0.1", self.pool)
 
     async def ask(self, method: str, **params: Any) -> Any:
@@ -92,9 +112,7 @@ class Host:
 @pytest.fixture
 async def host() -> AsyncIterator[Host]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        host = Host(listener, port)
+        host = Host(listener)
         await host.node.running()
         yield host
         async with asyncio.timeout(5):
@@ -116,7 +134,7 @@ async def test_an_app_that_is_opened_while_its_session_ends_keeps_no_port(host: 
     host.engine.may_look.set()
     assert await opening == ENDED
     assert host.apps.kernels() == frozenset()
-    assert host.pool.take()
+    assert len(host.pool._free) == len(PORTS)
 
 
 async def test_a_stuck_app_can_be_stopped_and_gives_its_port_back(host: Host) -> None:
@@ -132,8 +150,21 @@ async def test_a_stuck_app_can_be_stopped_and_gives_its_port_back(host: Host) ->
             same = same + 1 if left == before else 0
         assert await host.ask("stop_app", name="stuck") is None
     writer.transport.abort()
-    assert host.pool.take()
+    assert len(host.pool._free) == len(PORTS)
     assert dict(host.apps._locks) == {}
+
+
+async def test_who_opens_an_app_that_is_being_ended_waits_for_its_end(host: Host) -> None:
+    host.engine.may_end.clear()
+    ending = asyncio.create_task(host.ask("stop_app", name="stuck"))
+    await host.engine.ending.wait()
+    opening = asyncio.create_task(host.ask("start_app", app=STUCK))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not host.engine.asked.is_set()
+    host.engine.may_end.set()
+    assert await ending is None
+    assert (await opening)["protocol"] == "tcp"
 
 
 async def test_terminals_that_are_opened_at_once_are_counted_too() -> None:

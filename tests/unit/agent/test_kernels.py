@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
@@ -10,10 +12,18 @@ import pytest
 from msgspec import structs
 
 from spawner.accelerators.registry import Accelerators
-from spawner.agent import runner
+from spawner.agent import kernels, runner
 from spawner.agent.engines.base import BoundMount, EngineError, EngineState, Identity, Limits
 from spawner.agent.kernels import Kernels
-from spawner.agent.protocol import HealthCheck, ImagePull, KernelReport, KernelSpec, Wanted
+from spawner.agent.protocol import (
+    HealthCheck,
+    ImagePull,
+    KernelReport,
+    KernelSpec,
+    Mount,
+    Port,
+    Wanted,
+)
 from spawner.agent.runner import Surroundings
 from tests.harness.engine import MemoryEngine
 
@@ -313,7 +323,13 @@ async def test_the_health_of_an_adopted_kernel_is_followed(node: Begin) -> None:
 
 
 class Clinging(MemoryEngine):
-    """Cannot remove one of its kernels, and asks for it first."""
+    """Cannot remove one of its kernels."""
+
+    well = True
+
+    async def ping(self) -> None:
+        if not self.well:
+            raise EngineError("it does not answer")
 
     async def remove(self, identity: Identity) -> None:
         if identity.kernel_id == "clinging":
@@ -330,17 +346,24 @@ async def test_a_stray_that_cannot_be_removed_does_not_keep_the_others(node: Beg
     await here.kernels.sweep(0.0)
     await here.kernels.sweep(0.0)
     assert [each.kernel_id for each in engine.states] == ["clinging"]
+    engine.well = False
+    with pytest.raises(EngineError, match="does not answer"):
+        await here.kernels.sweep(0.0)
 
 
-async def test_nothing_is_kept_of_kernels_that_are_gone(node: Begin) -> None:
+async def test_of_kernels_that_are_gone_the_newest_are_known(
+    node: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "REMEMBERED", 2)
     here = await node(MemoryEngine()).running()
     here.apply(DRAINED)
     ended = await here.until("TERMINATED")
     await here.kernels.acknowledge([ended])
     here.apply(WANTED)  # sent before the manager heard of the end
     assert here.engine.calls.count("create") == 1
+    here.apply(Wanted((), (("two", 1), ("three", 1))))
     here.apply(Wanted((), ()))
-    assert here.kernels._highest == {}
+    assert here.kernels._highest == {"two": 2, "three": 2}
 
 
 class Broken(MemoryEngine):
@@ -372,3 +395,72 @@ async def test_a_run_ends_though_its_files_are_out_of_reach(node: Begin) -> None
     engine.broken = False
     await here.kernels.sweep(0.0)
     assert engine.states == {}
+
+
+@pytest.mark.parametrize(("since", "healthy"), [(0.0, True), (3600.0, False)])
+async def test_a_service_that_was_still_starting_when_its_agent_ended_is_not_ill(
+    node: Begin, since: float, healthy: bool
+) -> None:
+    engine = Reached()
+    begun = time.time() - since
+    engine.states[IDENTITY] = EngineState(IDENTITY, "running", "c", (), (), begun)
+    here = node(engine)
+    await here.kernels.adopt()
+    check = HealthCheck(interval=0.0, max_failures=1)
+    port = Port("serve", 8000)
+    wanted = structs.replace(SPEC, health=check, ports=(port,), session_type="inference")
+    here.apply(Wanted((wanted,), ()))
+    async with asyncio.timeout(5):
+        while (report := await here.reports.get()).healthy is None:
+            pass
+    assert report.healthy is healthy
+    here.apply(DRAINED)
+    await here.until("TERMINATED")
+    await engine.close()
+
+
+class Reached(MemoryEngine):
+    """Its kernels can be reached from the third time on that they are asked for, and serve then."""
+
+    server: asyncio.Server | None = None
+
+    async def reach(self, identity: Identity, port: int) -> tuple[str, int]:
+        self.calls.append("reach")
+        if self.calls.count("reach") < 3:
+            raise EngineError("it has no address yet")
+        if self.server is None:
+            self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        host, number = self.server.sockets[0].getsockname()
+        return host, number
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        writer.close()
+
+    async def close(self) -> None:
+        if self.server is not None:
+            self.server.close()
+
+
+async def test_a_volume_that_does_not_answer_keeps_its_own_sessions_only(
+    node: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(runner, "MOUNT_PATIENCE", 0.05)
+    monkeypatch.setattr(runner, "resolve_mounts", lambda *_: over.wait(20))
+    here = node(MemoryEngine())
+    try:
+        stuck = structs.replace(SPEC, mounts=(Mount("nas", "home", "/home/work"),))
+        every = [structs.replace(stuck, kernel_id=str(n)) for n in range(40)]
+        here.apply(Wanted((*every, SPEC), ()))
+        reports: dict[str, str] = {}
+        async with asyncio.timeout(5):
+            while len(reports) < 40:
+                if (report := await here.reports.get()).status == "TERMINATED":
+                    reports[report.kernel_id] = report.progress
+            assert await asyncio.to_thread(lambda: True), "others have threads"
+        assert set(reports.values()) == {"no answer of the node's volumes nas in time"}
+        assert here.engine.states[IDENTITY].phase == "running"
+    finally:
+        over.set()
