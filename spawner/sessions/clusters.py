@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.sshkeys import new_pair
 from spawner.agent.protocol import Cluster, File, Network
-from spawner.sessions.states import HOLDS, Status
+from spawner.sessions.limits import LIVE
+from spawner.sessions.states import Status
 from spawner.sessions.swarms import networks_of
 from spawner.sessions.tables import AgentRow, DeploymentRow, KernelRow, SessionRow
 from store.database import Store
@@ -35,7 +36,6 @@ CONFIG = "/home/config"
 NETWORK = "network"
 """Where a kernel's ``spec`` keeps the network of its present run."""
 CPU = 1_000_000
-_LIVE = [status.value for status in HOLDS]
 
 
 def hostnames(size: int) -> tuple[str, ...]:
@@ -220,7 +220,7 @@ async def wanted_networks(db: AsyncSession, agent_id: str) -> tuple[Network, ...
     rows = await db.execute(
         select(SessionRow.id, KernelRow.agent_id, KernelRow.spec)
         .join(KernelRow, KernelRow.session_id == SessionRow.id)
-        .where(SessionRow.cluster_size > 1, KernelRow.status.in_(_LIVE))
+        .where(SessionRow.cluster_size > 1, KernelRow.status.in_(LIVE))
     )
     found: dict[str, Network] = {}
     swarms: Mapping[str, frozenset[str]] | None = None

@@ -42,7 +42,7 @@ from spawner.sessions.image_rows import (
     usable_by,
 )
 from spawner.sessions.registration import ALIVE
-from spawner.sessions.states import FINAL, Status
+from spawner.sessions.states import Status
 from spawner.sessions.tables import (
     AgentRow,
     CommitRow,
@@ -58,7 +58,6 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 LONGEST = dt.timedelta(hours=1)
 """After it, a commit of which its node has told nothing holds up no other."""
 LABEL_LABEL = "ai.perijove.label"
-ENDED = [status.value for status in FINAL]
 _SHOWN = 80
 
 log = logging.getLogger(__name__)
@@ -177,7 +176,7 @@ class ImageService:
                     raise NotFound("image", f"you have no image {name[:_SHOWN]!r}")
                 require(principal, Scope.ADMIN)
             users = select(func.count(KernelRow.session_id.distinct())).where(
-                KernelRow.image == name, KernelRow.status.not_in(ENDED)
+                KernelRow.image == name, KernelRow.status.not_in(queries.ENDED)
             )
             count = await db.scalar(users)
             if count:

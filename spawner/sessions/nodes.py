@@ -16,9 +16,10 @@ from authenticator.tables import UserRow
 from spawner.agent.protocol import UNWELL
 from spawner.sessions import degraded, steps
 from spawner.sessions.durations import seconds_of
+from spawner.sessions.limits import LIVE
 from spawner.sessions.registration import ALIVE, LOST, REMOVED, sessions_on
 from spawner.sessions.requests import AgentSession, AgentView
-from spawner.sessions.states import FINAL, HOLDS, Status, Target
+from spawner.sessions.states import FINAL, Status, Target
 from spawner.sessions.tables import (
     AgentDeviceRow,
     AgentRow,
@@ -148,12 +149,11 @@ class NodeService:
         for device in await db.scalars(select(AgentDeviceRow).order_by(*order)):
             devices[device.agent_id].append(device)
         held: dict[str, list[AgentSession]] = defaultdict(list)
-        live = [status.value for status in HOLDS]
         rows = await db.execute(
             select(KernelRow, SessionRow, UserRow.username)
             .join(SessionRow, SessionRow.id == KernelRow.session_id)
             .join(UserRow, UserRow.id == SessionRow.owner_id)
-            .where(KernelRow.status.in_(live))
+            .where(KernelRow.status.in_(LIVE))
             .order_by(SessionRow.created_at)
         )
         for kernel, session, owner in rows:
@@ -197,12 +197,9 @@ async def drained(db: AsyncSession) -> list[str]:
     """Nodes that are being emptied and still hold something."""
     query = select(AgentRow.id).where(
         AgentRow.drain.is_not(None),
-        AgentRow.id.in_(select(KernelRow.agent_id).where(KernelRow.status.in_(_LIVE))),
+        AgentRow.id.in_(select(KernelRow.agent_id).where(KernelRow.status.in_(LIVE))),
     )
     return list(await db.scalars(query))
-
-
-_LIVE = [status.value for status in HOLDS]
 
 
 def _note(change: Change, row: AgentRow, cause: str) -> None:
@@ -218,7 +215,7 @@ async def _row(db: AsyncSession, agent_id: str) -> AgentRow:
 
 
 async def _held(db: AsyncSession, agent_id: str) -> list[KernelRow]:
-    query = select(KernelRow).where(KernelRow.agent_id == agent_id, KernelRow.status.in_(_LIVE))
+    query = select(KernelRow).where(KernelRow.agent_id == agent_id, KernelRow.status.in_(LIVE))
     return list(await db.scalars(query))
 
 
