@@ -71,7 +71,7 @@ async def test_they_are_kept_changed_and_forgotten(dotfiles: DotfileService, min
     [
         *("", "/", "/etc/passwd", "../x", "a/../b", "./a", "a//b", "a/", "a\nb", "x" * 256),
         *("a/" * 512 + "a", ".ssh", ".config", "/home/work/.ssh/authorized_keys"),
-        ".local/state/perijove/dotfiles/x",
+        *(".local/state/perijove/dotfiles/x", ".local/state", ".ssh/authorized_keys/x"),
     ],
 )
 async def test_paths_that_are_none(dotfiles: DotfileService, mine: Owner, path: str) -> None:
