@@ -38,6 +38,7 @@ from authenticator.tables import (
     UserRow,
 )
 from store.database import Store
+from store.making import make_missing
 
 DEFAULT = "default"
 """Name of the domain, the project and the policies that bootstrap makes."""
@@ -140,7 +141,7 @@ class IdentityService:
             if await session.get(ProjectPolicyRow, DEFAULT) is None:
                 session.add(ProjectPolicyRow(name=DEFAULT, created_at=now))
 
-        await self._store.write(work)
+        await make_missing(self._store, work)
 
     async def create_user(
         self,

@@ -5,7 +5,6 @@ The main container is ``main1``, the others ``sub1``, ``sub2``, ...; ranks count
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import datetime as dt
 import uuid
@@ -13,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.sshkeys import new_pair
@@ -23,6 +21,7 @@ from spawner.sessions.states import Status
 from spawner.sessions.swarms import networks_of
 from spawner.sessions.tables import AgentRow, DeploymentRow, KernelRow, SessionRow
 from store.database import Store
+from store.making import make_missing
 
 MAIN, SUB = "main", "sub"
 SSH_PORT = 2200
@@ -267,7 +266,6 @@ async def deployment_id(store: Store, now: dt.datetime) -> str:
 
     found = await store.read(look)
     if found is None:
-        with contextlib.suppress(IntegrityError):  # another manager made it at the same time
-            await store.write(make)
+        await make_missing(store, make)
         found = await store.read(look)
     return str(found)
