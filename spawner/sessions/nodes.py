@@ -31,6 +31,8 @@ from spawner.sessions.tables import (
 from spawner.sessions.transitions import Change, Journal
 from spawner.sessions.wishes import wishes_of
 
+EMPTIED = "its node is being emptied"
+"""What owners of sessions are told that may go on until their node's grace is over."""
 Views = list[AgentView]
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,9 @@ class NodeService:
             row = await _row(change.db, agent_id)
             if row.schedulable is not schedulable or row.drain is not None:
                 row.schedulable = schedulable
-                row.drain = None if schedulable else row.drain
+                if schedulable and row.drain is not None:
+                    row.drain = None
+                    await _stay(change, agent_id)
                 word = "opened for" if schedulable else "closed to"
                 _note(change, row, f"{word} new sessions by {principal.username}")
 
@@ -187,10 +191,18 @@ async def empty(change: Change, row: AgentRow) -> None:
             await steps.step(change, held, kernels)
         else:
             when = "" if deadline is None else f": it ends at {deadline[:16].replace('T', ' ')} UTC"
-            told = f"its node is being emptied{when}"
+            told = f"{EMPTIED}{when}"
             if held.status_info != told:
                 held.status_info = told
                 change.note(held, told)
+
+
+async def _stay(change: Change, agent_id: str) -> None:
+    """The node is not emptied after all: whoever was told that a session ends learns that it does not."""
+    for session in await sessions_on(change, agent_id):
+        if session.status_info.startswith(EMPTIED) and session.target == Target.RUNNING:
+            session.status_info = "its node is not being emptied any more"
+            change.note(session, session.status_info)
 
 
 async def drained(db: AsyncSession) -> list[str]:
