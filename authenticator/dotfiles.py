@@ -27,9 +27,10 @@ MAX_SCRIPT = 16 * 1024
 """Bytes of a bootstrap script; an agent is told those of all its starting kernels at once."""
 MAX_PATH = 1024
 PERMISSION = re.compile(r"[4-7][0-7]{2}", re.ASCII)
-RESERVED = (".terminfo", ".jupyter", ".ssh", ".ssh/authorized_keys", ".local", ".config")
-"""Folders that programs need as folders, and the file that says who may come in."""
-RESERVED_FOLDER = ".local/state/perijove"
+RESERVED = (".terminfo", ".jupyter", ".ssh", ".local", ".config")
+"""Folders that programs need as folders."""
+CLOSED = (".ssh/authorized_keys", ".local/state/perijove")
+"""The file that says who may come in, and a folder of the platform: nothing is put there or beneath."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 _SHOWN = 80
 
@@ -207,8 +208,8 @@ def canonical(path: str) -> str:
 def checked(given: Dotfile) -> Dotfile:
     """``given`` with its path in one form. Raises ``InvalidParameters``."""
     path = canonical(given.path)
-    if path in RESERVED or path == RESERVED_FOLDER or _nested(RESERVED_FOLDER, path):
-        reserved = ", ".join((*RESERVED, f"{RESERVED_FOLDER}/*"))
+    if path in RESERVED + CLOSED or any(_nested(each, path) for each in CLOSED):
+        reserved = ", ".join(RESERVED + CLOSED)
         told = f"{path!r} is reserved for the platform, as are {reserved}"
         raise InvalidParameters({"path": told})
     if not PERMISSION.fullmatch(given.permission):

@@ -38,6 +38,7 @@ from authenticator.tables import (
     UserRow,
 )
 from store.database import Store
+from store.making import make_missing
 
 DEFAULT = "default"
 """Name of the domain, the project and the policies that bootstrap makes."""
@@ -140,7 +141,7 @@ class IdentityService:
             if await session.get(ProjectPolicyRow, DEFAULT) is None:
                 session.add(ProjectPolicyRow(name=DEFAULT, created_at=now))
 
-        await self._store.write(work)
+        await make_missing(self._store, work)
 
     async def create_user(
         self,
@@ -308,36 +309,6 @@ class IdentityService:
             return user
 
         return await self._store.write(work)
-
-    async def projects_of(self, user_id: uuid.UUID) -> list[ProjectRow]:
-        """The active projects a user belongs to; the default one first, then by name."""
-
-        async def work(session: AsyncSession) -> list[ProjectRow]:
-            query = (
-                select(ProjectRow)
-                .join(MembershipRow, MembershipRow.project_id == ProjectRow.id)
-                .where(MembershipRow.user_id == user_id, ProjectRow.is_active)
-                .order_by(ProjectRow.name != DEFAULT, ProjectRow.name)
-            )
-            return list((await session.scalars(query)).all())
-
-        return await self._store.read(work)
-
-    async def policy_of(self, access_key: str) -> KeyPairPolicyRow:
-        """The policy of a key pair; raises ``NotFound``."""
-
-        async def work(session: AsyncSession) -> KeyPairPolicyRow | None:
-            query = (
-                select(KeyPairPolicyRow)
-                .join(KeyPairRow, KeyPairRow.policy == KeyPairPolicyRow.name)
-                .where(KeyPairRow.access_key == access_key)
-            )
-            return (await session.scalars(query)).one_or_none()
-
-        policy = await self._store.read(work)
-        if policy is None:
-            raise NotFound("key pair")
-        return policy
 
     async def _find(self, condition: ColumnElement[bool]) -> UserRow | None:
         async def work(session: AsyncSession) -> UserRow | None:

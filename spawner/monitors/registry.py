@@ -251,8 +251,8 @@ class _Handler(logging.Handler):
                 setattr(exception, TOLD, True)
         try:
             message = record.getMessage()
-        except Exception as failed:  # noqa: BLE001 - whatever an argument does that is to be told
-            message = f"{record.msg} (its arguments cannot be told: {type(failed).__name__})"
+        except Exception as wrong:  # noqa: BLE001 - whatever an argument does that is to be told
+            message = f"{record.msg} ({type(wrong).__name__} in its arguments)"
         error = LoggedError(message, str(record.msg), record.name, exception)
         for catcher in self._catchers:
             catcher.put(error)

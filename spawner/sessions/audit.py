@@ -22,8 +22,9 @@ from authenticator.tables import UserRow
 from spawner.agent.protocol import FoundRun, Inventory, Share
 from spawner.sessions import clusters
 from spawner.sessions.agents import AgentRegistry
+from spawner.sessions.limits import LIVE
 from spawner.sessions.registration import ALIVE, REMOVED
-from spawner.sessions.states import HOLDS, Status
+from spawner.sessions.states import Status
 from spawner.sessions.tables import AgentRow, AllocationRow, KernelRow, LostRunRow, SessionRow
 from store.database import Store
 
@@ -128,8 +129,7 @@ async def _read(db: AsyncSession) -> tuple[dict[str, _Node], tuple[Route, ...]]:
         row.id: _Node(row.status)
         for row in await db.scalars(select(AgentRow).where(AgentRow.status != REMOVED))
     }
-    held = [status.value for status in HOLDS]
-    for kernel in await db.scalars(select(KernelRow).where(KernelRow.status.in_(held))):
+    for kernel in await db.scalars(select(KernelRow).where(KernelRow.status.in_(LIVE))):
         if kernel.agent_id in nodes:
             nodes[kernel.agent_id].kernels[str(kernel.id), kernel.epoch] = kernel
     for lost in await db.scalars(select(LostRunRow)):
@@ -148,12 +148,11 @@ async def _read(db: AsyncSession) -> tuple[dict[str, _Node], tuple[Route, ...]]:
 
 async def _routes(db: AsyncSession) -> tuple[Route, ...]:
     main: dict[uuid.UUID, tuple[SessionRow, str, KernelRow]] = {}
-    live = [status.value for status in HOLDS]
     query = (
         select(SessionRow, UserRow.username, KernelRow)
         .join(UserRow, UserRow.id == SessionRow.owner_id)
         .join(KernelRow, KernelRow.session_id == SessionRow.id)
-        .where(KernelRow.cluster_role == "main", SessionRow.status.in_(live))
+        .where(KernelRow.cluster_role == "main", SessionRow.status.in_(LIVE))
         .order_by(SessionRow.created_at)
     )
     for session, owner, kernel in await db.execute(query):

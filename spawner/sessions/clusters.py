@@ -5,7 +5,6 @@ The main container is ``main1``, the others ``sub1``, ``sub2``, ...; ranks count
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import datetime as dt
 import uuid
@@ -13,15 +12,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from authenticator.sshkeys import new_pair
 from spawner.agent.protocol import Cluster, File, Network
-from spawner.sessions.states import HOLDS, Status
+from spawner.sessions.limits import LIVE
+from spawner.sessions.states import Status
 from spawner.sessions.swarms import networks_of
 from spawner.sessions.tables import AgentRow, DeploymentRow, KernelRow, SessionRow
 from store.database import Store
+from store.making import make_missing
 
 MAIN, SUB = "main", "sub"
 SSH_PORT = 2200
@@ -35,7 +35,6 @@ CONFIG = "/home/config"
 NETWORK = "network"
 """Where a kernel's ``spec`` keeps the network of its present run."""
 CPU = 1_000_000
-_LIVE = [status.value for status in HOLDS]
 
 
 def hostnames(size: int) -> tuple[str, ...]:
@@ -220,7 +219,7 @@ async def wanted_networks(db: AsyncSession, agent_id: str) -> tuple[Network, ...
     rows = await db.execute(
         select(SessionRow.id, KernelRow.agent_id, KernelRow.spec)
         .join(KernelRow, KernelRow.session_id == SessionRow.id)
-        .where(SessionRow.cluster_size > 1, KernelRow.status.in_(_LIVE))
+        .where(SessionRow.cluster_size > 1, KernelRow.status.in_(LIVE))
     )
     found: dict[str, Network] = {}
     swarms: Mapping[str, frozenset[str]] | None = None
@@ -267,7 +266,6 @@ async def deployment_id(store: Store, now: dt.datetime) -> str:
 
     found = await store.read(look)
     if found is None:
-        with contextlib.suppress(IntegrityError):  # another manager made it at the same time
-            await store.write(make)
+        await make_missing(store, make)
         found = await store.read(look)
     return str(found)

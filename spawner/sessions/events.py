@@ -40,8 +40,7 @@ KERNEL_EVENTS: dict[Status, str] = {
     Status.ERROR: "kernel_terminated",
 }
 CALLBACK_EVENTS = frozenset({
-    "enqueued", "scheduled", "preparing", "started", "cancelled", "terminating", "terminated",
-    "success", "failure",
+    "enqueued", "scheduled", "started", "cancelled", "terminating", "terminated", "success", "failure",
 })  # fmt: skip
 """What callbacks tell, as Backend.AI does, without ``session_``."""
 

@@ -13,8 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from spawner.scheduler.model import DeviceShare, KernelPlacement, RunningSession
 from spawner.sessions import ledger
+from spawner.sessions.kinds import SYSTEM
+from spawner.sessions.limits import LIVE
 from spawner.sessions.runtimes import RunTimes
-from spawner.sessions.states import HOLDS, Target
+from spawner.sessions.states import Target
 from spawner.sessions.tables import AllocationRow, KernelRow, SessionRow
 from spawner.sessions.wishes import Wishes, wishes_of
 
@@ -45,13 +47,7 @@ async def read_running(
             SessionRow.started_at,
             SessionRow.created_at,
         )
-        .where(
-            SessionRow.id.in_(
-                select(KernelRow.session_id).where(
-                    KernelRow.status.in_([status.value for status in HOLDS])
-                )
-            )
-        )
+        .where(SessionRow.id.in_(select(KernelRow.session_id).where(KernelRow.status.in_(LIVE))))
         .order_by(SessionRow.id)
     )
     return tuple(_session(row, placed.get(row.id, ()), now, run_times) for row in rows)
@@ -97,7 +93,7 @@ def _session(
         started_at=started.timestamp(),
         ends_at=_ends_at(row, wishes, started.timestamp(), now, run_times),
         kernels=kernels,
-        preemptible=wishes.preemptible and row.type != "system",
+        preemptible=wishes.preemptible and row.type != SYSTEM,
         ending=row.target == Target.TERMINATED or claim is not None,
         claimed_by=claim,
         session_group=wishes.session_group,

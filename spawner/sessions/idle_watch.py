@@ -137,9 +137,10 @@ class IdleWatch:
             elif step is Step.END and name != LIFETIME and end is None:
                 end = (REASONS[name], _why(name, verdict))
         decided = warnings or end or warned != state.warned
-        # Whoever reads that it ends so soon would believe to have been warned.
-        soon = now + warn_before
-        stale = any(n not in warned and c["ends_at"] <= soon for n, c in state.checks.items())
+        stale = any(  # whoever reads that it ends so soon would believe to have been warned
+            name not in warned and kept["ends_at"] <= now + _ahead(verdicts.get(name), warn_before)
+            for name, kept in state.checks.items()
+        )
         if not (decided or stale) and now - state.at < SAVED_EVERY:
             return None
         fresh = replace(state, at=now, warned=warned)
@@ -211,6 +212,10 @@ class IdleWatch:
             return
         window.add(at, {name: sum(each) / len(each) for name, each in values.items()})
         state.parts, state.window, state.sampled_at = window.parts, window.length, at
+
+
+def _ahead(verdict: Verdict | None, warn_before: float) -> float:
+    return warn_before if verdict is None else idleness.lead(verdict, warn_before)
 
 
 def _percent(shape: Mapping[str, Any] | None) -> float | None:

@@ -28,7 +28,7 @@ from authenticator.problems import (
 )
 from authenticator.tables import UserPolicyRow, UserRow
 from spawner.agent.protocol import ImagePull
-from spawner.sessions import queries
+from spawner.sessions import queries, steps
 from spawner.sessions.agents import AgentRegistry
 from spawner.sessions.image_rows import (
     COMMIT_LABEL,
@@ -42,7 +42,7 @@ from spawner.sessions.image_rows import (
     usable_by,
 )
 from spawner.sessions.registration import ALIVE
-from spawner.sessions.states import FINAL, Status
+from spawner.sessions.states import Status
 from spawner.sessions.tables import (
     AgentRow,
     CommitRow,
@@ -58,7 +58,6 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 LONGEST = dt.timedelta(hours=1)
 """After it, a commit of which its node has told nothing holds up no other."""
 LABEL_LABEL = "ai.perijove.label"
-ENDED = [status.value for status in FINAL]
 _SHOWN = 80
 
 log = logging.getLogger(__name__)
@@ -177,7 +176,7 @@ class ImageService:
                     raise NotFound("image", f"you have no image {name[:_SHOWN]!r}")
                 require(principal, Scope.ADMIN)
             users = select(func.count(KernelRow.session_id.distinct())).where(
-                KernelRow.image == name, KernelRow.status.not_in(ENDED)
+                KernelRow.image == name, KernelRow.status.not_in(queries.ENDED)
             )
             count = await db.scalar(users)
             if count:
@@ -213,15 +212,18 @@ class ImageService:
             raise InvalidParameters({"image_name": f"{name[:_SHOWN]!r}: {NAME_RULE}"})
 
         async def work(change: Change) -> tuple[CommitRow, KernelRow, SessionRow]:
-            session = await queries.resolve(change.db, principal, ref, Scope.SESSIONS)
-            kernel = await _main_kernel(change.db, session)
+            row = await queries.resolve(change.db, principal, ref, Scope.SESSIONS)
+            loaded = await steps.load(change.db, row.id)
+            if loaded is None:
+                raise NotFound("session", f"there is no session {ref[:_SHOWN]!r}")
+            session, (kernel, *_) = loaded
             if kernel.status != Status.RUNNING or kernel.agent_id is None:
                 raise BadRequest("an image can be made of a running session only")
             if await _ongoing(change.db, session.id, change.now) is not None:
                 raise BadRequest("an image of this session is being made already")
             image = own_name(session.owner_id, name or _name_of(session.name))
             await _check_count(change.db, session, image, change.now)
-            row = CommitRow(
+            made = CommitRow(
                 id=uuid.uuid4(),
                 session_id=session.id,
                 owner_id=session.owner_id,
@@ -231,12 +233,12 @@ class ImageService:
                 message="",
                 created_at=change.now,
             )
-            change.db.add(row)
+            change.db.add(made)
             change.note(session, "an image of it is being made")
             await change.db.flush()
-            for each in (row, kernel, session):
+            for each in (made, kernel, session):
                 change.db.expunge(each)
-            return row, kernel, session
+            return made, kernel, session
 
         row, kernel, session = await self._journal.write(request_id, work)
         labels = {
@@ -313,13 +315,6 @@ async def _rows(db: AsyncSession, name: str) -> list[ImageRow]:
     if not rows:
         raise NotFound("image", f"there is no image {name[:_SHOWN]!r}")
     return rows
-
-
-async def _main_kernel(db: AsyncSession, session: SessionRow) -> KernelRow:
-    query = select(KernelRow).where(
-        KernelRow.session_id == session.id, KernelRow.cluster_role == "main"
-    )
-    return (await db.scalars(query)).one()
 
 
 async def _newest(db: AsyncSession, session_id: uuid.UUID) -> CommitRow | None:

@@ -32,8 +32,6 @@ from spawner.sessions.states import FINAL, HOLDS
 from spawner.sessions.tables import AllocationRow, KernelRow, SessionRow
 
 LIVE = [status.value for status in HOLDS]
-UNCOUNTED = SYSTEM
-"""The type of the sessions that count against nobody's limits."""
 Limit = tuple[Any, dict[str, int] | None, int | None, int | None]
 """Id of a scope, amounts, number of sessions, containers per session."""
 
@@ -104,7 +102,7 @@ def payable(session: SessionRow, kernels: Sequence[KernelRow]) -> SessionRequest
             KernelRequest(str(row.id), row.slots, row.image, session.architecture)
             for row in kernels
         ),
-        unlimited=session.type == UNCOUNTED,
+        unlimited=session.type == SYSTEM,
     )
 
 
@@ -215,7 +213,7 @@ async def held_by(
             AllocationRow.freed_at.is_(None),
             ledger.of_present_run(),
             column.in_(values),
-            SessionRow.type != UNCOUNTED,
+            SessionRow.type != SYSTEM,
             SessionRow.status.not_in([status.value for status in FINAL]),
         )
         .group_by(column, AllocationRow.slot)
@@ -224,7 +222,7 @@ async def held_by(
         held[value][slot] = int(amount)
     sessions = await db.execute(
         select(column, func.count())
-        .where(SessionRow.status.in_(LIVE), SessionRow.type != UNCOUNTED, column.in_(values))
+        .where(SessionRow.status.in_(LIVE), SessionRow.type != SYSTEM, column.in_(values))
         .group_by(column)
     )
     for value, count in sessions:

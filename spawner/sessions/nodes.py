@@ -16,9 +16,10 @@ from authenticator.tables import UserRow
 from spawner.agent.protocol import UNWELL
 from spawner.sessions import degraded, runs, steps
 from spawner.sessions.durations import seconds_of
+from spawner.sessions.limits import LIVE
 from spawner.sessions.registration import ALIVE, LOST, REMOVED, sessions_on
 from spawner.sessions.requests import AgentSession, AgentView
-from spawner.sessions.states import FINAL, HOLDS, Status, Target
+from spawner.sessions.states import FINAL, Status, Target
 from spawner.sessions.tables import (
     AgentDeviceRow,
     AgentRow,
@@ -29,6 +30,8 @@ from spawner.sessions.tables import (
 from spawner.sessions.transitions import Change, Journal
 from spawner.sessions.wishes import wishes_of
 
+EMPTIED = "its node is being emptied"
+"""What owners of sessions are told that may go on until their node's grace is over."""
 Views = list[AgentView]
 log = logging.getLogger(__name__)
 
@@ -55,7 +58,9 @@ class NodeService:
             row = await _row(change.db, agent_id)
             if row.schedulable is not schedulable or row.drain is not None:
                 row.schedulable = schedulable
-                row.drain = None if schedulable else row.drain
+                if schedulable and row.drain is not None:
+                    row.drain = None
+                    await _stay(change, agent_id)
                 word = "opened for" if schedulable else "closed to"
                 _note(change, row, f"{word} new sessions by {principal.username}")
 
@@ -147,12 +152,11 @@ class NodeService:
         for device in await db.scalars(select(AgentDeviceRow).order_by(*order)):
             devices[device.agent_id].append(device)
         held: dict[str, list[AgentSession]] = defaultdict(list)
-        live = [status.value for status in HOLDS]
         rows = await db.execute(
             select(KernelRow, SessionRow, UserRow.username)
             .join(SessionRow, SessionRow.id == KernelRow.session_id)
             .join(UserRow, UserRow.id == SessionRow.owner_id)
-            .where(KernelRow.status.in_(live))
+            .where(KernelRow.status.in_(LIVE))
             .order_by(SessionRow.created_at)
         )
         for kernel, session, owner in rows:
@@ -186,22 +190,27 @@ async def empty(change: Change, row: AgentRow) -> None:
             await steps.step(change, held, kernels)
         else:
             when = "" if deadline is None else f": it ends at {deadline[:16].replace('T', ' ')} UTC"
-            told = f"its node is being emptied{when}"
+            told = f"{EMPTIED}{when}"
             if held.status_info != told:
                 held.status_info = told
                 change.note(held, told)
+
+
+async def _stay(change: Change, agent_id: str) -> None:
+    """The node is not emptied after all: whoever was told that a session ends learns that it does not."""
+    for session in await sessions_on(change, agent_id):
+        if session.status_info.startswith(EMPTIED) and session.target == Target.RUNNING:
+            session.status_info = "its node is not being emptied any more"
+            change.note(session, session.status_info)
 
 
 async def drained(db: AsyncSession) -> list[str]:
     """Nodes that are being emptied and still hold something."""
     query = select(AgentRow.id).where(
         AgentRow.drain.is_not(None),
-        AgentRow.id.in_(select(KernelRow.agent_id).where(KernelRow.status.in_(_LIVE))),
+        AgentRow.id.in_(select(KernelRow.agent_id).where(KernelRow.status.in_(LIVE))),
     )
     return list(await db.scalars(query))
-
-
-_LIVE = [status.value for status in HOLDS]
 
 
 def _note(change: Change, row: AgentRow, cause: str) -> None:
@@ -217,7 +226,7 @@ async def _row(db: AsyncSession, agent_id: str) -> AgentRow:
 
 
 async def _held(db: AsyncSession, agent_id: str) -> list[KernelRow]:
-    query = select(KernelRow).where(KernelRow.agent_id == agent_id, KernelRow.status.in_(_LIVE))
+    query = select(KernelRow).where(KernelRow.agent_id == agent_id, KernelRow.status.in_(LIVE))
     return list(await db.scalars(query))
 
 

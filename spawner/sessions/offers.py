@@ -47,6 +47,7 @@ from spawner.sessions.tables import (
 )
 from spawner.sessions.transitions import Journal
 from store.database import Store
+from store.making import make_missing
 from vfolder.folders import FolderService
 
 DEFAULT_GROUP = "default"
@@ -86,7 +87,7 @@ async def bootstrap(store: Store, now: dt.datetime) -> None:
                     PresetRow(name=name, resource_slots=amounts, shared_memory=memory, rank=rank)
                 )
 
-    await store.write(work)
+    await make_missing(store, work)
 
 
 class Offers:

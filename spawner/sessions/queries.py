@@ -15,14 +15,14 @@ from authenticator.principals import Principal, Scope, may
 from authenticator.problems import NotFound, TooManySessionsMatched
 from authenticator.tables import ProjectRow, UserRow
 from spawner.sessions import ledger
+from spawner.sessions.limits import LIVE
 from spawner.sessions.registration import ALIVE
 from spawner.sessions.requests import SessionDetail, hide_secrets
-from spawner.sessions.states import FINAL, HOLDS, Status
+from spawner.sessions.states import FINAL, Status
 from spawner.sessions.tables import AgentRow, AllocationRow, HistoryRow, KernelRow, SessionRow
 from spawner.sessions.wishes import wishes_of
 
 ENDED = [status.value for status in FINAL]
-HOLDING = [status.value for status in HOLDS]
 NOT_FOR_USERS = ("agent_id", "agent", "waits_for")
 """Parts of explanations that name agents or other people's sessions."""
 _ID_PREFIX = re.compile(r"[0-9a-fA-F-]{4,36}")
@@ -137,7 +137,7 @@ async def details(
     answer: list[SessionDetail] = []
     for row in rows:
         mine = kernels[row.id]
-        silent = [lost[k.agent_id] for k in mine if k.agent_id in lost and k.status in HOLDING]
+        silent = [lost[k.agent_id] for k in mine if k.agent_id in lost and k.status in LIVE]
         for each in (row, *mine):
             db.expunge(each)
         _hide(row, mine, show_agents)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spawner.sessions.states import FINAL, Status
+from spawner.sessions.states import Status
 from spawner.sessions.tables import KernelRow, SessionRow
 
 REDACTED = "(hidden)"
@@ -105,11 +105,6 @@ class SessionDetail:
     def status(self) -> Status:
         """Status of the session."""
         return Status(self.session.status)
-
-    @property
-    def is_final(self) -> bool:
-        """Whether the session has ended."""
-        return self.status in FINAL
 
     @property
     def environ(self) -> dict[str, str]:

@@ -26,7 +26,8 @@ from spawner.scheduler.policies import BUILT_IN, Policies
 from spawner.sessions import refusals, slotkinds
 from spawner.sessions.groups import OptionsError, read_options
 from spawner.sessions.holdings import read_running
-from spawner.sessions.limits import LIVE, UNCOUNTED, Payer, read_quotas
+from spawner.sessions.kinds import BATCH, SYSTEM
+from spawner.sessions.limits import LIVE, Payer, read_quotas
 from spawner.sessions.losses import Rules, read_rules
 from spawner.sessions.registration import ALIVE, REMOVED
 from spawner.sessions.runtimes import RunTimes, read_run_times
@@ -254,7 +255,7 @@ def _request(
     now: dt.datetime,
 ) -> SessionRequest:
     group = groups.get(row.resource_group) or GroupPolicy(row.resource_group)
-    learned = run_times.get((str(row.owner_id), row.image)) if row.type == "batch" else None
+    learned = run_times.get((str(row.owner_id), row.image)) if row.type == BATCH else None
     return SessionRequest(
         session_id=str(row.id),
         owner_id=str(row.owner_id),
@@ -275,7 +276,7 @@ def _request(
         failed_parents=wishes.failed_parents,
         session_group=wishes.session_group,
         devices=device_rules(group.devices, row.resource_opts),
-        preemptible=wishes.preemptible and row.type != UNCOUNTED,
-        unlimited=row.type == UNCOUNTED,
+        preemptible=wishes.preemptible and row.type != SYSTEM,
+        unlimited=row.type == SYSTEM,
         eligible_since=(row.eligible_since or now).timestamp(),
     )

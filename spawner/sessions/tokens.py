@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from authenticator.problems import InvalidParameters, NotFound
 from spawner.sessions.tables import AgentTokenRow
 from store.database import Store
+from store.making import make_missing
 
 MIN_LENGTH = 20
 STANDING, JOIN, CREDENTIAL = "standing", "join", "credential"
@@ -40,7 +41,12 @@ class AgentTokens:
         plain = secrets.token_urlsafe(32)
         expires = None if lifetime is None else self._now() + dt.timedelta(seconds=lifetime)
         kind = STANDING if lifetime is None else JOIN
-        row = await self._insert(plain, note, agent_id, kind=kind, expires_at=expires)
+        row = self._row(plain, note, agent_id, kind=kind, expires_at=expires)
+
+        async def work(db: AsyncSession) -> None:
+            db.add(row)
+
+        await self._store.write(work)
         return plain, row.id
 
     async def ensure_token(self, plain: str, note: str) -> None:
@@ -49,8 +55,13 @@ class AgentTokens:
             raise InvalidParameters(
                 {"token": f"an agent token has at least {MIN_LENGTH} characters"}
             )
-        if await self._store.read(lambda db: find(db, plain, live=False)) is None:
-            await self._insert(plain, note, None)
+
+        async def work(db: AsyncSession) -> None:
+            if await find(db, plain, live=False) is None:
+                db.add(self._row(plain, note, None))
+                await db.flush()
+
+        await make_missing(self._store, work)
 
     async def list(self) -> list[AgentTokenRow]:
         """All tokens, oldest first."""
@@ -78,23 +89,15 @@ class AgentTokens:
 
         await self._store.write(work)
 
-    async def _insert(
-        self, plain: str, note: str, agent_id: str | None, **facts: object
-    ) -> AgentTokenRow:
-        async def work(db: AsyncSession) -> AgentTokenRow:
-            row = AgentTokenRow(
-                id=uuid.uuid4(),
-                token_hash=fingerprint(plain),
-                agent_id=agent_id,
-                note=note,
-                created_at=self._now(),
-                **facts,
-            )
-            db.add(row)
-            await db.flush()
-            return row
-
-        return await self._store.write(work)
+    def _row(self, plain: str, note: str, agent_id: str | None, **facts: object) -> AgentTokenRow:
+        return AgentTokenRow(
+            id=uuid.uuid4(),
+            token_hash=fingerprint(plain),
+            agent_id=agent_id,
+            note=note,
+            created_at=self._now(),
+            **facts,
+        )
 
 
 def fingerprint(plain: str) -> str:

@@ -282,4 +282,4 @@ class ClusterMachine(RuleBasedStateMachine):
 
     async def _live(self) -> list[Any]:
         found = await self.rig.plane.sessions.list(self.root, all_owners=True)
-        return [detail for detail in found if not detail.is_final]
+        return [detail for detail in found if detail.status not in FINAL]

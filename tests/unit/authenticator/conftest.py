@@ -10,6 +10,8 @@ from argon2 import PasswordHasher
 from authenticator.identity import IdentityService
 from authenticator.keypairs import KeyPairService
 from authenticator.passwords import Passwords
+from authenticator.principals import Principal
+from spawner.sessions.facts import Facts, read_facts
 from store.database import Store
 
 
@@ -29,6 +31,11 @@ class Clock:
 def quick_hasher(rounds: int = 1) -> Passwords:
     """argon2id that costs nothing: the parameters are not what is tested."""
     return Passwords(PasswordHasher(time_cost=rounds, memory_cost=8, parallelism=1))
+
+
+async def facts_of(store: Store, user: Principal) -> Facts:
+    """What a session of the user would have: projects, policies."""
+    return await store.read(lambda db: read_facts(db, user, ""))
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from authenticator.principals import Principal, Role, Scope, Via
 from authenticator.problems import Forbidden, InvalidParameters, NotFound
 from authenticator.sshkeys import SshKeyService, new_pair
 from store.database import Store
+from tests.unit.authenticator.conftest import facts_of
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -70,7 +71,7 @@ async def test_they_are_kept_changed_and_forgotten(dotfiles: DotfileService, min
     [
         *("", "/", "/etc/passwd", "../x", "a/../b", "./a", "a//b", "a/", "a\nb", "x" * 256),
         *("a/" * 512 + "a", ".ssh", ".config", "/home/work/.ssh/authorized_keys"),
-        ".local/state/perijove/dotfiles/x",
+        *(".local/state/perijove/dotfiles/x", ".local/state", ".ssh/authorized_keys/x"),
     ],
 )
 async def test_paths_that_are_none(dotfiles: DotfileService, mine: Owner, path: str) -> None:
@@ -113,7 +114,7 @@ async def test_the_nearer_owner_counts(
     dotfiles: DotfileService, identity: IdentityService, store: Store, ada: Principal, mine: Owner
 ) -> None:
     root = admin(ada)
-    project = (await identity.projects_of(ada.user_id))[0]
+    project = (await facts_of(store, ada)).projects[0]
     domain = dotfiles.of_domain(root, "default", write=True)
     team = await dotfiles.of_project(root, "default", None, write=True)
     for owner, name, paths in (

@@ -1,7 +1,6 @@
 """Users: making, logging in, disabling, and being vouched for."""
 
 import asyncio
-import uuid
 
 import pytest
 from sqlalchemy import func, select
@@ -12,7 +11,7 @@ from authenticator.principals import ALL_SCOPES, Role, Via
 from authenticator.problems import AuthFailed, InvalidParameters, NotFound, RateLimited
 from authenticator.tables import DomainRow, KeyPairPolicyRow, KeyPairRow, ProjectRow, UserRow
 from store.database import Store
-from tests.unit.authenticator.conftest import Clock, quick_hasher
+from tests.unit.authenticator.conftest import Clock, facts_of, quick_hasher
 
 GOOD = "correct horse"
 
@@ -49,11 +48,12 @@ async def test_bootstrap_fills_what_is_missing_and_keeps_what_was_changed(
         1,
     ]
     made = await identity.create_user("ada")
-    assert (await identity.policy_of(made.access_key)).max_concurrent_sessions == 3
+    ada, _ = await identity.principal_by_access_key(made.access_key)
+    assert (await facts_of(store, ada)).policy.max_concurrent_sessions == 3
 
 
 async def test_a_new_user_has_all_that_a_session_needs(
-    identity: IdentityService, clock: Clock
+    store: Store, identity: IdentityService, clock: Clock
 ) -> None:
     made = await identity.create_user("ada", full_name="Ada L.")
     user = made.user
@@ -77,7 +77,7 @@ async def test_a_new_user_has_all_that_a_session_needs(
         ALL_SCOPES,
     )
     assert (principal.domain, principal.role) == ("default", Role.USER)
-    assert [project.name for project in await identity.projects_of(user.id)] == ["default"]
+    assert [each.name for each in (await facts_of(store, principal)).projects] == ["default"]
 
 
 async def test_every_wrong_field_of_a_new_user_is_named(
@@ -266,7 +266,7 @@ async def test_the_hub_may_bring_users_of_another_authenticator(
     assert both[0] == both[1]
     assert both[0].email == "José@uni.example"
     assert await count(store, UserRow) == 1
-    assert (await identity.projects_of(both[0].user_id))[0].name == "default"
+    assert (await facts_of(store, both[0])).projects[0].name == "default"
     await refusal(identity, "José@uni.example", "any password")
     await identity.create_user("ada", email="bob@localhost")
     assert (await identity.principal_by_username("bob", Via.HUB, create=True)).username == "bob"
@@ -284,6 +284,3 @@ async def test_users_are_listed_by_name(identity: IdentityService) -> None:
 async def test_what_is_not_there_is_not_found(identity: IdentityService) -> None:
     with pytest.raises(NotFound):
         await identity.user_by_name("nobody")
-    with pytest.raises(NotFound):
-        await identity.policy_of("AKIA0000000000000000")
-    assert await identity.projects_of(uuid.uuid4()) == []

@@ -6,7 +6,8 @@ from authenticator.identity import IdentityService
 from authenticator.keypairs import KeyPairService
 from authenticator.principals import Via
 from authenticator.problems import AuthFailed, NotFound
-from tests.unit.authenticator.conftest import Clock
+from store.database import Store
+from tests.unit.authenticator.conftest import Clock, facts_of
 
 
 async def test_a_new_pair_takes_the_place_of_the_main_one(
@@ -29,14 +30,14 @@ async def test_a_new_pair_takes_the_place_of_the_main_one(
 
 
 async def test_a_revoked_pair_signs_no_more_and_its_owner_may_still_come_by_the_hub(
-    identity: IdentityService, key_pairs: KeyPairService
+    store: Store, identity: IdentityService, key_pairs: KeyPairService
 ) -> None:
     made = await identity.create_user("ada")
     assert not (await key_pairs.revoke(made.access_key)).is_active
     with pytest.raises(AuthFailed, match="Access key not found"):
         await identity.principal_by_access_key(made.access_key)
     principal = await identity.principal_by_username("ada", Via.HUB)
-    assert (await identity.policy_of(principal.access_key)).name == "default"
+    assert (await facts_of(store, principal)).policy.name == "default"
 
 
 async def test_use_is_remembered_to_five_minutes(

@@ -131,6 +131,20 @@ async def test_who_stays_connected_is_never_told_of_an_end_that_is_near(plane: R
         assert told is None or 10 - 8 < told["remaining"] <= 30
 
 
+async def test_a_short_limit_is_not_written_down_at_every_look(plane: Rig) -> None:
+    """One that is no longer than the time in which owners are warned, which is halved then."""
+    agent, ada = await plane.agent(), await plane.user()
+    await plane.policy(idle_timeout=300)
+    detail = await plane.run(ada)
+    await settled(plane)
+    written = set()
+    for _ in range(6):
+        await look(plane, agent, detail, 10, quiet=0)
+        row = (await plane.plane.sessions.get(ada, str(detail.session.id))).session
+        written.add(0.0 if row.idle is None else row.idle["at"])
+    assert len(written) <= 2
+
+
 async def test_who_comes_back_stays(plane: Rig) -> None:
     agent, ada = await plane.agent(), await plane.user()
     await plane.policy(idle_timeout=600, idle_checks={"warn_before": 100})
@@ -293,7 +307,9 @@ async def test_who_extends_counts_anew_as_often_as_allowed(plane: Rig) -> None:
 
 
 async def test_nothing_counts_as_idleness_of_who_is_new_here(plane: Rig) -> None:
-    agent, ada = await plane.agent(), await plane.user()
+    agent = await plane.agent()
+    begun = plane.clock()
+    ada = await plane.user()
     await plane.policy(
         idle_timeout=300,
         idle_checks={"warn_before": 100, "new_user_grace": "20m", "utilization": USE},
@@ -309,7 +325,8 @@ async def test_nothing_counts_as_idleness_of_who_is_new_here(plane: Rig) -> None
     assert told["utilization"]["remaining"] == pytest.approx(1200 - 990 + 600, abs=61)
     assert not await warnings(events)
     row = await extend(plane, ada, detail)
-    assert extended(row, plane.clock())["ends_in"] == pytest.approx(1200 - 990 + 300, abs=2)
+    left = 1200 + 300 - (plane.clock() - begun).total_seconds()
+    assert extended(row, plane.clock())["ends_in"] == pytest.approx(left, abs=2)
     for second in range(1000, 1550, 50):
         await look(plane, agent, detail, 50, quiet=second, cpu=1)
     ended = await plane.wait(detail, Status.TERMINATED)

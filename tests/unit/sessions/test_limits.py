@@ -10,6 +10,7 @@ from authenticator.principals import Principal, Role
 from authenticator.problems import BadRequest, InvalidParameters, QuotaExceeded
 from spawner.scheduler.model import Quota
 from spawner.sessions.administration import Administration
+from spawner.sessions.facts import read_facts
 from spawner.sessions.limits import Payer, least, least_amounts, read_quotas
 from tests.harness.plane import REQUEST, Rig
 
@@ -61,7 +62,7 @@ async def test_own_limits_and_those_of_the_policy_both_hold(plane: Rig) -> None:
     await records.update(root, "users", "ada", own, REQUEST)
 
     async def mine() -> dict[str, Quota]:
-        (project,) = await plane.identity.projects_of(ada.user_id)
+        (project,) = (await plane.store.read(lambda db: read_facts(db, ada, ""))).projects
         payer = Payer(ada.access_key, str(project.id), ada.domain, str(ada.user_id))
         found = await plane.store.read(lambda db: read_quotas(db, [payer]))
         return {each.scope: each for each in found}

@@ -128,7 +128,9 @@ async def test_an_opened_node_is_emptied_no_more(plane: Rig) -> None:
     plane.clock.forward(3600)
     plane.agents[0].beat()
     await plane.plane.reconciler.watch_agents()
-    assert (await plane.plane.sessions.get(ada, str(notebook.session.id))).status is Status.RUNNING
+    found = await plane.plane.sessions.get(ada, str(notebook.session.id))
+    assert found.status is Status.RUNNING
+    assert found.session.status_info == "its node is not being emptied any more"
 
 
 async def test_only_an_empty_node_is_removed_and_it_stays_away(plane: Rig) -> None:

@@ -1,5 +1,8 @@
 """What the spawn form and Backend.AI's clients are told about resources."""
 
+import re
+from pathlib import Path
+
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -8,6 +11,7 @@ from authenticator.problems import Forbidden, InvalidParameters
 from hub.config.deployment import Deployment
 from hub.first_start import default_images
 from spawner.options import DEFAULT_IMAGE
+from spawner.sessions.metrics import Metrics
 from spawner.sessions.offers import NO_NODES, bootstrap
 from spawner.sessions.states import Status
 from spawner.sessions.tables import PresetRow, ResourceGroupRow
@@ -182,6 +186,12 @@ async def test_agents_are_for_administrators(plane: Rig) -> None:
     assert view.used["cpu"] == 1_500_000
     assert [(each.name, each.owner) for each in view.sessions] == [(detail.session.name, "ada")]
     assert {each["slot"] for each in view.devices} == {"cpu", "mem"}
+
+
+def test_every_series_of_the_manager_is_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs/monitoring.md").read_text("utf-8")
+    names = {each.name for each in Metrics().registry.collect()}
+    assert {name for name in names if not re.search(rf"`{name}(_total)?`", page)} == set()
 
 
 async def test_metrics(plane: Rig) -> None:
