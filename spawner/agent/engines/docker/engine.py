@@ -165,7 +165,9 @@ class DockerEngine(Engine):
         port = spec.ports[0].container_port if spec.ports else 0
         tokens = Substitution("0.0.0.0", port, HOME, self._gateway)  # noqa: S104 - inside the container
         identity = Identity(spec.kernel_id, spec.session_id, spec.epoch)
-        kept = inside.host_options(spec, labels, limits, mounts, self._profiles)
+        kept = await asyncio.to_thread(
+            inside.host_options, spec, labels, limits, mounts, self._profiles
+        )
         people = await self._accounts.files(spec.image, *self._user, kept["group_add"])
         files = (*entering.files(spec), *people)
         written = await asyncio.to_thread(self._files.write, identity, files)
