@@ -52,6 +52,7 @@ LOOSE_ENDS = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X"
 TEXTS = {".py", ".ts", ".tsx", ".js", ".css", ".html", ".md", ".sh", ".cfg", ".toml", ".mako"}
 
 BOUNDARIES = {
+    "perijove/execution.py",
     "spawner/accelerators/registry.py",
     "spawner/agent/runner.py",
     "spawner/monitors/registry.py",
@@ -62,6 +63,7 @@ BOUNDARIES = {
 }
 """Files with a place where any error is caught and handed on or logged: ends of tasks and processes.
 
+``perijove/execution.py``: a kernel may fail in any way; who asked waits for the answer, or the end of the run.
 ``spawner/accelerators/registry.py``: a plug-in is foreign code; the others must go on without it.
 ``spawner/agent/runner.py``: engines and plug-ins of others may raise anything; the start has failed then.
 ``spawner/monitors/registry.py``: a monitor is foreign code; the service must go on whatever it does.
