@@ -231,9 +231,8 @@ class DockerEngine(Engine):
 
     async def stop(self, identity: Identity, grace: float) -> None:
         """SIGTERM, then SIGKILL; a container that is gone is stopped."""
-        stop, seconds = self._calls.client.api.stop, max(0, round(grace))
         with contextlib.suppress(Missing):
-            await self._calls.wait(stop, container_name(identity), timeout=seconds)
+            await self._calls.stop(container_name(identity), max(0, round(grace)))
 
     async def remove(self, identity: Identity) -> None:
         """Remove the container with its anonymous volumes."""
@@ -305,7 +304,7 @@ class DockerEngine(Engine):
             return pack(client.api.logs(container_name(identity), stream=True, follow=False))
 
         try:
-            kept: bytes = await self._calls.wait(read)
+            kept: bytes = await self._calls.run(read)
         except Missing:
             return b""
         return kept
