@@ -236,24 +236,18 @@ class DockerEngine(Engine):
 
     async def remove(self, identity: Identity) -> None:
         """Remove the container with its anonymous volumes."""
-        client = self._calls.client
+        remove = self._calls.client.api.remove_container
         with contextlib.suppress(Missing, Conflict):  # gone, or its removal is under way
-            call = functools.partial(
-                client.api.remove_container, container_name(identity), v=True, force=True
-            )
-            await self._calls.run(call)
+            await self._calls.run(remove, container_name(identity), v=True, force=True)
         await asyncio.to_thread(self._files.remove, identity)
 
     async def list(self) -> tuple[EngineState, ...]:
         """All containers with our labels, in any phase, but those that are being removed."""
-        client = self._calls.client
-        call = functools.partial(
-            client.api.containers, all=True, filters={"label": [*self._ours()]}
-        )
+        inspect = self._calls.client.api.inspect_container
         states = []
-        for entry in await self._calls.run(call):
+        for entry in await self._containers():
             with contextlib.suppress(Missing):
-                facts = await self._calls.run(client.api.inspect_container, entry["Id"])
+                facts = await self._calls.run(inspect, entry["Id"])
                 if facts["State"]["Status"] not in GOING:
                     states.append(self._read(facts))
         return tuple(states)
@@ -261,10 +255,7 @@ class DockerEngine(Engine):
     async def phases(self) -> Mapping[Identity, str]:
         """One call for all containers, however many there are."""
         known = self._traces.known
-        call = functools.partial(
-            self._calls.client.api.containers, all=True, filters={"label": [*self._ours()]}
-        )
-        entries = await self._calls.run(call)
+        entries = await self._containers()
         gone = known - {entry["Id"] for entry in entries}
         if len(gone) > traces.MANY:
             await asyncio.to_thread(self._traces.look, gone)
@@ -286,12 +277,9 @@ class DockerEngine(Engine):
 
     async def logs(self, identity: Identity, tail: int) -> str:
         """Last lines of stdout and stderr."""
-        client = self._calls.client
-        call: Callable[..., Any] = functools.partial(
-            client.api.logs, container_name(identity), tail=tail
-        )
+        logs: Callable[..., bytes] = self._calls.client.api.logs
         try:
-            raw: bytes = await self._calls.run(call)
+            raw = await self._calls.run(logs, container_name(identity), tail=tail)
         except Missing:
             return ""
         return raw.decode("utf-8", "replace")
@@ -311,11 +299,9 @@ class DockerEngine(Engine):
 
     async def events(self) -> AsyncIterator[EngineEvent]:
         """Deaths and removals of our containers; ends when the engine closes the stream."""
-        client = self._calls.client
-        filters = {"type": "container", "event": ["die", "destroy"], "label": [*self._ours()]}
-        stream: Any = await self._calls.run(
-            functools.partial(client.api.events, decode=True, filters=filters)
-        )
+        events: Callable[..., Any] = self._calls.client.api.events
+        filters = {"type": "container", "event": ["die", "destroy"], "label": self._ours()}
+        stream = await self._calls.run(events, decode=True, filters=filters)
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
@@ -437,9 +423,17 @@ class DockerEngine(Engine):
         """By their control groups."""
         return await asyncio.to_thread(self._counters.owners, pids)
 
-    def _ours(self) -> tuple[str, ...]:
+    def _ours(self) -> Sequence[str]:
         """Labels that all containers of this agent carry, and no others."""
-        return f"{LABEL}.kernel", f"{LABEL}.home={self._home}"
+        return [f"{LABEL}.kernel", f"{LABEL}.home={self._home}"]
+
+    async def _containers(self) -> Sequence[Mapping[str, Any]]:
+        """All containers of this agent, as a list of the engine shows them."""
+        list_them = self._calls.client.api.containers
+        found: Sequence[Mapping[str, Any]] = await self._calls.run(
+            list_them, all=True, filters={"label": self._ours()}
+        )
+        return found
 
     def _read(self, facts: Mapping[str, Any]) -> EngineState:
         self._traces.note(facts)
