@@ -140,9 +140,9 @@ class TestProcessEngine(EngineConformance):
             freezer.mkdir()
         except OSError:
             pytest.skip("no processes can be frozen here (control groups of version 1, root)")
-        monkeypatch.setattr(process, "PATIENCE", 0.2)
-        state = await self.run(engine, self.spec(image, ("sleep", "600")), mounts)
         try:
+            state = await self.run(engine, self.spec(image, ("sleep", "600")), mounts)
+            monkeypatch.setattr(process, "PATIENCE", 0.2)
             for pid in process_table.marked(state.native_id):
                 (freezer / "cgroup.procs").write_text(str(pid))
             (freezer / "freezer.state").write_text("FROZEN")
@@ -151,7 +151,8 @@ class TestProcessEngine(EngineConformance):
             assert told.value.retriable
         finally:
             (freezer / "freezer.state").write_text("THAWED")
-            await engine.remove(state.identity)
+            for each in await engine.list():
+                await engine.remove(each.identity)
             freezer.rmdir()
 
     async def test_ports_of_a_run_that_could_not_be_made_are_free_again(
