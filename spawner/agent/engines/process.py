@@ -153,7 +153,7 @@ class ProcessEngine(Engine):
             return self._state(scratch, present)
         if spec.seccomp not in (None, "default"):
             raise EngineError(f"the process engine has no seccomp profiles: {_HINT}")
-        home = _home(mounts)
+        home = await asyncio.to_thread(_home, mounts)
         ports = self._ports.of(spec)
         try:
             run = await self._write(scratch, spec, limits, home, ports)

@@ -83,21 +83,23 @@ class TestAccounts(EngineRig):
         ]
 
     async def test_git_and_ssh_work(
-        self, engine: DockerEngine, images: dict[str, str], mounts: Any, uid: int
+        self, engine: DockerEngine, images: dict[str, str], mounts: Any, home: Path
     ) -> None:
+        shutil.copy(RECIPES / "jupyterlab/perijove-sshd", home)  # this checkout's
         script = """
             set -e; cd ~; git init -q repo; cd repo; git config user.email work@example.org
             git -c user.name=work commit -q --allow-empty -m first; git log --format=%s
             ssh -T -G localhost | grep -x 'user work'
             ssh-keygen -q -t ed25519 -N '' -f ../key; cut -d' ' -f3 ../key.pub
             mkdir ../.ssh; cp ../key.pub ../.ssh/authorized_keys
-            perijove-sshd 127.0.0.1 2200 2>/dev/null & server=$!
+            sh ~/perijove-sshd 127.0.0.1 2200 2>/dev/null & server=$!
             enter="ssh -Tqi ../key -p 2200 -o StrictHostKeyChecking=no 127.0.0.1"
             until $enter whoami; do kill -0 $server; sleep 0.1; done
+            $enter umask
         """
         text = await self.said(engine, images["jupyterlab"], mounts, script)
-        first, user, name, comment, entered = text.split()
-        assert (first, user, name, entered) == ("first", "user", "work", "work")
+        first, user, name, comment, entered, umask = text.split()
+        assert (first, user, name, entered, umask) == ("first", "user", "work", "work", "0022")
         assert comment.startswith("work@")
 
     async def test_groups_of_folders_have_names(

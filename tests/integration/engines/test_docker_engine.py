@@ -14,7 +14,7 @@ import pytest
 
 from spawner.accelerators.specification import DeviceNode, HostMount, RuntimeRequest
 from spawner.agent.engines.base import BoundMount, Engine, EngineError
-from spawner.agent.engines.docker import DockerEngine, calls
+from spawner.agent.engines.docker import DockerEngine, calls, pulls
 from spawner.agent.protocol import Port
 from tests.integration.docker_engine import ensure_test_image, running_engine
 from tests.integration.engines.conformance import SERVE, EngineConformance, until
@@ -68,6 +68,10 @@ class TestDockerEngine(EngineConformance):
     @pytest.fixture
     def image(self, docker_image: str) -> str:
         return docker_image
+
+    @pytest.fixture(autouse=True)
+    def _no_pauses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pulls, "PAUSE", 0.01)
 
     async def test_devices_reach_the_container(
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...], tmp_path: Path

@@ -69,7 +69,9 @@ class TestProcessEngine(EngineConformance):
         os.mkfifo(gate)
         slow.write_text(f'#!/bin/sh\nread line <{gate}\nexec /bin/mv "$@"\n')
         slow.chmod(0o755)
-        spec = self.spec(image, SLEEP, environ={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+        spec = self.spec(
+            image, ("sleep", "600"), environ={"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        )
         with monkeypatch.context() as patch:
             patch.setattr(process, "PATIENCE", 0.2)
             with pytest.raises(EngineError, match="hangs") as told:
@@ -132,9 +134,9 @@ class TestProcessEngine(EngineConformance):
             freezer.mkdir()
         except OSError:
             pytest.skip("no processes can be frozen here (control groups of version 1, root)")
-        monkeypatch.setattr(process, "PATIENCE", 0.2)
-        state = await self.run(engine, self.spec(image, SLEEP), mounts)
         try:
+            state = await self.run(engine, self.spec(image, ("sleep", "600")), mounts)
+            monkeypatch.setattr(process, "PATIENCE", 0.2)
             for pid in process_table.marked(state.native_id):
                 (freezer / "cgroup.procs").write_text(str(pid))
             (freezer / "freezer.state").write_text("FROZEN")
@@ -143,20 +145,23 @@ class TestProcessEngine(EngineConformance):
             assert told.value.retriable
         finally:
             (freezer / "freezer.state").write_text("THAWED")
-            await engine.remove(state.identity)
+            for each in await engine.list():
+                await engine.remove(each.identity)
             freezer.rmdir()
 
     async def test_ports_of_a_run_that_could_not_be_made_are_free_again(
         self, engine: Engine, image: str, mounts: tuple[BoundMount, ...]
     ) -> None:
-        before = await self.run(engine, self.spec(image, SLEEP), mounts)
+        before = await self.run(engine, self.spec(image, ("sleep", "600")), mounts)
         number = before.endpoints[0].port
         await engine.remove(before.identity)
         ports = (Port("mine", number, "preopen"),)
-        wrong = self.spec(image, SLEEP, ports=ports, files=(File("../outside", "", 0o600),))
+        wrong = self.spec(
+            image, ("sleep", "600"), ports=ports, files=(File("../outside", "", 0o600),)
+        )
         with pytest.raises(EngineError, match="outside"):
             await engine.create(wrong, Limits(), mounts)
-        state = await self.run(engine, self.spec(image, SLEEP, ports=ports), mounts)
+        state = await self.run(engine, self.spec(image, ("sleep", "600"), ports=ports), mounts)
         assert state.endpoints[0].port == number
 
     async def test_a_folder_that_cannot_be_protected_is_refused(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import io
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -49,8 +48,8 @@ class Accounts:
     async def looking(self) -> tuple[str, ...]:
         """Ids of containers of which only files are read."""
         api = self._calls.client.api
-        query = functools.partial(api.containers, all=True, filters={"label": self._label})
-        return tuple(str(each["Id"]) for each in await self._calls.run(query))
+        found = await self._calls.run(api.containers, all=True, filters={"label": self._label})
+        return tuple(str(each["Id"]) for each in found)
 
     async def files(
         self, image: str, uid: int, gid: int, groups: Iterable[str]

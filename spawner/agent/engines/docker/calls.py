@@ -1,12 +1,13 @@
-"""Blocking calls of the ``docker`` package in thread pools of their own.
+"""Blocking calls of the ``docker`` package in a small thread pool of their own.
 
-A frozen engine can hold those threads but never the agent's loop. What waits for something, for the end of a
-container above all, has another pool: starts and looks do not queue behind it.
+A frozen engine can hold those threads but never the agent's loop. What takes long by its nature, the end of a
+container above all, has a thread for itself: starts and looks do not queue behind it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections import deque
@@ -25,8 +26,6 @@ T = TypeVar("T")
 
 CALL_TIMEOUT = 60
 THREADS = 8
-PATIENT_THREADS = 64
-"""As many containers can be told to end at a time, for each takes its grace."""
 PING_TIMEOUT = 5
 NO_RUNTIME = "could not select device driver"
 WITHOUT_RUNTIME = "this node needs its vendor's container toolkit, or another way to inject devices"
@@ -78,16 +77,13 @@ class Calls:
         self._client: docker.DockerClient | None = None
         self._hasty: docker.DockerClient | None = None
         self._pool: ThreadPoolExecutor | None = None
-        self._patient: ThreadPoolExecutor | None = None
         self.outages = Outages()
 
     async def open(self) -> None:
         """Connect. Raises ``EngineError``."""
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
-        self._patient = ThreadPoolExecutor(PATIENT_THREADS, thread_name_prefix="docker-patient")
-        connections = THREADS + PATIENT_THREADS + 2
         self._client = await self.run(
-            lambda: docker.from_env(timeout=CALL_TIMEOUT, max_pool_size=connections)
+            lambda: docker.from_env(timeout=CALL_TIMEOUT, max_pool_size=THREADS + 2)
         )
 
     async def ping(self) -> None:
@@ -115,10 +111,9 @@ class Calls:
         if self._client is not None:
             client, self._client = self._client, None
             await self.run(client.close)
-        for pool in (self._pool, self._patient):
-            if pool is not None:
-                pool.shutdown(wait=False, cancel_futures=True)
-        self._pool = self._patient = None
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            pool.shutdown(wait=False, cancel_futures=True)
 
     @property
     def client(self) -> docker.DockerClient:
@@ -131,9 +126,27 @@ class Calls:
         """Run a blocking call in the pool."""
         return await self._run(self._pool, functools.partial(function, *arguments, **named))
 
-    async def wait(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        """Run one that may take long by its nature, and holds up no other."""
-        return await self._run(self._patient, functools.partial(function, *arguments, **named))
+    async def wait(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run one that may take long in a thread of its own, which ends with it."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="docker-patient")
+        try:
+            return await self._run(pool, functools.partial(function, *arguments))
+        finally:
+            pool.shutdown(wait=False)
+
+    async def stop(self, container: str, seconds: int) -> None:
+        """Let a container end: SIGTERM, after some seconds SIGKILL. Raises ``EngineError``, ``Missing``."""
+        connect = functools.partial(
+            docker.from_env, version=self.client.api.api_version, timeout=CALL_TIMEOUT
+        )
+
+        def stop() -> None:
+            with contextlib.closing(
+                connect()
+            ) as client:  # else each keeps a connection of the pool's
+                client.api.stop(container, timeout=seconds)
+
+        await self.wait(stop)
 
     async def _run(self, pool: ThreadPoolExecutor | None, call: Callable[[], T]) -> T:
         try:

@@ -165,7 +165,9 @@ class DockerEngine(Engine):
         port = spec.ports[0].container_port if spec.ports else 0
         tokens = Substitution("0.0.0.0", port, HOME, self._gateway)  # noqa: S104 - inside the container
         identity = Identity(spec.kernel_id, spec.session_id, spec.epoch)
-        kept = inside.host_options(spec, labels, limits, mounts, self._profiles)
+        kept = await asyncio.to_thread(
+            inside.host_options, spec, labels, limits, mounts, self._profiles
+        )
         people = await self._accounts.files(spec.image, *self._user, kept["group_add"])
         files = (*entering.files(spec), *people)
         written = await asyncio.to_thread(self._files.write, identity, files)
@@ -229,30 +231,23 @@ class DockerEngine(Engine):
 
     async def stop(self, identity: Identity, grace: float) -> None:
         """SIGTERM, then SIGKILL; a container that is gone is stopped."""
-        stop, seconds = self._calls.client.api.stop, max(0, round(grace))
         with contextlib.suppress(Missing):
-            await self._calls.wait(stop, container_name(identity), timeout=seconds)
+            await self._calls.stop(container_name(identity), max(0, round(grace)))
 
     async def remove(self, identity: Identity) -> None:
         """Remove the container with its anonymous volumes."""
-        client = self._calls.client
+        remove = self._calls.client.api.remove_container
         with contextlib.suppress(Missing, Conflict):  # gone, or its removal is under way
-            call = functools.partial(
-                client.api.remove_container, container_name(identity), v=True, force=True
-            )
-            await self._calls.run(call)
+            await self._calls.run(remove, container_name(identity), v=True, force=True)
         await asyncio.to_thread(self._files.remove, identity)
 
     async def list(self) -> tuple[EngineState, ...]:
         """All containers with our labels, in any phase, but those that are being removed."""
-        client = self._calls.client
-        call = functools.partial(
-            client.api.containers, all=True, filters={"label": [*self._ours()]}
-        )
+        inspect = self._calls.client.api.inspect_container
         states = []
-        for entry in await self._calls.run(call):
+        for entry in await self._containers():
             with contextlib.suppress(Missing):
-                facts = await self._calls.run(client.api.inspect_container, entry["Id"])
+                facts = await self._calls.run(inspect, entry["Id"])
                 if facts["State"]["Status"] not in GOING:
                     states.append(self._read(facts))
         return tuple(states)
@@ -260,10 +255,7 @@ class DockerEngine(Engine):
     async def phases(self) -> Mapping[Identity, str]:
         """One call for all containers, however many there are."""
         known = self._traces.known
-        call = functools.partial(
-            self._calls.client.api.containers, all=True, filters={"label": [*self._ours()]}
-        )
-        entries = await self._calls.run(call)
+        entries = await self._containers()
         gone = known - {entry["Id"] for entry in entries}
         if len(gone) > traces.MANY:
             await asyncio.to_thread(self._traces.look, gone)
@@ -285,12 +277,9 @@ class DockerEngine(Engine):
 
     async def logs(self, identity: Identity, tail: int) -> str:
         """Last lines of stdout and stderr."""
-        client = self._calls.client
-        call: Callable[..., Any] = functools.partial(
-            client.api.logs, container_name(identity), tail=tail
-        )
+        logs: Callable[..., bytes] = self._calls.client.api.logs
         try:
-            raw: bytes = await self._calls.run(call)
+            raw = await self._calls.run(logs, container_name(identity), tail=tail)
         except Missing:
             return ""
         return raw.decode("utf-8", "replace")
@@ -303,18 +292,16 @@ class DockerEngine(Engine):
             return pack(client.api.logs(container_name(identity), stream=True, follow=False))
 
         try:
-            kept: bytes = await self._calls.wait(read)
+            kept: bytes = await self._calls.run(read)
         except Missing:
             return b""
         return kept
 
     async def events(self) -> AsyncIterator[EngineEvent]:
         """Deaths and removals of our containers; ends when the engine closes the stream."""
-        client = self._calls.client
-        filters = {"type": "container", "event": ["die", "destroy"], "label": [*self._ours()]}
-        stream: Any = await self._calls.run(
-            functools.partial(client.api.events, decode=True, filters=filters)
-        )
+        events: Callable[..., Any] = self._calls.client.api.events
+        filters = {"type": "container", "event": ["die", "destroy"], "label": self._ours()}
+        stream = await self._calls.run(events, decode=True, filters=filters)
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
@@ -436,9 +423,17 @@ class DockerEngine(Engine):
         """By their control groups."""
         return await asyncio.to_thread(self._counters.owners, pids)
 
-    def _ours(self) -> tuple[str, ...]:
+    def _ours(self) -> Sequence[str]:
         """Labels that all containers of this agent carry, and no others."""
-        return f"{LABEL}.kernel", f"{LABEL}.home={self._home}"
+        return [f"{LABEL}.kernel", f"{LABEL}.home={self._home}"]
+
+    async def _containers(self) -> Sequence[Mapping[str, Any]]:
+        """All containers of this agent, as a list of the engine shows them."""
+        list_them = self._calls.client.api.containers
+        found: Sequence[Mapping[str, Any]] = await self._calls.run(
+            list_them, all=True, filters={"label": self._ours()}
+        )
+        return found
 
     def _read(self, facts: Mapping[str, Any]) -> EngineState:
         self._traces.note(facts)

@@ -65,7 +65,7 @@ class DockerExec(Exec):
         except (OSError, EOFError, TimeoutError) as error:
             await self._drop()
             raise EngineError(f"the Docker engine does not answer: {error}") from error
-        except EngineError:
+        except BaseException:
             await self._drop()
             raise
 

@@ -99,13 +99,7 @@ def container_rules() -> list[str]:
     found: list[str] = []
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         for kind in ("filter", "nat"):
-            done = subprocess.run(
-                ["iptables", "-w", "5", "-t", kind, "-S"],
-                capture_output=True,
-                text=True,
-                timeout=_CALL_TIMEOUT,
-                check=False,
-            )
+            done = _run("-t", kind, "-S")
             found += [each for each in done.stdout.splitlines() if each.startswith("-A")]
     return found
 
@@ -118,11 +112,12 @@ def unshield(unwanted: Rules) -> None:
 
 def _iptables(*words: str) -> str | None:
     """What it complains about, None if nothing."""
-    done = subprocess.run(
-        ["iptables", "-w", "5", *words],
-        capture_output=True,
-        text=True,
-        timeout=_CALL_TIMEOUT,
-        check=False,
-    )
+    done = _run(*words)
     return None if done.returncode == 0 else (done.stderr.strip() or "it failed").splitlines()[0]
+
+
+def _run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = ["iptables", "-w", "5", *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=_CALL_TIMEOUT, check=False
+    )

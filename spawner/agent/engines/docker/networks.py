@@ -11,44 +11,37 @@ import docker
 from docker.errors import APIError
 
 from spawner.agent.engines.base import EngineError
-from spawner.agent.engines.docker.calls import CALL_TIMEOUT
 from spawner.agent.engines.docker.manifest import LABEL, NETWORK
 
 BRIDGE = "perijove0"
 _NETFILTER = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 
 
-def ensure_network(client: docker.DockerClient | None = None) -> str:
+def ensure_network(client: docker.DockerClient) -> str:
     """Create the sessions' network unless it is there; the host's address in it. Blocks.
 
     Raises ``DockerException`` when the engine does not answer, ``EngineError`` when a network of this
     name would let sessions reach each other.
     """
-    own = client is None
-    client = client or docker.from_env(timeout=CALL_TIMEOUT)
-    try:
+    found = client.networks.list(names=[f"^{NETWORK}$"])
+    if not found:
+        with contextlib.suppress(APIError):  # somebody else may have been faster
+            client.networks.create(
+                NETWORK,
+                driver="bridge",
+                check_duplicate=True,
+                labels={f"{LABEL}.network": "sessions"},
+                options={
+                    "com.docker.network.bridge.enable_icc": "false",
+                    "com.docker.network.bridge.name": BRIDGE,
+                },
+            )
         found = client.networks.list(names=[f"^{NETWORK}$"])
-        if not found:
-            with contextlib.suppress(APIError):  # somebody else may have been faster
-                client.networks.create(
-                    NETWORK,
-                    driver="bridge",
-                    check_duplicate=True,
-                    labels={f"{LABEL}.network": "sessions"},
-                    options={
-                        "com.docker.network.bridge.enable_icc": "false",
-                        "com.docker.network.bridge.name": BRIDGE,
-                    },
-                )
-            found = client.networks.list(names=[f"^{NETWORK}$"])
-        if not found:
-            raise EngineError(f"the network {NETWORK!r} cannot be created")
-        attributes = found[0].attrs
-        _check_isolation(attributes)
-        return str(attributes["IPAM"]["Config"][0]["Gateway"])
-    finally:
-        if own:
-            client.close()
+    if not found:
+        raise EngineError(f"the network {NETWORK!r} cannot be created")
+    attributes = found[0].attrs
+    _check_isolation(attributes)
+    return str(attributes["IPAM"]["Config"][0]["Gateway"])
 
 
 def _check_isolation(attributes: Mapping[str, Any]) -> None:
