@@ -5,16 +5,24 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+from tornado.httpclient import HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
+from tornado.websocket import websocket_connect
 
+from spawner.sessions.execution import APP, KEY
+from spawner.sessions.tables import KernelRow
 from store.database import Store
 from tests.harness.plane import sqlite_url
 from tests.unit.api.server import Api, serving
@@ -38,10 +46,12 @@ class App:
     """A connection that was let in was ended by the manager."""
     silent: bool = False
     """It ends connections instead of answering."""
+    says: bytes | None = None
+    """The answer to a line, for what is no web app."""
 
     def begin(self, *, opens: bool = True, silent: bool = False) -> None:
         self.asked.clear()
-        self.silent = silent
+        self.silent, self.says = silent, None
         for event in (self.came, self.opens, self.left):
             event.clear()
         if opens:
@@ -52,6 +62,11 @@ class App:
         self.came.set()
         await self.opens.wait()
         writer.write(b"ok\n")
+        if self.says is not None:
+            await reader.readline()
+            writer.write(self.says)
+            writer.close()
+            return
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             self.asked.append(head.partition(" HTTP")[0])
@@ -150,6 +165,33 @@ async def test_what_may_have_had_its_effect_is_not_asked_twice(app: App) -> None
     app.begin(silent=True)
     assert (await app.api.send("GET", app.url, headers=headers)).status == 503
     assert len(app.asked) > 1
+
+
+async def test_a_run_that_goes_wrong_is_told_and_ended(app: App) -> None:
+    """Whatever the session's side says."""
+    identity = uuid.UUID(app.session_id)
+
+    async def with_repl(db: AsyncSession) -> None:
+        kernel = (await db.scalars(select(KernelRow).where(KernelRow.session_id == identity))).one()
+        repl = {"name": APP, "protocol": "internal", "port": 9, "argv": ["repl"]}
+        environ = {**kernel.spec.get("environ", {}), KEY: "key"}
+        kernel.spec = {**kernel.spec, "apps": [*kernel.spec["apps"], repl], "environ": environ}
+
+    await app.api.plane.store.write(with_repl)
+    app.begin()
+    app.says = b"{}"
+    path = f"/services/perijove/stream/session/{app.session_id}/execute"
+    request = HTTPRequest(f"ws://{app.api.host}{path}", headers=token("amy-token"))
+    for sent, words in (('{"mode": "query", "code": "1"}', "nternal"), ("no JSON", "malformed")):
+        socket = await websocket_connect(request)
+        try:
+            await socket.write_message(sent)
+            answer = json.loads(await asyncio.wait_for(socket.read_message(), WITHIN) or "{}")
+            assert answer["status"] == "error"
+            assert words in answer["msg"]
+            assert await asyncio.wait_for(socket.read_message(), WITHIN) is None
+        finally:
+            socket.close()
 
 
 async def test_a_token_without_the_right_does_not_come_in_behind_another(app: App) -> None:
