@@ -186,10 +186,12 @@ async def test_a_run_that_goes_wrong_is_told_and_ended(app: App) -> None:
         socket = await websocket_connect(request)
         try:
             await socket.write_message(sent)
-            answer = json.loads(await asyncio.wait_for(socket.read_message(), WITHIN) or "{}")
+            async with asyncio.timeout(WITHIN):
+                answer = json.loads(await socket.read_message() or "{}")
+                ended = await socket.read_message() is None
             assert answer["status"] == "error"
             assert words in answer["msg"]
-            assert await asyncio.wait_for(socket.read_message(), WITHIN) is None
+            assert ended
         finally:
             socket.close()
 
