@@ -45,19 +45,18 @@ class RelayConnector(aiohttp.BaseConnector):
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
     ) -> ResponseHandler:
         host, port = req.url.raw_host or "", req.url.port or 0
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                sock = await self._dial(host, port)
-        except OSError as error:  # TimeoutError is one
-            raise aiohttp.ClientConnectionError(str(error) or "it took too long") from error
         secure = self._blind if req.url.scheme == "https" else None
         loop = asyncio.get_running_loop()
-        _, protocol = await loop.create_connection(
-            lambda: ResponseHandler(loop=loop),
-            sock=sock,
-            ssl=secure,
-            server_hostname=host if secure else None,
-        )
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                _, protocol = await loop.create_connection(
+                    lambda: ResponseHandler(loop=loop),
+                    sock=await self._dial(host, port),
+                    ssl=secure,
+                    server_hostname=host if secure else None,
+                )
+        except OSError as error:  # TimeoutError and ssl.SSLError are some
+            raise aiohttp.ClientConnectionError(str(error) or "it took too long") from error
         return protocol
 
     async def _dial(self, host: str, port: int) -> socket.socket:

@@ -82,6 +82,23 @@ class App:
     def url(self) -> str:
         return f"/services/perijove-apps/{self.session_id}/jupyterlab/api"
 
+    async def have(self, name: str, protocol: str) -> None:
+        """Give the session another app, and the key of the one that runs code."""
+        identity = uuid.UUID(self.session_id)
+
+        async def work(db: AsyncSession) -> None:
+            query = select(KernelRow).where(KernelRow.session_id == identity)
+            kernel = (await db.scalars(query)).one()
+            made = {"name": name, "protocol": protocol, "port": 9, "argv": ["made"]}
+            environ = {**kernel.spec.get("environ", {}), KEY: "key"}
+            kernel.spec = {
+                **kernel.spec,
+                "apps": [*kernel.spec["apps"], made],
+                "environ": environ,
+            }
+
+        await self.api.plane.store.write(work)
+
     async def leave_while_it_opens(self, path: str, headers: dict[str, str]) -> None:
         """Ask, leave when the manager waits for the relay, and let the relay open once that was seen."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.api.port)
@@ -157,6 +174,15 @@ async def test_an_upload_to_an_app_that_does_not_answer_is_told(app: App) -> Non
     assert refused.status == 503
 
 
+async def test_an_app_that_does_not_speak_tls_after_all_is_told(app: App) -> None:
+    await app.have("secure", "https")
+    app.begin()
+    app.says = b"no TLS\n"
+    url = app.url.replace("jupyterlab", "secure")
+    refused = await app.api.send("GET", url, headers=cookie(APPS, "amy-token"))
+    assert (refused.status, refused.problem) == (503, "instance-not-available")
+
+
 async def test_what_may_have_had_its_effect_is_not_asked_twice(app: App) -> None:
     headers = cookie(APPS, "amy-token")
     app.begin(silent=True)
@@ -169,15 +195,7 @@ async def test_what_may_have_had_its_effect_is_not_asked_twice(app: App) -> None
 
 async def test_a_run_that_goes_wrong_is_told_and_ended(app: App) -> None:
     """Whatever the session's side says."""
-    identity = uuid.UUID(app.session_id)
-
-    async def with_repl(db: AsyncSession) -> None:
-        kernel = (await db.scalars(select(KernelRow).where(KernelRow.session_id == identity))).one()
-        repl = {"name": APP, "protocol": "internal", "port": 9, "argv": ["repl"]}
-        environ = {**kernel.spec.get("environ", {}), KEY: "key"}
-        kernel.spec = {**kernel.spec, "apps": [*kernel.spec["apps"], repl], "environ": environ}
-
-    await app.api.plane.store.write(with_repl)
+    await app.have(APP, "internal")
     app.begin()
     app.says = b"{}"
     path = f"/services/perijove/stream/session/{app.session_id}/execute"
