@@ -23,7 +23,7 @@ ADMIN = "admin"
 
 
 def now() -> dt.datetime:
-    """The clock of commands."""
+    """The clock of the manager and of commands."""
     return dt.datetime.now(dt.UTC)
 
 

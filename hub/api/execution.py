@@ -146,13 +146,14 @@ class Execute(Socket):
                 question = {"mode": mode, "code": code, "runId": told["runId"]}
         except WebSocketClosedError:
             return  # `on_close` interrupts what runs
-        except Exception as error:  # noqa: BLE001 - told to the client, who waits for an end
+        except (Problem, StoreError, LookupError, TypeError) as error:  # or an answer that is none
             self._over = True
             self.log_exception(type(error), error, error.__traceback__)
             told = {"status": "error", "msg": str(problem_of(error))}
             with suppress(WebSocketClosedError):
                 await self.write_message(json.dumps(told))
-        self.close(NORMAL)
+        finally:
+            self.close(NORMAL)
 
     async def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         execution = self.services.control.execution
