@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
+from tornado.web import create_signed_value
 
 from authenticator.keypairs import NewKeyPair
 from authenticator.principals import Role
@@ -103,3 +104,12 @@ async def test_only_administrators_act_for_others(
     assert (await api.services.identity.principal_by_access_key(root.access_key))[
         0
     ].role is Role.SUPERADMIN
+
+
+async def test_the_page_of_sessions_says_that_the_hub_does_not_answer(api: Api) -> None:
+    name = "service-perijove"
+    signed = create_signed_value(b"0" * 32, name, "token").decode()
+    headers = {"Accept": "text/html,*/*", "Cookie": f"{name}={signed}"}
+    answer = await api.send("GET", "/services/perijove/", headers=headers)
+    assert (answer.status, answer.problem) == (503, "service-unavailable")
+    assert answer.headers["Retry-After"] == "2"
