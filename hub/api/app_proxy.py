@@ -10,7 +10,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import aiohttp
 from jupyterhub.services.auth import HubOAuth
@@ -90,9 +89,7 @@ class _AppHandler(Base):
         headers = self.request.headers
         if headers.get("Sec-Fetch-Site", "none") not in SAME_SITE and not self.navigates:
             raise Forbidden("pages of other sites may not ask this")
-        asks = headers.get("Origin")
-        if asks is not None and urlsplit(asks).netloc != self.request.host:
-            raise Forbidden(f"pages of {asks[:80]} may not ask this")
+        self.refuse_other_origins()
 
     @property
     def navigates(self) -> bool:
