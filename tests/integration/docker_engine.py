@@ -17,8 +17,8 @@ import docker
 import pytest
 from docker.errors import DockerException, ImageNotFound
 
-from hub.supervision.engine_choice import IMAGE
 from kernels.bootstrap import BootstrapError, bootstrap
+from spawner.options import DEFAULT_IMAGE as IMAGE
 
 TEST_IMAGE = "perijove/test-python:latest"
 _DOCKERFILE = """

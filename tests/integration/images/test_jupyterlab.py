@@ -13,7 +13,7 @@ from typing import Any
 import docker
 import pytest
 
-from hub.supervision.engine_choice import IMAGE
+from spawner.options import DEFAULT_IMAGE as IMAGE
 from tests.integration.docker_engine import ensure_session_image, running_engine
 from tests.integration.perijove import kernels
 
