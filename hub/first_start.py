@@ -15,7 +15,6 @@ from authenticator.identity import IdentityService
 from authenticator.principals import Role
 from hub.config.deployment import Deployment
 from spawner.options import DEFAULT_IMAGE
-from spawner.sessions.tables import ResourceGroupRow
 from store import schema
 from store.database import Store
 
@@ -23,7 +22,7 @@ ADMIN = "admin"
 
 
 def now() -> dt.datetime:
-    """The clock of commands."""
+    """The clock of the manager and of commands."""
     return dt.datetime.now(dt.UTC)
 
 
@@ -61,6 +60,7 @@ async def first_administrator(deployment: Deployment) -> str | None:
 
 async def default_images(deployment: Deployment) -> frozenset[str]:
     """Images of sessions whose owners choose none."""
+    from spawner.sessions.tables import ResourceGroupRow
 
     async def work(db: AsyncSession) -> list[Mapping[str, Any]]:
         query = select(ResourceGroupRow.options).where(ResourceGroupRow.is_active)

@@ -32,6 +32,7 @@ from hub.api.authentication import (
 from hub.api.handler import MAX_BODY
 from hub.api.services import Services
 from hub.config.deployment import Deployment, apps_token
+from hub.first_start import now
 from spawner.addresses import address
 from spawner.monitors.registry import Monitors, of_loop
 from spawner.sessions.callbacks import CallbackRules
@@ -307,8 +308,3 @@ class Manager:
             announcement=self._config.announcement,
             agents_show_certificates=bool(self._config.tls_client_ca),
         )
-
-
-def now() -> dt.datetime:
-    """The manager's clock."""
-    return dt.datetime.now(dt.UTC)

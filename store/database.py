@@ -116,7 +116,6 @@ class Store:
             await self._dispose()
             if not task.cancelled():
                 task.result()  # a writer that ended by a fault of its own says so here
-        await self._dispose()
 
     async def read(self, work: Work[T]) -> T:
         """Run ``work`` in a transaction that sees one snapshot and cannot write.

@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from authenticator.identity import IdentityService
-from authenticator.principals import Principal, Scope, Via
+from authenticator.principals import Scope, Via
 from hub.api.authentication import perijove_scopes
 from spawner.agent import preamble
 from spawner.sessions.opening import AppService, Opened, Wish
@@ -27,8 +27,8 @@ CONNECT_TIMEOUT = 10.0
 IDLE = 15.0
 """Seconds for which an unused connection to an app is kept: it counts as use of the session."""
 MAX_KEPT = 10_000
-Key = tuple[str, str, str, int | None]
-"""User name, session, app and port."""
+Key = tuple[str, frozenset[Scope], str, str, int | None]
+"""User name, scopes, session, app and port."""
 
 
 class RelayConnector(aiohttp.BaseConnector):
@@ -45,19 +45,18 @@ class RelayConnector(aiohttp.BaseConnector):
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
     ) -> ResponseHandler:
         host, port = req.url.raw_host or "", req.url.port or 0
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                sock = await self._dial(host, port)
-        except OSError as error:  # TimeoutError is one
-            raise aiohttp.ClientConnectionError(str(error) or "it took too long") from error
         secure = self._blind if req.url.scheme == "https" else None
         loop = asyncio.get_running_loop()
-        _, protocol = await loop.create_connection(
-            lambda: ResponseHandler(loop=loop),
-            sock=sock,
-            ssl=secure,
-            server_hostname=host if secure else None,
-        )
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                _, protocol = await loop.create_connection(
+                    lambda: ResponseHandler(loop=loop),
+                    sock=await self._dial(host, port),
+                    ssl=secure,
+                    server_hostname=host if secure else None,
+                )
+        except OSError as error:  # TimeoutError and ssl.SSLError are some
+            raise aiohttp.ClientConnectionError(str(error) or "it took too long") from error
         return protocol
 
     async def _dial(self, host: str, port: int) -> socket.socket:
@@ -133,13 +132,13 @@ class AppDoors:
 
         The task raises as ``AppService.start``.
         """
-        key = (str(user["name"]), session, app, port)
+        key = _key(user, session, app, port)
         known = self._openings.get(key)
         if known is not None and not self._is_old(known):
             return known.task
         if len(self._openings) >= MAX_KEPT:
             self._openings = {k: v for k, v in self._openings.items() if not self._is_old(v)}
-        task = asyncio.create_task(self._open(user, session, Wish(app, port)))
+        task = asyncio.create_task(self._open(key[0], key[1], session, Wish(app, port)))
         opening = self._openings[key] = _Opening(task)
 
         def done(task: asyncio.Task[Opened]) -> None:
@@ -152,7 +151,7 @@ class AppDoors:
 
     def forget(self, user: dict[str, Any], session: str, app: str, port: int | None) -> None:
         """It does not answer: whoever comes next has it started again."""
-        self._openings.pop((str(user["name"]), session, app, port), None)
+        self._openings.pop(_key(user, session, app, port), None)
 
     def _is_old(self, opening: _Opening) -> bool:
         if not opening.task.done():
@@ -160,14 +159,17 @@ class AppDoors:
         failed = opening.task.cancelled() or opening.task.exception() is not None
         return self._clock() - opening.done_at > (TOLD if failed else FRESH)
 
-    async def _open(self, user: dict[str, Any], session: str, wish: Wish) -> Opened:
-        principal = await self._principal(user)
+    async def _open(self, name: str, scopes: frozenset[Scope], session: str, wish: Wish) -> Opened:
+        principal = await self._identity.principal_by_username(
+            name, Via.HUB_COOKIE, scopes, create=True
+        )
         opened = await self._apps.start(principal, session, wish)
         self._tokens[opened.host, opened.port] = opened.token
         return opened
 
-    async def _principal(self, user: dict[str, Any]) -> Principal:
-        name = str(user["name"])
-        # Administrators have no business in a page in which somebody else's program runs.
-        scopes = perijove_scopes(user.get("scopes", ()), name) - {Scope.ADMIN}
-        return await self._identity.principal_by_username(name, Via.HUB_COOKIE, scopes, create=True)
+
+def _key(user: dict[str, Any], session: str, app: str, port: int | None) -> Key:
+    name = str(user["name"])
+    # Administrators have no business in a page in which somebody else's program runs.
+    scopes = perijove_scopes(user.get("scopes", ()), name) - {Scope.ADMIN}
+    return name, scopes, session, app, port

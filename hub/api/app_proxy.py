@@ -10,7 +10,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import aiohttp
 from jupyterhub.services.auth import HubOAuth
@@ -39,6 +38,8 @@ PATIENCE = 1.0
 """Seconds after which who opens an app is shown that it starts."""
 IN_FLIGHT = 4
 """Pieces of a body that are held while the app is slow."""
+NOT_TWICE = ("POST", "PATCH")
+"""Methods that may have had their effect although no answer came."""
 SAME_SITE = ("same-origin", "none")
 GONE = 1001
 
@@ -88,9 +89,7 @@ class _AppHandler(Base):
         headers = self.request.headers
         if headers.get("Sec-Fetch-Site", "none") not in SAME_SITE and not self.navigates:
             raise Forbidden("pages of other sites may not ask this")
-        asks = headers.get("Origin")
-        if asks is not None and urlsplit(asks).netloc != self.request.host:
-            raise Forbidden(f"pages of {asks[:80]} may not ask this")
+        self.refuse_other_origins()
 
     @property
     def navigates(self) -> bool:
@@ -199,6 +198,7 @@ class AppProxy(_AppHandler):
         if headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers:
             self._pieces = asyncio.Queue(IN_FLIGHT)
         self._carrying = asyncio.create_task(self._carry(opened))
+        self._carrying.add_done_callback(self._carried)
 
     async def data_received(self, chunk: bytes) -> None:
         """Hand a piece on; who sends it is held back while the app is slow."""
@@ -237,7 +237,7 @@ class AppProxy(_AppHandler):
                 cast(HTTP1Connection, self.request.connection).close()  # it is not whole
                 raise Finish from error
             self.doors.forget(self.user, *self.named)
-            if self._pieces is not None:
+            if self._pieces is not None or self.request.method in NOT_TWICE:
                 raise _unreachable(error) from error
             try:  # with a new relay: the agent was started again, or the app was
                 await self._ask(await self.opened())
@@ -245,6 +245,12 @@ class AppProxy(_AppHandler):
                 raise _unreachable(again) from again
         except StreamClosedError as error:
             raise Finish from error
+
+    def _carried(self, carrying: asyncio.Task[None]) -> None:
+        """Nobody takes what is left of the body."""
+        self._taken.set()
+        if not carrying.cancelled():
+            carrying.exception()  # told by `_answer`, unless the client left
 
     async def _ask(self, opened: Opened) -> None:
         body = None if self._pieces is None else self._body()
@@ -315,7 +321,11 @@ class AppSocket(_AppHandler, WebSocketHandler):
         except aiohttp.ClientError as error:
             self.doors.forget(self.user, *self.named)
             raise _unreachable(error) from error
-        await WebSocketHandler.get(self, *path)
+        try:
+            await WebSocketHandler.get(self, *path)
+        finally:
+            if self._closing is None:  # it was no WebSocket, or the browser had left before
+                self.on_close()
 
     def check_origin(self, origin: str) -> bool:
         """It was checked before."""

@@ -8,13 +8,13 @@ import binascii
 import contextlib
 import json
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import msgspec
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from authenticator.principals import Scope, Via
-from authenticator.problems import BadRequest, Forbidden, InvalidParameters
+from authenticator.problems import BadRequest, InvalidParameters
 from hub.api.endpoints import endpoint
 from hub.api.handler import ApiHandler, Base
 from hub.api.parameters import param
@@ -94,9 +94,7 @@ class Socket(Base, WebSocketHandler):
     async def enter(self, session: str, wish: Wish) -> None:
         """Connect to the app, then upgrade: an app that is not there is told before."""
         self.require_own_page()
-        asks = self.request.headers.get("Origin")
-        if asks is not None and urlsplit(asks).netloc != self.request.host:
-            raise Forbidden(f"pages of {asks[:80]} may not ask this")
+        self.refuse_other_origins()
         self._streams = await self.services.control.apps.connect(self.principal, session, wish)
         try:
             await WebSocketHandler.get(self, session)

@@ -209,18 +209,23 @@ class Authentication:
 
     async def _of_hub(self, handler: RequestHandler, via: Via) -> Principal:
         """The user that the hub knows by a token or by the cookie (whose XSRF rules are checked as well)."""
-        try:
-            model = await self.hub.get_user(handler, sync=False)
-        except HTTPError as error:
-            log.warning("the hub could not be asked about a credential: %s", error.log_message)
-            raise Unavailable("The hub does not answer now; try again.") from error
+        model = await self._asked(handler)
         if model is None:
             raise AuthFailed(UNAUTHORIZED)
         return await self._known(model, via)
 
-    async def known_by_cookie(self, model: Mapping[str, Any]) -> Principal:
-        """The user that the hub described as the owner of a cookie. Raises ``Forbidden``."""
-        return await self._known(model, Via.HUB_COOKIE)
+    async def by_cookie(self, handler: RequestHandler) -> Principal | None:
+        """Whose cookie a browser that goes to a page has. Raises ``Forbidden``, ``Unavailable``."""
+        model = await self._asked(handler)
+        return None if model is None else await self._known(model, Via.HUB_COOKIE)
+
+    async def _asked(self, handler: RequestHandler) -> Mapping[str, Any] | None:
+        try:
+            model: Mapping[str, Any] | None = await self.hub.get_user(handler, sync=False)
+        except HTTPError as error:
+            log.warning("the hub could not be asked about a credential: %s", error.log_message)
+            raise Unavailable("The hub does not answer now; try again.") from error
+        return model
 
     async def _known(self, model: Mapping[str, Any], via: Via) -> Principal:
         if model.get("kind") != "user":

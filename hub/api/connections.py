@@ -23,6 +23,11 @@ class AgentConnect(Base, WebSocketHandler):
 
     paths = ("/agents/connect",)
 
+    def initialize(self) -> None:
+        """It may leave before it is let in: that is told to the registry as well."""
+        super().initialize()
+        self._frames: asyncio.Queue[str | None] = asyncio.Queue(_QUEUE)
+
     @endpoint("The agents' WebSocket", access=Access.AGENT, produces="websocket")
     async def get(self, *path: str) -> None:  # type: ignore[override]  # `endpoint` returns any awaitable
         """Upgrade the connection."""
@@ -31,7 +36,6 @@ class AgentConnect(Base, WebSocketHandler):
 
     def open(self, *args: str, **kwargs: str) -> None:
         """Let the registry talk to it."""
-        self._frames: asyncio.Queue[str | None] = asyncio.Queue(_QUEUE)
         registry = self.services.control.agents
         self._serving = asyncio.ensure_future(
             registry.serve(_Connection(self), self.caller.token, self._names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,11 @@ from authenticator.problems import BadRequest, Problem
 from hub.api.apps import NORMAL, Socket
 from hub.api.connections import CLOSED_BY_POLICY
 from hub.api.endpoints import endpoint
-from hub.api.handler import ApiHandler
+from hub.api.handler import ApiHandler, problem_of
 from hub.api.parameters import param
 from hub.api.session_requests import Owner
 from spawner.sessions.execution import MODES
+from store.engine import StoreError
 
 WAIT = 20.0
 """Seconds until a silent run is asked for again."""
@@ -131,10 +133,7 @@ class Execute(Socket):
 
     async def _run(self, text: str) -> None:
         try:
-            first = msgspec.json.decode(text, type=Start)
-            if first.mode not in ("query", "batch"):
-                raise BadRequest(f"mode {first.mode[:80]!r}: query or batch")
-            question = msgspec.structs.asdict(first)
+            question = _first(text)
             while True:
                 told = await self._ask(question)
                 self._over = told["status"] == "finished"
@@ -145,11 +144,16 @@ class Execute(Socket):
                 code = await self._answers.get() if asked else ""
                 mode = "input" if asked else "continue"
                 question = {"mode": mode, "code": code, "runId": told["runId"]}
-        except (Problem, msgspec.DecodeError, WebSocketClosedError) as error:
+        except WebSocketClosedError:
+            return  # `on_close` interrupts what runs
+        except (Problem, StoreError, LookupError, TypeError) as error:  # or an answer that is none
             self._over = True
-            if self.ws_connection is not None and not isinstance(error, WebSocketClosedError):
-                await self.write_message(json.dumps({"status": "error", "msg": str(error)}))
-        self.close(NORMAL)
+            self.log_exception(type(error), error, error.__traceback__)
+            told = {"status": "error", "msg": str(problem_of(error))}
+            with suppress(WebSocketClosedError):
+                await self.write_message(json.dumps(told))
+        finally:
+            self.close(NORMAL)
 
     async def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         execution = self.services.control.execution
@@ -158,8 +162,19 @@ class Execute(Socket):
     async def _give_up(self) -> None:
         try:
             await self._ask({"mode": "interrupt"})
-        except Problem:
+        except (Problem, StoreError):
             return  # the session has ended meanwhile
+
+
+def _first(text: str) -> dict[str, Any]:
+    """The question of a first frame. Raises ``BadRequest``."""
+    try:
+        first = msgspec.json.decode(text, type=Start)
+    except msgspec.DecodeError as error:
+        raise BadRequest(str(error)) from error
+    if first.mode not in ("query", "batch"):
+        raise BadRequest(f"mode {first.mode[:80]!r}: query or batch")
+    return msgspec.structs.asdict(first)
 
 
 async def execute(

@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 from jupyterhub.services.auth import HubOAuthenticated
@@ -118,6 +118,12 @@ class Base(HubOAuthenticated, RequestHandler):
         authentication: Authentication = self.settings["authentication"]
         self.caller = await authentication.authenticate(self, spec.access, spec.scope)
         self.set_default_headers()
+
+    def refuse_other_origins(self) -> None:
+        """Raise ``Forbidden`` for what a page of another origin asks."""
+        asks = self.request.headers.get("Origin")
+        if asks is not None and urlsplit(asks).netloc != self.request.host:
+            raise Forbidden(f"pages of {asks[:80]} may not ask this")
 
     def declared(self) -> Endpoint:
         """The declaration of this request's method. Raises ``MethodNotAllowed``."""

@@ -31,10 +31,9 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class Approval:
+class Approval(Named):
     """Parameters of ``PATCH /images``."""
 
-    name: str = param("Name of the image with its tag.", names=("name", "image"), max_length=255)
     enabled: bool | None = param("Whether sessions may use it.", default=None)
     digest: str | None = param(
         "The only digest under which it may be pulled; an empty text: any.", default=None
@@ -42,10 +41,9 @@ class Approval:
 
 
 @dataclass(frozen=True, slots=True)
-class Pull:
+class Pull(Named):
     """Parameters of ``POST /images/pull``."""
 
-    name: str = param("Name of the image with its tag.", names=("name", "image"), max_length=255)
     agents: list[str] = param("Agents that get it; none: all that live.", factory=list)
 
 

@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from authenticator.principals import Scope
 from hub.api.endpoints import endpoint
 from hub.api.handler import ApiHandler
-from hub.api.parameters import param
-from hub.api.session_requests import Owner
-
-
-@dataclass(frozen=True, slots=True)
-class Container(Owner):
-    """Parameters of ``GET /session/{session}/processes``."""
-
-    kernel: str | None = param(
-        "Id or host name (sub1) of one of its containers; the main one when left out.",
-        default=None,
-        names=("kernel_id", "kernelId"),
-    )
+from hub.api.session_requests import Container, Owner
 
 
 class SessionStatistics(ApiHandler):

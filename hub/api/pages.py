@@ -66,11 +66,11 @@ class Root(Page):
             self.answer(hello())
             return
         authentication: Authentication = self.settings["authentication"]
-        model = await authentication.hub.get_user(self, sync=False)
-        if model is None:
+        principal = await authentication.by_cookie(self)
+        if principal is None:
             self.to_log_in()
             return
-        self.caller = Caller(await authentication.known_by_cookie(model))
+        self.caller = Caller(principal)
         self.show("sessions.html", POLICY, is_admin=self.principal.is_superadmin)
 
 

@@ -18,6 +18,17 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
+class Container(Owner):
+    """Which of its containers is meant."""
+
+    kernel: str | None = param(
+        "Id or host name (sub1) of one of its containers; the main one when left out.",
+        default=None,
+        names=("kernel_id", "kernelId"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """The hub's extension of a session request."""
 

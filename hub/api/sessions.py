@@ -12,7 +12,7 @@ from hub.api.endpoints import EVENTS, endpoint
 from hub.api.execution import Execution, execute
 from hub.api.handler import ApiHandler
 from hub.api.parameters import param
-from hub.api.session_requests import Creation, Owner
+from hub.api.session_requests import Container, Creation, Owner
 from hub.api.streams import Frame, last_event_id, send_events
 from hub.api.web_apps import web_apps
 from spawner.sessions.states import FINAL, Status
@@ -43,16 +43,11 @@ class Rename:
 
 
 @dataclass(frozen=True, slots=True)
-class Logs(Owner):
+class Logs(Container):
     """Parameters of ``GET /session/{session}/logs``."""
 
     tail: int = param("Number of lines from the end.", default=1000, minimum=1, maximum=100_000)
     attempt: int | None = param("Which run; the last one by default.", default=None, minimum=1)
-    kernel: str | None = param(
-        "Id or host name (sub1) of one of its containers; the main one when left out.",
-        default=None,
-        names=("kernel_id", "kernelId"),
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import ClassVar, TypeVar
 from traitlets import Bool, Unicode
 
 from authenticator.principals import Principal
-from hub.commands.administration import operator
+from hub.commands.administration import REQUEST_ID, operator
 from hub.commands.base import Command, Group, say, table
 from hub.commands.records import with_store
 from hub.first_start import now
@@ -22,7 +22,6 @@ from spawner.sessions.transitions import Journal
 from store.database import Store
 
 T = TypeVar("T")
-REQUEST_ID = "perijove-command"
 
 
 class NodeCommand(Command):

@@ -48,8 +48,8 @@ class Member:
     daemon: Daemon
     ready: Callable[[], Awaitable[bool]]
     listeners: tuple[Listener, ...] = ()
-    restarted: Callable[[], Awaitable[None]] | None = None
-    """Called when it answers again after it was started again; may raise nothing."""
+    restarted: Callable[[], Coroutine[None, None, None]] | None = None
+    """Done beside everything else when it answers again after it was started again."""
     grace: float = 10.0
     """Seconds between SIGTERM and SIGKILL."""
 
@@ -77,7 +77,7 @@ class Supervisor:
         """Tells the person something about a member."""
         self._verbose = verbose
         self._members: dict[str, Member] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def bring_up(self, *members: Member) -> None:
         """Adopt or start ``members`` side by side and return when all answer; from then on keep them running.
@@ -104,9 +104,10 @@ class Supervisor:
 
     async def end(self, names: tuple[str, ...]) -> None:
         """Stop keeping members running, then end them in the order of ``names``."""
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for name in names:
             member = self._members.get(name)
             if member is not None:
@@ -116,12 +117,13 @@ class Supervisor:
         """Do ``work`` beside everything else; if it fails, somebody hears of it."""
 
         def report(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
                 self.say(name, f"is not watched any more: {type(error).__name__}: {error}")
 
         task = asyncio.create_task(work)
         task.add_done_callback(report)
-        self._tasks.append(task)
+        self._tasks.add(task)
 
     def running(self) -> frozenset[str]:
         """Names of the members that run now."""
@@ -190,7 +192,7 @@ class Supervisor:
             if await self._answers(member, READY_WITHIN):
                 self.say(daemon.name, f"answers again (process {daemon.pid})")
                 if member.restarted is not None:
-                    await member.restarted()
+                    self._do(daemon.name, member.restarted())
             elif daemon.alive():
                 self.say(daemon.name, f"does not answer within {READY_WITHIN:.0f} s; ending it")
                 await daemon.stop(member.grace)

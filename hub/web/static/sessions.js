@@ -163,7 +163,12 @@
       : "Schedule sessions here again";
     button.addEventListener("click", async () => {
       const action = agent.schedulable ? "cordon" : "uncordon";
-      await ask(`agents/${encodeURIComponent(agent.id)}/${action}`, { method: "POST" });
+      button.disabled = true;
+      try {
+        await ask(`agents/${encodeURIComponent(agent.id)}/${action}`, { method: "POST" });
+      } catch (error) {
+        say(`The scheduling of ${agent.id} was not changed: ${error.message}.`, "warning");
+      }
       refresh();
     });
     return button;

@@ -17,7 +17,7 @@ from spawner.agent.engines.process import IMAGE, ProcessEngine
 from spawner.agent.engines.scratch import UNFINISHED
 from spawner.agent.protocol import File, Port
 from tests.harness.ports import free_port
-from tests.integration.engines.conformance import MIB, SERVE, SLEEP, EngineConformance, until
+from tests.integration.engines.conformance import MIB, SERVE, EngineConformance, until
 
 pytestmark = pytest.mark.integration
 

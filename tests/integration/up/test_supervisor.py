@@ -300,6 +300,24 @@ async def test_a_log_that_cannot_be_read_for_a_while_is_followed_again(rig, monk
     await supervisor.end(("thing",))
 
 
+async def test_what_follows_a_restart_does_not_hold_up_the_next(rig):
+    begun = asyncio.Event()
+
+    async def restarted() -> None:
+        begun.set()
+        await asyncio.Event().wait()  # as where a hub does not answer
+
+    supervisor = rig.supervisor()
+    await supervisor.bring_up(rig.member(restarted=restarted))
+    first = rig.answering()
+    os.kill(first, signal.SIGKILL)
+    second = await rig.answering_other_than(first)
+    await asyncio.wait_for(begun.wait(), 10)
+    os.kill(second, signal.SIGKILL)
+    assert await rig.answering_other_than(second)
+    await supervisor.end(("thing",))
+
+
 async def test_key_lines_of_the_log_are_forwarded(rig):
     supervisor = rig.supervisor()
     await supervisor.bring_up(rig.member())

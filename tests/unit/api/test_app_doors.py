@@ -23,6 +23,7 @@ SCOPES = [
     "custom:perijove:sessions",
 ]
 PEOPLE = {"amy-token": ("amy", SCOPES), "eve-token": ("eve", SCOPES), "narrow-token": ("amy", [])}
+PEOPLE["apps-token"] = ("amy", ["access:services!service=perijove-apps"])
 SECRET = b"0" * 32
 SOCKET = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
 SOCKET["Sec-WebSocket-Key"] = "AAAAAAAAAAAAAAAAAAAAAA=="

@@ -6,6 +6,7 @@ import datetime as dt
 
 import pytest
 from jupyterhub.services.auth import HubAuth
+from tornado.web import create_signed_value
 from traitlets import TraitError
 
 from authenticator.keypairs import NewKeyPair
@@ -116,3 +117,12 @@ async def test_only_administrators_act_for_others(
     assert (await api.services.identity.principal_by_access_key(root.access_key))[
         0
     ].role is Role.SUPERADMIN
+
+
+async def test_the_page_of_sessions_says_that_the_hub_does_not_answer(api: Api) -> None:
+    name = "service-perijove"
+    signed = create_signed_value(b"0" * 32, name, "token").decode()
+    headers = {"Accept": "text/html,*/*", "Cookie": f"{name}={signed}"}
+    answer = await api.send("GET", "/services/perijove/", headers=headers)
+    assert (answer.status, answer.problem) == (503, "service-unavailable")
+    assert answer.headers["Retry-After"] == "2"
