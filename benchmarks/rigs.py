@@ -12,7 +12,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from benchmarks.notebook_client import HubAccess
 from benchmarks.reporting import note
 from hub.config.deployment import Deployment
 from hub.first_start import now, open_store
+from tests.harness.ports import free_port
 
 HERE = Path(sys.executable).parent
 CPUS = 1
@@ -127,11 +127,11 @@ def peer(image: str, folder: Path, users: list[str]) -> Iterator[Rig]:
         home = folder / "homes" / user
         home.mkdir(parents=True)
         os.chown(home, uid, gid)
-    url = f"http://127.0.0.1:{_free_port()}"
+    url = f"http://127.0.0.1:{free_port()}"
     environ = {
         "BENCH_URL": url,
-        "BENCH_HUB_URL": f"http://{_docker_gateway()}:{_free_port()}",
-        "BENCH_PROXY_API": f"http://127.0.0.1:{_free_port()}",
+        "BENCH_HUB_URL": f"http://{_docker_gateway()}:{free_port()}",
+        "BENCH_PROXY_API": f"http://127.0.0.1:{free_port()}",
         "BENCH_DIR": str(folder),
         "BENCH_IMAGE": image,
         "BENCH_OWNER": f"{uid}:{gid}",
@@ -149,7 +149,7 @@ def ours(image: str, folder: Path, users: list[str]) -> Iterator[Rig]:
     config = folder / "perijove_config.py"
     crowd = len(users)
     config.write_text(OUR_CONFIG.format(service=SERVICE, crowd=crowd * CPUS, total=f"{crowd + 2}g"))
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     state = folder / "state"
     command = [str(HERE / "perijove"), "up", "--engine", "docker", "--port", str(port)]
@@ -222,13 +222,6 @@ def _family(pid: int) -> list[psutil.Process]:
         return [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
-
-
-def _free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _docker_gateway() -> str:

@@ -17,6 +17,8 @@ from tests.integration.docker_engine import running_engine
 
 IMAGE = "perijove/test-mpi:latest"
 LABEL = "MPI and Dask for tests"
+IMPATIENT = ("env", "RES_OPTIONS=timeout:1 attempts:1")
+"""Before a command that looks for a name: nobody answers for one that is not there, or not any more."""
 DOCKERFILE = """
 FROM {base}
 RUN apt-get update \\

@@ -17,6 +17,7 @@ from tests.cluster.hosts import Host, sh
 from tests.cluster.platform import Platform, until
 from tests.cluster.swarm import (
     IMAGE,
+    IMPATIENT,
     containers,
     end,
     roles,
@@ -173,9 +174,7 @@ def test_clusters_of_two_people_do_not_see_each_other(platform: Platform) -> Non
             ]
             assert answering(place, targets) == []
             names = ["main1", "sub1", "sub2", *strangers]
-            code, told = run(
-                place, "env", "RES_OPTIONS=timeout:1 attempts:1", "python3", "-c", NAMES, *names
-            )
+            code, told = run(place, *IMPATIENT, "python3", "-c", NAMES, *names)
             found = dict(each.split("=") for each in told.split())
             assert sorted(found) == sorted(mine), code
             assert set(found.values()) <= mine_at

@@ -12,7 +12,16 @@ import pytest
 
 from tests.cluster.hosts import Host
 from tests.cluster.platform import Platform, until
-from tests.cluster.swarm import IMAGE, containers, end, roles, run, running_swarm, session_networks
+from tests.cluster.swarm import (
+    IMAGE,
+    IMPATIENT,
+    containers,
+    end,
+    roles,
+    run,
+    running_swarm,
+    session_networks,
+)
 from tests.harness.recovery import timed
 
 pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.timeout(240)]
@@ -86,7 +95,7 @@ def test_ssh_a_partition_and_the_way_back(platform: Platform) -> None:
     for target in addresses.split():
         probe = f"import socket; socket.create_connection(('{target}', 2200), 2)"
         assert run(stranger, "python3", "-c", probe)[0] != 0, target
-    assert run(stranger, "getent", "hosts", "sub1")[0] != 0
+    assert run(stranger, *IMPATIENT, "getent", "hosts", "sub1")[0] != 0
     end(platform, alone)
 
     lost = next(host for name, (host, _) in mine.items() if name != "main1" and host.name != "h1")
@@ -102,8 +111,8 @@ def test_ssh_a_partition_and_the_way_back(platform: Platform) -> None:
         n: c for n, (_, c) in mine.items()
     }, "nothing was started twice"
     name = next(n for n, (host, _) in mine.items() if host is lost)
-    until(lambda: run(mine["main1"], "ssh", "-o", "ConnectTimeout=2", name, "hostname"),
-          lambda told: told == (0, name), 90)  # fmt: skip
+    again = (*IMPATIENT, "ssh", "-o", "ConnectTimeout=2", name, "hostname")
+    until(lambda: run(mine["main1"], *again), lambda told: told == (0, name), 90)
     end(platform, ref)
 
 

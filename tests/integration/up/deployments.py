@@ -47,10 +47,14 @@ class Output:
                 self.lines.append(line)
         return "\n".join(self.lines)
 
-    def wait_for(self, text: str, within: float = START_WITHIN) -> None:
-        """Wait until a line contains ``text``."""
+    def heard(self) -> int:
+        """How many lines it printed until now."""
+        return len(self.lines) if self.output else 0
+
+    def wait_for(self, text: str, within: float = START_WITHIN, *, since: int = 0) -> None:
+        """Wait until a line contains ``text``, of those after the first ``since``."""
         deadline = time.monotonic() + within
-        while not any(text in line for line in self.lines):
+        while not any(text in line for line in self.lines[since:]):
             left = deadline - time.monotonic()
             try:
                 line = self._arrived.get(timeout=max(left, 0.001))

@@ -69,21 +69,23 @@ def test_the_first_start_shows_the_password_once_and_ctrl_c_leaves_nothing(tmp_p
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_killed_comes_back(up, name):
-    before = up.pids()
+    before, told = up.pids(), up.heard()
     os.kill(before[name], signal.SIGKILL)
     eventually(lambda: up.pid(name) not in (before[name], None) and up.whole(), recovers_within())
-    up.wait_for(f"{name:>7} | answers again", recovers_within())
+    up.wait_for(f"{name:>7} | answers again", recovers_within(), since=told)
     others = {other: pid for other, pid in up.pids().items() if other != name}
     assert others == {other: pid for other, pid in before.items() if other != name}
 
 
 def test_all_four_killed_come_back(up):
-    before = up.pids()
+    before, told = up.pids(), up.heard()
     for pid in before.values():
         os.kill(pid, signal.SIGKILL)
     eventually(
         lambda: not set(up.pids().values()) & set(before.values()) and up.whole(), recovers_within()
     )
+    for name in NAMES:
+        up.wait_for(f"{name:>7} | answers again", recovers_within(), since=told)
 
 
 def test_secrets_are_in_no_command_line(up):
