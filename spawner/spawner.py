@@ -277,14 +277,6 @@ class PerijoveSpawner(Spawner):
 
     # The contract
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Nothing is saved, so nothing is missed: see ``session_name``."""
-        super().load_state(state)
-
-    def get_state(self) -> dict[str, Any]:
-        """JupyterHub's own state; ours is in the manager."""
-        return dict(super().get_state())
-
     def clear_state(self) -> None:
         """Forget the last start."""
         super().clear_state()
