@@ -5,13 +5,16 @@ from __future__ import annotations
 import getpass
 import io
 import os
+import signal
 import stat
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import docker
+import psutil
 import pytest
 
 from kernels.build import RECIPES
@@ -63,7 +66,7 @@ class Client:
         return [str(self.python), "-m", "ai.backend.cli", *words]
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        client = subprocess.Popen(
             self.command(*words),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -71,9 +74,30 @@ class Client:
             text=True,
             cwd=self.folder,
             env=self.environ,
-            timeout=120,
-            check=False,
         )
+        looks = 0
+        for _ in range(120):
+            with suppress(subprocess.TimeoutExpired):
+                said, _ = client.communicate(timeout=1)
+                return subprocess.CompletedProcess(client.args, client.returncode, said)
+            parts = psutil.Process(client.pid).children()
+            looks = looks + 1 if len(parts) == 1 and "app" in parts[0].cmdline() else 0
+            if looks % 15 == 14:
+                self.interrupt_again(parts[0])
+        client.kill()
+        raise AssertionError(
+            f"{words} did not end: {client.communicate()[0]}{self.platform.logs()}"
+        )
+
+    @staticmethod
+    def interrupt_again(tunnel: psutil.Process) -> None:
+        """Wake a tunnel that the client interrupted and waits for.
+
+        Its event loop is told of no signal, so one that comes just before it falls asleep is seen when something
+        else wakes it: somebody at a terminal presses Ctrl-C again.
+        """
+        with suppress(psutil.NoSuchProcess):
+            tunnel.send_signal(signal.SIGINT)
 
     @staticmethod
     def at_a_port() -> tuple[str, str, str]:
