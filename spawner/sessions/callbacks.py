@@ -209,13 +209,14 @@ class Callbacks:
     async def _look(self, http: aiohttp.ClientSession) -> float:
         """Begin to post what is due; returns the seconds until something else is."""
         now = self._journal.now()
+        busy = set(self._posting)  # a post that is over by the time of the answer may still be in it
         calls, next_at = await self._journal.store.read(partial(_due, now=now))
         hosts = Counter(host for host, _ in self._posting.values())
         for call in calls:
             host = urlsplit(call.url).netloc
             if len(self._posting) >= AT_ONCE:
                 break
-            if call.session_id not in self._posting and hosts[host] < AT_ONCE_PER_HOST:
+            if call.session_id not in busy and hosts[host] < AT_ONCE_PER_HOST:
                 hosts[host] += 1
                 task = asyncio.create_task(self._serve(http, call))
                 self._posting[call.session_id] = host, task

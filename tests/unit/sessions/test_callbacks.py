@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 import socket
 import uuid
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
@@ -108,6 +110,30 @@ async def test_the_life_of_a_session_is_told(store: Store, tmp_path: Path) -> No
         assert hook.bodies[0]["type"] == "session_lifecycle"
         assert {each["session_id"] for each in hook.bodies} == {str(detail.session.id)}
         assert quiet.session.callback_url is None
+
+
+async def test_a_look_that_takes_long_repeats_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have seen what was posted before it ended."""
+    look = callbacks._due
+    async with calling(store, tmp_path) as (plane, hook):
+
+        async def slow(db: AsyncSession, now: dt.datetime) -> Any:
+            seen = await look(db, now)
+            if posts := [task for _, task in plane.plane.callbacks._posting.values()]:
+                await asyncio.wait(posts)
+            elif seen[0]:
+                asyncio.get_running_loop().call_soon(plane.plane.callbacks.wake)
+            return seen
+
+        monkeypatch.setattr(callbacks, "_due", slow)
+        await plane.agent()
+        ada = await plane.user()
+        detail = await plane.run(ada, callback_url=hook.url)
+        await plane.destroy(ada, detail)
+        await hook.events(detail.session.id, "terminated")
+    assert len(set(hook.ids)) == len(hook.ids)
 
 
 async def test_passing_faults_are_tried_again_and_redirects_are_not_followed(
