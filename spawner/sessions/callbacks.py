@@ -209,7 +209,9 @@ class Callbacks:
     async def _look(self, http: aiohttp.ClientSession) -> float:
         """Begin to post what is due; returns the seconds until something else is."""
         now = self._journal.now()
-        busy = set(self._posting)  # a post that is over by the time of the answer may still be in it
+        busy = set(
+            self._posting
+        )  # a post that is over by the time of the answer may still be in it
         calls, next_at = await self._journal.store.read(partial(_due, now=now))
         hosts = Counter(host for host, _ in self._posting.values())
         for call in calls:
