@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
 
@@ -35,11 +35,12 @@ def answering(*answers: bytes, asked: list[bytes] | None = None) -> Serve:
     left = list(answers)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = await reader.readuntil(b"\r\n\r\n")
-        if asked is not None:
-            asked.append(request)
-        writer.write(left.pop(0) if len(left) > 1 else left[0])
-        await writer.drain()
+        with closing(writer), suppress(asyncio.IncompleteReadError):  # who asked may be gone
+            request = await reader.readuntil(b"\r\n\r\n")
+            if asked is not None:
+                asked.append(request)
+            writer.write(left.pop(0) if len(left) > 1 else left[0])
+            await writer.drain()
 
     return serve
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing, suppress
 from dataclasses import replace
 
 import pytest
@@ -434,9 +435,9 @@ class Reached(MemoryEngine):
         return host, number
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        writer.close()
+        with closing(writer), suppress(asyncio.IncompleteReadError):  # who asked may be gone
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
 
     async def close(self) -> None:
         if self.server is not None:
