@@ -218,7 +218,7 @@ async def _options(options: dict[str, object], db: AsyncSession) -> None:
 @pytest_asyncio.fixture(loop_scope="module")
 async def _short_leases(node: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """Leases of 5 seconds, which no administrator can have."""
-    monkeypatch.setattr(losses, "SHORTEST_REQUEUE", 1.0)
+    monkeypatch.setattr(losses, "SHORTEST_LEASED", 1.0)
     await node.api.plane.store.write(partial(_options, {"lost_after": {"batch": "10s"}}))
     yield
     await node.api.plane.store.write(partial(_options, {}))
