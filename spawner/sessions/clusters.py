@@ -182,8 +182,8 @@ Subsystem sftp internal-sftp
 def connect(session: SessionRow, kernels: Iterable[KernelRow]) -> None:
     """Choose the network of a placed session: its kernels keep it for this run.
 
-    The name has the main kernel's epoch, so that a session that comes back to the queue never meets a
-    network of its earlier run.
+    The name has the main kernel's epoch, so that no run meets a network of an earlier one: nodes that all left
+    an overlay and are back at once tell each other the names in it only after half a minute, now and then.
     """
     if session.cluster_size < 2:
         return

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from sqlalchemy import update
 
 from authenticator.problems import BadRequest
-from spawner.sessions import degraded, retries, runs, steps
+from spawner.sessions import clusters, degraded, retries, runs, steps
 from spawner.sessions.kinds import INTERACTIVE
 from spawner.sessions.states import Status, Target
 from spawner.sessions.tables import AllocationRow, KernelRow, SessionRow
@@ -52,4 +52,5 @@ async def restart(change: Change, session: SessionRow, kernels: Sequence[KernelR
         kernel.container_id = kernel.url = kernel.started_at = None
         kernel.ports = []
         await change.move_kernel(session, kernel, Status.RESTARTING, CAUSE)
+    clusters.connect(session, kernels)
     retries.next_attempt(session)
