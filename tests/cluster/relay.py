@@ -28,24 +28,27 @@ Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
 
 class Swap:
-    """Lets every so many-th of a stream be overtaken by its successor."""
+    """Lets one of so many of a stream be overtaken by its successor: the next one that has one in time."""
 
     def __init__(self, every: int) -> None:
-        self._every, self._count = every, 0
+        self._every, self._count, self._held = every, 0, False
         self._passed = asyncio.Event()
 
     async def turn(self) -> bool:
         """Wait, if this one is to be overtaken; whether it was."""
         self._count += 1
-        if self._count % self._every:
+        if self._held or self._count < self._every:
             self._passed.set()
             return False
-        self._passed = asyncio.Event()
+        self._held, self._passed = True, asyncio.Event()
         try:
             async with asyncio.timeout(HELD):
                 await self._passed.wait()
         except TimeoutError:
             return False
+        finally:
+            self._held = False
+        self._count = 0
         return True
 
 
@@ -160,24 +163,27 @@ class Relay:
             self.done["frames of a connection that was gone"] += 1
 
     async def _pass(self, source: Socket, send: Send, way: str) -> None:
-        """One direction: late, every fourth frame twice, every fifth after its successor.
+        """One direction: late, every fourth frame twice, one of five after its successor.
 
-        Reports stay in order: what an acknowledgement means rests on what a connection promises.
+        Reports stay in order: what an acknowledgement means rests on what a connection promises. The turn of
+        being overtaken goes on to the next frame until there is one that something comes after in time.
         """
         frames: asyncio.Queue[str | None] = asyncio.Queue()
         reading = asyncio.create_task(_read(source, frames))
-        count, held = 0, ""
+        count, ordered, held = 0, 0, ""
         try:
             while (frame := await _next(frames, HELD if held else None)) is not None:
                 count += bool(frame)
+                ordered += bool(frame)
                 await asyncio.sleep(LATE)
-                if count % 5 == 0 and not held and REPORT not in frame:
+                if ordered >= 5 and not held and REPORT not in frame:
                     held = frame
                     continue
                 if frame:
                     await send(frame)
                 if held:
                     self.done[f"frames {way} overtaken"] += bool(frame)
+                    ordered = 0 if frame else ordered
                     await send(held)
                     held = ""
                 if frame and count % 4 == 0:
